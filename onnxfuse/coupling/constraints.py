@@ -1,0 +1,260 @@
+"""What operator rules say: equations between axes, and what the axes of weights do.
+
+A rule is a pure function from a `Site` (one node, with the shapes and constants around it) to constraints. It reads like
+the operator's definition: a convolution says that its output channels are the filters of its weight. The solver in
+`onnxfuse.coupling.solve` interprets the constraints; rules never see atoms, weights or other nodes.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from onnxfuse.graph.view import DEFAULT_DOMAIN, NodeView, Operand
+from onnxfuse.statistics.features import Role
+
+__all__ = [
+    "AttributeSize",
+    "AxisRef",
+    "Cat",
+    "ConstantSize",
+    "Constraint",
+    "Equal",
+    "Expr",
+    "Freeze",
+    "Fresh",
+    "Normalises",
+    "Prod",
+    "Residual",
+    "Rule",
+    "Site",
+    "Tensor",
+    "Weight",
+    "cat",
+    "prod",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class AxisRef:
+    """One axis of one operand."""
+
+    operand: Operand
+    axis: int
+
+
+@dataclass(frozen=True, eq=False)
+class Fresh:
+    """An axis part that the rule introduces, such as the groups of a convolution or the zeros of a Pad.
+
+    Attributes:
+        size: Number of indices, >= 0.
+        label: What it is, for messages.
+        fixed: Why its size may not change; empty if it may.
+    """
+
+    size: int
+    label: str
+    fixed: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cat:
+    """Parts one after the other along an axis."""
+
+    parts: "tuple[Expr, ...]"
+
+
+@dataclass(frozen=True, slots=True)
+class Prod:
+    """Factors combined in row-major order, the last one fastest."""
+
+    factors: "tuple[Expr, ...]"
+
+
+Expr: TypeAlias = AxisRef | Fresh | Cat | Prod
+
+
+def cat(*parts: Expr) -> Cat:
+    """Return the concatenation of ``parts``."""
+    return Cat(parts)
+
+
+def prod(*factors: Expr) -> Prod:
+    """Return the row-major product of ``factors``."""
+    return Prod(factors)
+
+
+@dataclass(frozen=True, slots=True)
+class Equal:
+    """Both sides are the same indices, whatever the sizes become."""
+
+    left: Expr
+    right: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """The expression keeps its size, for a reason that is shown to the user."""
+
+    expr: Expr
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """The expression is an axis of a sum of computed tensors: a residual stream."""
+
+    expr: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """An axis of a weight takes part in fusion with this role."""
+
+    axis: AxisRef
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class Normalises:
+    """The node is a per-channel affine map y = scale x + shift in inference form (a batch normalisation).
+
+    Attributes:
+        channels: The channel axis of its input.
+    """
+
+    channels: AxisRef
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeSize:
+    """Attribute ``name`` (or its entry ``index``) holds ``scale`` times the size of ``expr``."""
+
+    name: str
+    expr: Expr
+    index: int | None = None
+    scale: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ConstantSize:
+    """Element ``index`` of the integer input at ``slot`` holds ``scale`` times the size of ``expr``."""
+
+    slot: int
+    index: int
+    expr: Expr
+    scale: int = 1
+
+
+Constraint: TypeAlias = Equal | Freeze | Residual | Weight | Normalises | AttributeSize | ConstantSize
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An operand as a rule sees it.
+
+    Attributes:
+        operand: Which value.
+        dims: Its concrete shape.
+        value: Its value where that depends on constants and shapes alone and is small, else None.
+        is_weight: Whether it is a constant, or made from constants by operators that only rearrange.
+    """
+
+    operand: Operand
+    dims: tuple[int, ...]
+    value: np.ndarray[Any, np.dtype[Any]] | None
+    is_weight: bool
+
+    @property
+    def rank(self) -> int:
+        """Number of axes."""
+        return len(self.dims)
+
+    @property
+    def axes(self) -> tuple[AxisRef, ...]:
+        """All axes in order."""
+        return tuple(self[i] for i in range(self.rank))
+
+    def __getitem__(self, axis: int) -> AxisRef:
+        """Return one axis; negative positions count from the end."""
+        if not -self.rank <= axis < self.rank:
+            what = f"axis {axis} of a tensor of rank {self.rank}"
+            raise IndexError(what)
+        return AxisRef(self.operand, axis % self.rank)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A node with the operands around it: all that a rule may look at.
+
+    Attributes:
+        node: The node.
+        inputs: Its inputs by position; None where one is left out.
+        outputs: Its outputs by position; None where one is left out.
+    """
+
+    node: NodeView
+    inputs: Sequence[Tensor | None]
+    outputs: Sequence[Tensor | None] = field(default=())
+
+    def input(self, slot: int) -> Tensor:
+        """Return an input that must be there; IndexError where it is not."""
+        tensor = self.optional_input(slot)
+        if tensor is None:
+            what = f"input {slot} is missing"
+            raise IndexError(what)
+        return tensor
+
+    def optional_input(self, slot: int) -> Tensor | None:
+        """Return the input at ``slot``, or None where it is left out."""
+        return self.inputs[slot] if slot < len(self.inputs) else None
+
+    def output(self, slot: int = 0) -> Tensor:
+        """Return an output that must be there; IndexError where it is not."""
+        tensor = self.outputs[slot]
+        if tensor is None:
+            what = f"output {slot} is missing"
+            raise IndexError(what)
+        return tensor
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        """Return the value of an attribute, or ``default`` where the node has none of that name."""
+        return self.node.attributes.get(name, default)
+
+    def integers(self, name: str, slot: int) -> list[int] | None:
+        """Return integers that older operator sets keep in attribute ``name`` and newer ones in input ``slot``.
+
+        Returns:
+            The integers; None where neither is there, or where they are not known before run time.
+        """
+        if name in self.node.attributes:
+            return [int(i) for i in np.atleast_1d(self.node.attributes[name])]
+        tensor = self.optional_input(slot)
+        if tensor is None or tensor.value is None:
+            return None
+        return [int(i) for i in np.atleast_1d(tensor.value)]
+
+    def entry_size(self, name: str, slot: int, index: int, expr: Expr, scale: int = 1) -> Constraint:
+        """Say that entry ``index`` of such integers holds ``scale`` times the size of ``expr``."""
+        if name in self.node.attributes:
+            return AttributeSize(name, expr, index, scale)
+        return ConstantSize(slot, index, expr, scale)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How one operator couples axes.
+
+    Attributes:
+        op: Operator name.
+        infer: The rule itself.
+        since: First version of the operator set that it holds for; it holds until a rule with a later one.
+        domain: Operator domain.
+    """
+
+    op: str
+    infer: Callable[[Site], Iterator[Constraint]]
+    since: int = 1
+    domain: str = DEFAULT_DOMAIN

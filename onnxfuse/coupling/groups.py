@@ -1,0 +1,201 @@
+"""The result of the coupling analysis: which channels must change together, and where they are stored."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnxfuse.arrays import IntArray
+from onnxfuse.coupling.layout import Atom, Concat, Layout, Product
+from onnxfuse.graph.view import Operand
+from onnxfuse.statistics.features import Role
+
+__all__ = [
+    "ChannelGraph",
+    "CouplingGroup",
+    "ParameterAxis",
+    "SizeEntry",
+    "layout_size",
+    "positions",
+    "product_partners",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterAxis:
+    """One axis of one weight that follows the channels of a group.
+
+    Attributes:
+        operand: The weight as one node reads it.
+        node: Name of that node.
+        axis: Which axis.
+        role: What it does with the channels.
+    """
+
+    operand: Operand
+    node: str
+    axis: int
+    role: Role
+
+
+@dataclass(frozen=True, eq=False)
+class CouplingGroup:
+    """Channels that must change together, wherever they occur.
+
+    Attributes:
+        name: Name of the first node that produces them; with a range of its channels where it produces several groups.
+        channels: How many there are, C.
+        parameters: Every axis of every weight that follows them, in graph order.
+        frozen: Why they keep their number; empty if they need not.
+        residual: Whether an addition of computed tensors ties them.
+        atom: The atom that stands for them in layouts.
+    """
+
+    name: str
+    channels: int
+    parameters: tuple[ParameterAxis, ...]
+    frozen: str
+    residual: bool
+    atom: Atom = field(repr=False)
+
+    @property
+    def producers(self) -> tuple[ParameterAxis, ...]:
+        """The axes that make the channels."""
+        return tuple(p for p in self.parameters if p.role is Role.PRODUCER)
+
+
+@dataclass(frozen=True, slots=True)
+class SizeEntry:
+    """A place in the file that states ``scale`` times the size of a layout.
+
+    Attributes:
+        node: Index of the node that reads it.
+        layout: What it states the size of.
+        attribute: Name of the attribute that holds it; empty if an input does.
+        slot: The input that holds it, or -1.
+        index: Entry of the attribute or element of the input; None for an attribute that is one number.
+        scale: The factor.
+    """
+
+    node: int
+    layout: Layout
+    attribute: str = ""
+    slot: int = -1
+    index: int | None = None
+    scale: int = 1
+
+
+@dataclass(frozen=True)
+class ChannelGraph:
+    """Everything the analysis found.
+
+    Attributes:
+        groups: All coupling groups in graph order, frozen ones too.
+        layouts: The axes of every operand of known shape, resolved.
+        sizes: Every place in the file that states a size that may change.
+        batch_norms: Index of a BatchNormalization node whose input is made by one linear node and read by nothing else, to the
+            index of that linear node: the pairs that fold exactly.
+    """
+
+    groups: tuple[CouplingGroup, ...]
+    layouts: Mapping[Operand, tuple[Layout, ...]]
+    sizes: Sequence[SizeEntry]
+    batch_norms: Mapping[int, int]
+
+    def dims(self, operand: Operand, widths: Mapping[Atom, int]) -> tuple[int, ...]:
+        """Return the shape of an operand once atoms have the sizes in ``widths`` (others keep theirs)."""
+        return tuple(layout_size(layout, widths) for layout in self.layouts[operand])
+
+
+def layout_size(layout: Layout, widths: Mapping[Atom, int]) -> int:
+    """Return the number of indices of a resolved layout once atoms have the sizes in ``widths``.
+
+    Example:
+        >>> c = Atom(4)
+        >>> layout_size(Product((c, Atom(9))), {c: 3})
+        27
+    """
+    match layout:
+        case Atom():
+            return widths.get(layout, layout.size)
+        case Concat(parts):
+            return sum(layout_size(part, widths) for part in parts)
+        case Product(factors):
+            return int(np.prod([layout_size(factor, widths) for factor in factors], dtype=np.int64))
+
+
+def positions(layout: Layout, atom: Atom, widths: Mapping[Atom, int]) -> IntArray:
+    """Return where on an axis the channels of ``atom`` are.
+
+    Args:
+        layout: A resolved layout in which ``atom`` occurs at most once on every path through products.
+        atom: The atom asked for.
+        widths: Present sizes of atoms that differ from their original ones.
+
+    Returns:
+        Shape (C, m), int64: row c lists the m indices of the axis that belong to channel c, in the same order for every
+        channel (m = H W after a Flatten, 1 for a plain channel axis, 0 where the atom does not occur).
+
+    Example:
+        >>> c = Atom(2)
+        >>> positions(Concat((Atom(3), Product((c, Atom(2))))), c, {}).tolist()
+        [[3, 4], [5, 6]]
+    """
+    channels = widths.get(atom, atom.size)
+    found = list(_positions(layout, atom, widths))
+    if not found:
+        return np.empty((channels, 0), np.int64)
+    return np.concatenate(found, axis=1)
+
+
+def _positions(layout: Layout, atom: Atom, widths: Mapping[Atom, int]) -> Iterator[IntArray]:
+    match layout:
+        case Atom():
+            if layout is atom:
+                yield np.arange(widths.get(atom, atom.size), dtype=np.int64)[:, None]
+        case Concat(parts):
+            start = 0
+            for part in parts:
+                for block in _positions(part, atom, widths):
+                    yield block + start
+                start += layout_size(part, widths)
+        case Product(factors):
+            sizes = [layout_size(factor, widths) for factor in factors]
+            for i, factor in enumerate(factors):
+                outer = int(np.prod(sizes[:i], dtype=np.int64))
+                inner = int(np.prod(sizes[i + 1 :], dtype=np.int64))
+                for block in _positions(factor, atom, widths):
+                    # index = (o * size_i + position) * inner + rest, for every o and every rest
+                    o = np.arange(outer, dtype=np.int64)[None, :, None, None]
+                    rest = np.arange(inner, dtype=np.int64)[None, None, None, :]
+                    full = (o * sizes[i] + block[:, None, :, None]) * inner + rest
+                    yield full.reshape(len(block), -1)
+
+
+def product_partners(layout: Layout) -> Iterator[tuple[Atom, Atom]]:
+    """Yield the pairs of atoms that are multiplied with each other somewhere in a resolved layout."""
+    match layout:
+        case Atom():
+            return
+        case Concat(parts):
+            for part in parts:
+                yield from product_partners(part)
+        case Product(factors):
+            inside = [list(_atoms(factor)) for factor in factors]
+            for i, first in enumerate(inside):
+                for second in inside[i + 1 :]:
+                    yield from ((a, b) for a in first for b in second)
+            for factor in factors:
+                yield from product_partners(factor)
+
+
+def _atoms(layout: Layout) -> Iterator[Atom]:
+    match layout:
+        case Atom():
+            yield layout
+        case Concat(parts):
+            for part in parts:
+                yield from _atoms(part)
+        case Product(factors):
+            for factor in factors:
+                yield from _atoms(factor)

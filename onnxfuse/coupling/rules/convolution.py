@@ -1,0 +1,81 @@
+"""Conv and ConvTranspose: filters make the output channels, their slices read the input channels.
+
+With ``group`` G, the input channels are G x c and the output channels G x o in row-major order; the weight of Conv is
+(G x o, c, taps...), that of ConvTranspose (G x c, o, taps...). A depthwise convolution is the case c = o = 1, where the
+filters follow the channels and the attribute ``group`` follows G.
+"""
+
+from collections.abc import Iterator
+
+from onnxfuse.coupling.constraints import (
+    AttributeSize,
+    Constraint,
+    Equal,
+    Freeze,
+    Fresh,
+    Rule,
+    Site,
+    Weight,
+    prod,
+)
+from onnxfuse.statistics.features import Role
+
+__all__ = ["RULES"]
+
+
+def conv(site: Site) -> Iterator[Constraint]:
+    """Conv, any number of spatial axes, any group."""
+    x, w, y = site.input(0), site.input(1), site.output()
+    group = int(site.attribute("group", 1))
+    groups = Fresh(group, "groups of a convolution")
+    outputs = Fresh(w.dims[0] // group, "output channels of a group")
+    inputs = Fresh(w.dims[1], "input channels of a group")
+    yield Equal(x[0], y[0])
+    yield Equal(x[1], prod(groups, inputs))
+    yield Equal(y[1], prod(groups, outputs))
+    yield Equal(w[0], prod(groups, outputs))
+    yield Equal(w[1], inputs)
+    yield from _weights(site, producer_axis=0, consumer_axis=1, group=group)
+    if group > 1:
+        yield AttributeSize("group", groups)
+        if w.dims[1] > 1 or w.dims[0] > group:
+            yield Freeze(groups, f"the groups of {site.node.title} are kept; channels are fused inside each group")
+
+
+def conv_transpose(site: Site) -> Iterator[Constraint]:
+    """ConvTranspose, any number of spatial axes, any group."""
+    x, w, y = site.input(0), site.input(1), site.output()
+    group = int(site.attribute("group", 1))
+    groups = Fresh(group, "groups of a convolution")
+    outputs = Fresh(w.dims[1], "output channels of a group")
+    inputs = Fresh(w.dims[0] // group, "input channels of a group")
+    yield Equal(x[0], y[0])
+    yield Equal(x[1], prod(groups, inputs))
+    yield Equal(y[1], prod(groups, outputs))
+    yield Equal(w[0], prod(groups, inputs))
+    yield Equal(w[1], outputs)
+    yield from _weights(site, producer_axis=1, consumer_axis=0, group=group)
+    if group > 1:
+        yield AttributeSize("group", groups)
+        yield Freeze(groups, f"the groups of {site.node.title} are kept; channels are fused inside each group")
+
+
+def _weights(site: Site, producer_axis: int, consumer_axis: int, group: int) -> Iterator[Constraint]:
+    """Roles of weight and bias, and the axes that never change: spatial ones."""
+    x, w, y = site.input(0), site.input(1), site.output()
+    depthwise = group > 1 and w.dims[1] == 1 and group == w.dims[0]
+    # A depthwise filter belongs to one channel; it neither mixes channels nor makes new ones.
+    yield Weight(w[producer_axis], Role.CARRIED if depthwise else Role.PRODUCER)
+    yield Weight(w[consumer_axis], Role.CONSUMER)
+    bias = site.optional_input(2)
+    if bias is not None:
+        yield Equal(bias[0], y[1])
+        yield Weight(bias[0], Role.PRODUCER)
+    for axis in (*x.axes[2:], *w.axes[2:], *y.axes[2:]):
+        yield Freeze(axis, f"a spatial axis of {site.node.title}")
+    if not w.is_weight:
+        for axis in (*x.axes, *w.axes, *y.axes):
+            yield Freeze(axis, f"the weight of {site.node.title} is computed at run time")
+
+
+RULES = (Rule("Conv", conv), Rule("ConvTranspose", conv_transpose))

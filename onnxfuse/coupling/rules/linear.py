@@ -1,0 +1,73 @@
+"""Gemm and MatMul: a product of a computed tensor with a constant matrix makes and consumes channels.
+
+Gemm is y = alpha op(A) op(B) + beta C with op the transposition asked for; MatMul multiplies the last two axes and
+broadcasts the others. The scalars do not matter to the coupling: a linear map of the output axis acts on B and C alike.
+"""
+
+from collections.abc import Iterator
+
+from onnxfuse.coupling.constraints import AxisRef, Constraint, Equal, Freeze, Rule, Site, Tensor, Weight
+from onnxfuse.statistics.features import Role
+
+__all__ = ["RULES"]
+
+
+def gemm(site: Site) -> Iterator[Constraint]:
+    """Gemm with every combination of transA and transB, and every broadcast of C."""
+    a, b, y = site.input(0), site.input(1), site.output()
+    rows, inner_a = (a[1], a[0]) if site.attribute("transA", 0) else (a[0], a[1])
+    inner_b, columns = (b[1], b[0]) if site.attribute("transB", 0) else (b[0], b[1])
+    yield Equal(y[0], rows)
+    yield Equal(y[1], columns)
+    yield from _contraction(site, a, b, inner_a, inner_b, rows, columns)
+    c = site.optional_input(2)
+    if c is not None:
+        for position in range(1, c.rank + 1):
+            if c.dims[-position] == y.dims[-position] > 1:
+                yield Equal(c[-position], y[-position])
+                yield Weight(c[-position], Role.PRODUCER)
+
+
+def matmul(site: Site) -> Iterator[Constraint]:
+    """MatMul of any ranks; batch axes broadcast."""
+    a, b, y = site.input(0), site.input(1), site.output()
+    rows = a[-2] if a.rank > 1 else None
+    columns = b[-1] if b.rank > 1 else None
+    inner_b = b[-2] if b.rank > 1 else b[0]
+    if rows is not None:
+        yield Equal(rows, y[-2] if columns is not None else y[-1])
+    if columns is not None:
+        yield Equal(columns, y[-1])
+    matrix_axes = (rows is not None) + (columns is not None)
+    for operand in (a, b):
+        for position in range(operand.rank - 2):
+            behind = operand.rank - position  # counted from the end, where broadcasting aligns
+            target = y.rank - behind + (2 - matrix_axes)
+            if operand.dims[position] == y.dims[target]:
+                yield Equal(operand[position], y[target])
+                if operand.is_weight:
+                    yield Freeze(operand[position], f"{site.node.title} multiplies by a stack of matrices")
+    yield from _contraction(site, a, b, a[-1], inner_b, rows, columns)
+
+
+def _contraction(
+    site: Site,
+    a: Tensor,
+    b: Tensor,
+    inner_a: AxisRef,
+    inner_b: AxisRef,
+    rows: AxisRef | None,
+    columns: AxisRef | None,
+) -> Iterator[Constraint]:
+    yield Equal(inner_a, inner_b)
+    if a.is_weight == b.is_weight:
+        what = "two constants" if a.is_weight else "two computed tensors"
+        yield Freeze(inner_a, f"{site.node.title} multiplies {what} over this axis")
+        return
+    constant_inner, constant_outer = (inner_b, columns) if b.is_weight else (inner_a, rows)
+    yield Weight(constant_inner, Role.CONSUMER)
+    if constant_outer is not None:
+        yield Weight(constant_outer, Role.PRODUCER)
+
+
+RULES = (Rule("Gemm", gemm), Rule("MatMul", matmul))

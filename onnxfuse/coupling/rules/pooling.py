@@ -1,0 +1,80 @@
+"""Pooling, resampling and reductions: batch and channels pass through, what is pooled or reduced is fixed."""
+
+from collections.abc import Iterator
+
+from onnxfuse.coupling.constraints import Constraint, Equal, Freeze, Rule, Site
+
+__all__ = ["RULES"]
+
+
+def pool(site: Site) -> Iterator[Constraint]:
+    """Pools over the spatial axes, from 2 on."""
+    x, y = site.input(0), site.output()
+    yield Equal(x[0], y[0])
+    yield Equal(x[1], y[1])
+    for axis in (*x.axes[2:], *y.axes[2:]):
+        yield Freeze(axis, f"a spatial axis of {site.node.title}")
+    for indices in site.outputs[1:]:
+        if indices is not None:
+            # The indices count elements of the flattened input, so their values depend on the number of channels.
+            for axis in (*x.axes, *indices.axes):
+                yield Freeze(axis, f"the indices of {site.node.title} depend on the number of channels")
+
+
+def reduce(site: Site) -> Iterator[Constraint]:
+    """Reductions: the axes reduced are fixed, the others pass through."""
+    x, y = site.input(0), site.output()
+    axes = site.integers("axes", 1)
+    if axes is None and site.optional_input(1) is not None:
+        yield from (Freeze(axis, f"the axes of {site.node.title} are computed at run time") for axis in x.axes)
+        yield from (Freeze(axis, f"the axes of {site.node.title} are computed at run time") for axis in y.axes)
+        return
+    if not axes:
+        axes = [] if site.attribute("noop_with_empty_axes", 0) else list(range(x.rank))
+    yield from _reduced(site, {axis % x.rank for axis in axes}, keep=bool(site.attribute("keepdims", 1)))
+
+
+def arg_reduce(site: Site) -> Iterator[Constraint]:
+    """ArgMax and ArgMin: positions along the axis, which is fixed."""
+    x = site.input(0)
+    yield from _reduced(site, {int(site.attribute("axis", 0)) % x.rank}, keep=bool(site.attribute("keepdims", 1)))
+
+
+def resize(site: Site) -> Iterator[Constraint]:
+    """Resize and Upsample: axes of unchanged size pass through, the others are resampled and fixed."""
+    x, y = site.input(0), site.output()
+    for i, (axis_x, axis_y) in enumerate(zip(x.axes, y.axes, strict=True)):
+        if x.dims[i] == y.dims[i]:
+            yield Equal(axis_x, axis_y)
+        else:
+            yield Freeze(axis_x, f"{site.node.title} resamples it")
+            yield Freeze(axis_y, f"{site.node.title} resamples it")
+    for settings in site.inputs[1:]:
+        if settings is not None:
+            yield from (Equal(axis, axis) for axis in settings.axes)
+    sizes = site.optional_input(3)
+    if site.node.op == "Resize" and sizes is not None and sizes.rank == 1 and sizes.dims[0] == x.rank:
+        yield from (site.entry_size("", 3, i, y[i]) for i in range(x.rank))
+
+
+def _reduced(site: Site, reduced: set[int], *, keep: bool) -> Iterator[Constraint]:
+    x, y = site.input(0), site.output()
+    kept = [i for i in range(x.rank) if keep or i not in reduced]
+    for i in range(x.rank):
+        if i in reduced:
+            yield Freeze(x[i], f"{site.node.title} reduces over it")
+        else:
+            yield Equal(x[i], y[kept.index(i)])
+    if keep:
+        yield from (Freeze(y[i], f"{site.node.title} reduces over it") for i in reduced)
+
+
+_POOLS = ("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
+_REDUCTIONS = ("Mean", "Sum", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
+
+RULES = (
+    *(Rule(op, pool) for op in _POOLS),
+    *(Rule(f"Reduce{kind}", reduce) for kind in _REDUCTIONS),
+    *(Rule(op, arg_reduce) for op in ("ArgMax", "ArgMin")),
+    *(Rule(op, resize) for op in ("Resize", "Upsample")),
+)

@@ -1,0 +1,379 @@
+"""From a graph and operator rules to coupling groups.
+
+Every axis of every operand starts as an atom of its own. The rules' equations are solved one node at a time by the
+unifier; where an equation fails, where a rule is missing, where an axis is left unmentioned, the atoms involved are frozen
+with a reason that names the node. The atoms that remain, with the weights' axes in which they occur, are the groups.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from onnxfuse.coupling.constraints import (
+    AttributeSize,
+    AxisRef,
+    Cat,
+    ConstantSize,
+    Constraint,
+    Equal,
+    Expr,
+    Freeze,
+    Fresh,
+    Normalises,
+    Prod,
+    Residual,
+    Rule,
+    Site,
+    Tensor,
+    Weight,
+)
+from onnxfuse.coupling.groups import (
+    ChannelGraph,
+    CouplingGroup,
+    ParameterAxis,
+    SizeEntry,
+    positions,
+    product_partners,
+)
+from onnxfuse.coupling.layout import Atom, Concat, Layout, LayoutMismatchError, Product, Unifier, leaves
+from onnxfuse.coupling.rules import DEFAULT_RULES
+from onnxfuse.coupling.shape_values import SizeOf, Stated, trace_shape_values
+from onnxfuse.graph.shapes import Shapes
+from onnxfuse.graph.view import GraphView, NodeView, Operand
+from onnxfuse.statistics.features import Role
+
+__all__ = ["solve_coupling"]
+
+logger = logging.getLogger(__name__)
+
+# Operators that pass a weight on with its elements merely moved or cast, so that its axes keep their meaning.
+_REARRANGING = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+_LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+
+def solve_coupling(graph: GraphView, shapes: Shapes, rules: Sequence[Rule] = DEFAULT_RULES) -> ChannelGraph:
+    """Find the coupling groups of a graph.
+
+    Args:
+        graph: The graph.
+        shapes: Its shapes at one concrete choice of the input shapes.
+        rules: Operator rules; the newest one whose ``since`` is not above the model's operator set holds.
+
+    Returns:
+        Groups, layouts and size entries. Nothing is skipped in silence: what is not understood is frozen with a reason.
+    """
+    return _Solver(graph, shapes, rules).solve()
+
+
+class _Solver:
+    """The state of one analysis."""
+
+    def __init__(self, graph: GraphView, shapes: Shapes, rules: Sequence[Rule]) -> None:
+        self.graph = graph
+        self.shapes = shapes
+        self.rules: dict[tuple[str, str], list[Rule]] = {}
+        for rule in sorted(rules, key=lambda rule: rule.since):
+            self.rules.setdefault((rule.domain, rule.op), []).append(rule)
+        self.unifier = Unifier()
+        self.axes: dict[Operand, tuple[Layout, ...]] = {}
+        self.fresh: dict[Fresh, Atom] = {}
+        self.weights: dict[tuple[Operand, int], Role] = {}
+        self.sizes: list[SizeEntry] = []
+        self.normalising: list[int] = []
+        self.weight_values: set[str] = set()
+
+    def solve(self) -> ChannelGraph:
+        for name in self.graph.inputs:
+            self._freeze_value(name, f"graph input {name!r}")
+        for node in self.graph.nodes:
+            self._visit(node)
+        for name in self.graph.outputs:
+            self._freeze_value(name, f"graph output {name!r}")
+        self._settle_sizes()
+        self._pass_roles_back()
+        groups = tuple(self._groups())
+        resolve = self.unifier.resolve
+        layouts = {operand: tuple(resolve(axis) for axis in axes) for operand, axes in self.axes.items()}
+        sizes = [self._resolved(entry) for entry in self.sizes]
+        return ChannelGraph(groups, layouts, sizes, self._foldable())
+
+    # One node ---------------------------------------------------------------------------------------------------
+
+    def _visit(self, node: NodeView) -> None:
+        for name in node.captured:
+            self._freeze_value(name, f"a subgraph of {node.title} reads {name!r}")
+        if all(self._is_shape_value(name) for name in node.outputs if name):
+            return
+        site, unknown = self._site(node)
+        reason = f"the shape of {unknown!r}, at {node.title}, is not known" if unknown else ""
+        rule = self._rule(node)
+        if not reason and rule is None:
+            reason = f"there is no rule for {node.title}"
+        if not reason and node.captured:
+            reason = f"{node.title} has subgraphs that read values from around them"
+        if reason or rule is None:
+            self._freeze_site(site, reason)
+            return
+        try:
+            constraints = list(rule.infer(site))
+        except (IndexError, KeyError, ValueError, TypeError) as error:
+            self._freeze_site(site, f"the rule does not cover this form of {node.title}: {error}")
+            return
+        for constraint in constraints:
+            self._apply(node, constraint)
+        self._check_complete(site, constraints)
+        if node.op in _REARRANGING and site.inputs and site.inputs[0] is not None and site.inputs[0].is_weight:
+            self.weight_values.update(node.outputs)
+
+    def _rule(self, node: NodeView) -> Rule | None:
+        fitting = [r for r in self.rules.get((node.domain, node.op), []) if r.since <= node.version]
+        return fitting[-1] if fitting else None
+
+    def _is_shape_value(self, name: str) -> bool:
+        value = self.shapes.static.get(name)
+        return value is not None and value.dtype.kind in "iub" and name not in self.graph.outputs
+
+    def _operand(self, node: NodeView, slot: int) -> Operand:
+        name = node.inputs[slot]
+        constant = name in self.graph.constants or name in self.shapes.fixed
+        return Operand(name, node.index, slot) if constant else Operand(name)
+
+    def _site(self, node: NodeView) -> tuple[Site, str]:
+        """Return the node with its operands, and the name of the first value of unknown shape, or ""."""
+        unknown = ""
+        inputs: list[Tensor | None] = []
+        for slot, name in enumerate(node.inputs):
+            tensor = self._tensor(self._operand(node, slot)) if name else None
+            unknown = unknown or (name if name and tensor is None else "")
+            inputs.append(tensor)
+        outputs = [self._tensor(Operand(name)) if name else None for name in node.outputs]
+        read = [n for n, t in zip(node.outputs, outputs, strict=True) if n and t is None]
+        return Site(node, inputs, outputs), unknown or (read[0] if read else "")
+
+    def _tensor(self, operand: Operand) -> Tensor | None:
+        dims = self.shapes.dims.get(operand.name)
+        if dims is None:
+            return None
+        if operand not in self.axes:
+            self.axes[operand] = tuple(Atom(size, f"{operand.name}[{i}]") for i, size in enumerate(dims))
+        is_weight = operand.is_constant or operand.name in self.weight_values
+        return Tensor(operand, dims, self.shapes.static.get(operand.name), is_weight)
+
+    def _apply(self, node: NodeView, constraint: Constraint) -> None:
+        match constraint:
+            case Equal(left, right):
+                a, b = self._layout(left), self._layout(right)
+                try:
+                    self.unifier.equate(a, b)
+                except LayoutMismatchError as error:
+                    reason = f"{node.title} needs equal axes, but {error}"
+                    self.unifier.freeze(a, reason)
+                    self.unifier.freeze(b, reason)
+            case Freeze(expr, reason):
+                self.unifier.freeze(self._layout(expr), reason)
+            case Residual(expr):
+                self.unifier.mark_residual(self._layout(expr))
+            case Weight(axis, role):
+                self.weights[axis.operand, axis.axis] = role
+            case Normalises():
+                self.normalising.append(node.index)
+            case AttributeSize(name, expr, index, scale):
+                self.sizes.append(SizeEntry(node.index, self._layout(expr), name, -1, index, scale))
+            case ConstantSize(slot, index, expr, scale):
+                self.sizes.append(SizeEntry(node.index, self._layout(expr), "", slot, index, scale))
+
+    def _layout(self, expr: Expr) -> Layout:
+        match expr:
+            case AxisRef(operand, axis):
+                return self.axes[operand][axis]
+            case Fresh():
+                if expr not in self.fresh:
+                    self.fresh[expr] = Atom(expr.size, expr.label, expr.fixed)
+                return self.fresh[expr]
+            case Cat(parts):
+                return Concat(tuple(self._layout(part) for part in parts))
+            case Prod(factors):
+                return Product(tuple(self._layout(factor) for factor in factors))
+
+    def _check_complete(self, site: Site, constraints: Iterable[Constraint]) -> None:
+        """Freeze the whole node where its rule says nothing of some axis: better small than wrong."""
+        told = {(ref.operand, ref.axis) for constraint in constraints for ref in _references(constraint)}
+        for tensor in (*site.inputs, *site.outputs):
+            if tensor is None or (tensor.value is not None and tensor.value.dtype.kind in "iub"):
+                continue
+            silent = [a for a, n in enumerate(tensor.dims) if n > 1 and (tensor.operand, a) not in told]
+            if silent:
+                name = tensor.operand.name
+                self._freeze_site(site, f"the rule for {site.node.title} does not cover axis {silent[0]} of {name!r}")
+                return
+
+    def _freeze_site(self, site: Site, reason: str) -> None:
+        for tensor in (*site.inputs, *site.outputs):
+            if tensor is not None:
+                for axis in self.axes[tensor.operand]:
+                    self.unifier.freeze(axis, reason)
+
+    def _freeze_value(self, name: str, reason: str) -> None:
+        self._tensor(Operand(name))
+        for operand, axes in self.axes.items():
+            if operand.name == name:
+                for axis in axes:
+                    self.unifier.freeze(axis, reason)
+
+    # The whole graph --------------------------------------------------------------------------------------------
+
+    def _settle_sizes(self) -> None:
+        """Decide for every stated size whether it can be rewritten; freeze what it states where it can't."""
+        origins, used = trace_shape_values(self.graph, self.shapes)
+        for size, title in used.items():
+            if size.operand in self.axes:
+                reason = f"{title} computes with its size"
+                self.unifier.freeze(self.axes[size.operand][size.axis], reason)
+        settled = []
+        for entry in self.sizes:
+            node = self.graph.nodes[entry.node]
+            if entry.attribute or self._operand(node, entry.slot).is_constant:
+                settled.append(entry)
+                continue
+            table = origins.get(node.inputs[entry.slot])
+            origin = None if table is None or entry.index is None else table.ravel().tolist()[entry.index]
+            if isinstance(origin, Stated):
+                settled.append(SizeEntry(origin.node, entry.layout, "", origin.slot, origin.index, entry.scale))
+            elif not (isinstance(origin, SizeOf) and self._same(self.axes[origin.operand][origin.axis], entry.layout)):
+                self.unifier.freeze(entry.layout, f"{node.title} takes its size from a computation")
+        self.sizes = settled
+
+    def _same(self, left: Layout, right: Layout) -> bool:
+        a, b = self.unifier.resolve(left), self.unifier.resolve(right)
+        return a == b
+
+    def _resolved(self, entry: SizeEntry) -> SizeEntry:
+        layout = self.unifier.resolve(entry.layout)
+        return SizeEntry(entry.node, layout, entry.attribute, entry.slot, entry.index, entry.scale)
+
+    def _pass_roles_back(self) -> None:
+        """Give the weight behind a chain of rearranging nodes the roles that its last form has."""
+        roles: dict[tuple[Operand, Atom], set[Role]] = {}
+        for (operand, axis), role in self.weights.items():
+            if not operand.is_constant:
+                for atom in leaves(self.unifier.resolve(self.axes[operand][axis])):
+                    roles.setdefault((operand, atom), set()).add(role)
+        for node in reversed(self.graph.nodes):
+            if node.op not in _REARRANGING or node.outputs[0] not in self.weight_values:
+                continue
+            source = self._operand(node, 0)
+            for axis, layout in enumerate(self.axes[source]):
+                for atom in leaves(self.unifier.resolve(layout)):
+                    found = roles.get((Operand(node.outputs[0]), atom), set())
+                    if len(found) == 1:
+                        self.weights[source, axis] = next(iter(found))
+                        roles.setdefault((source, atom), set()).update(found)
+                    elif found:
+                        self.unifier.freeze(atom, f"{node.title} passes on a weight with two roles")
+
+    def _groups(self) -> Iterator[CouplingGroup]:
+        members: dict[Atom, list[ParameterAxis]] = {}
+        for (operand, axis), role in sorted(self.weights.items(), key=lambda item: (item[0][0].node, item[0][0].slot)):
+            if not operand.is_constant:
+                continue
+            name = self.graph.nodes[operand.node].name
+            for atom in dict.fromkeys(leaves(self.unifier.resolve(self.axes[operand][axis]))):
+                members.setdefault(atom, []).append(ParameterAxis(operand, name, axis, role))
+        self._freeze_unroled()
+        self._freeze_products(members)
+        order = sorted(members, key=lambda atom: self._first(members[atom], atom))
+        counts: dict[str, int] = {}
+        for atom in order:
+            if _producer(members[atom]) is not None:
+                counts[_name(members[atom])] = counts.get(_name(members[atom]), 0) + 1
+        for atom in order:
+            first = _producer(members[atom])
+            if first is None:
+                # Nothing makes these channels but the graph's inputs: there is nothing to fuse.
+                continue
+            name = _name(members[atom])
+            if counts[name] > 1:
+                where = positions(self.unifier.resolve(self.axes[first.operand][first.axis]), atom, {})
+                name = f"{name}:{where.min()}-{where.max() + 1}"
+            yield CouplingGroup(name, atom.size, tuple(members[atom]), atom.reason, atom.residual, atom)
+
+    def _first(self, axes: Sequence[ParameterAxis], atom: Atom) -> tuple[int, int]:
+        first = _producer(axes) or axes[0]
+        where = positions(self.unifier.resolve(self.axes[first.operand][first.axis]), atom, {})
+        return first.operand.node, int(where.min()) if where.size else 0
+
+    def _freeze_unroled(self) -> None:
+        """Freeze atoms on an axis of a constant that no rule gave a role: nobody would resize it."""
+        for operand, axes in self.axes.items():
+            value = self.shapes.static.get(operand.name)
+            if not operand.is_constant or (value is not None and value.dtype.kind in "iub"):
+                continue
+            title = self.graph.nodes[operand.node].title
+            for axis, layout in enumerate(axes):
+                if (operand, axis) not in self.weights:
+                    self.unifier.freeze(
+                        layout, f"{title} reads the constant {operand.name!r} in a way that has no rule"
+                    )
+
+    def _freeze_products(self, members: Mapping[Atom, Sequence[ParameterAxis]]) -> None:
+        """Where two channel atoms multiply on one axis, free the larger one and keep the other."""
+        for axes in self.axes.values():
+            for layout in axes:
+                for a, b in product_partners(self.unifier.resolve(layout)):
+                    if a.reason or b.reason or a.size == 1 or b.size == 1:
+                        continue
+                    if a is b:
+                        self.unifier.freeze(a, "it multiplies with itself")
+                    elif a in members and b in members:
+                        kept, other = (a, b) if a.size < b.size else (b, a)
+                        self.unifier.freeze(kept, f"it multiplies with {other.size} channels that are fused instead")
+
+    def _foldable(self) -> Mapping[int, int]:
+        """Pair every batch normalisation with the linear node before it where nothing else reads between them."""
+        pairs = {}
+        for index in self.normalising:
+            node = self.graph.nodes[index]
+            maker = self.graph.producers.get(node.inputs[0])
+            if maker is None or self.graph.sole_reader(node.inputs[0]) is not node:
+                continue
+            if self.graph.nodes[maker].op in _LINEAR and self._made_by_weight(maker):
+                pairs[index] = maker
+        return pairs
+
+    def _made_by_weight(self, index: int) -> bool:
+        node = self.graph.nodes[index]
+        roles = [r for (operand, _), r in self.weights.items() if operand.node == index and operand.is_constant]
+        return bool(node.outputs) and Role.PRODUCER in roles
+
+
+def _producer(axes: Sequence[ParameterAxis]) -> ParameterAxis | None:
+    return next((p for p in axes if p.role is Role.PRODUCER), None)
+
+
+def _name(axes: Sequence[ParameterAxis]) -> str:
+    first = _producer(axes)
+    return "" if first is None else first.node
+
+
+def _references(constraint: Constraint) -> Iterator[AxisRef]:
+    match constraint:
+        case Equal(left, right):
+            yield from _axis_refs(left)
+            yield from _axis_refs(right)
+        case Freeze(expr, _) | Residual(expr):
+            yield from _axis_refs(expr)
+        case Weight() | Normalises() | AttributeSize() | ConstantSize():
+            return
+
+
+def _axis_refs(expr: Expr) -> Iterator[AxisRef]:
+    match expr:
+        case AxisRef():
+            yield expr
+        case Fresh():
+            return
+        case Cat(parts):
+            for part in parts:
+                yield from _axis_refs(part)
+        case Prod(factors):
+            for factor in factors:
+                yield from _axis_refs(factor)

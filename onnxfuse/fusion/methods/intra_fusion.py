@@ -1,0 +1,50 @@
+"""Intra-Fusion: transport all channels to the few that stay (paper, algorithm 2, as its code does it)."""
+
+import numpy as np
+
+from onnxfuse.fusion.maps import ChannelMap
+from onnxfuse.fusion.methods.protocol import check_kept
+from onnxfuse.fusion.options import FusionOptions
+from onnxfuse.importance import IMPORTANCES
+from onnxfuse.statistics.features import ChannelFeatures
+from onnxfuse.transport import MASSES, SOLVERS, TARGETS, ground_cost
+
+__all__ = ["intra_fusion"]
+
+
+def intra_fusion(
+    features: ChannelFeatures, kept: int, options: FusionOptions, rng: np.random.Generator, /
+) -> ChannelMap:
+    """Fuse channels by an optimal transport plan.
+
+    Importance gives the targets; a ground cost between feature vectors and masses on both sides give the
+    plan; the plan gives the map. Exact copies among the channels merge to their *sum* on both sides
+    (``output_norm="sum"``, as released, which doubles what two copies say) or without error (``"mean"``),
+    where the plan sends them to the same
+    target: with uniform masses it does so only if the copies are as many as C / K asks for.
+
+    Args:
+        features: What is known about the group's C channels.
+        kept: K, from 1 to C.
+        options: All of them are used.
+        rng: Source of randomness, for random importances and centroids.
+
+    Returns:
+        The map from C to K channels; the identity where K = C.
+
+    Raises:
+        InvariantError: ``kept`` is not from 1 to C.
+        ModelError: A weight is not finite.
+        SolverError: The transport could not be solved.
+    """
+    check_kept(kept, features.channels)
+    if kept == features.channels:
+        return ChannelMap.identity(kept)
+    scores = IMPORTANCES[options.importance](features, rng)
+    vectors = features.vectors(with_bias=options.bias_in_cost)
+    targets = TARGETS[options.target](vectors, scores, kept, rng)
+    cost = ground_cost(vectors, targets.vectors, p=options.p, normalised=options.normalised)
+    a = MASSES[options.source_mass](scores)
+    b = MASSES[options.target_mass](targets.scores)
+    transport = SOLVERS[options.solver](cost, a, b, regularisation=options.regularisation)
+    return ChannelMap.from_plan(transport.plan, targets.anchors, output_norm=options.output_norm)

@@ -1,0 +1,81 @@
+"""The options of the fusion methods; the defaults are what the paper and its released code use."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import get_args
+
+from onnxfuse.errors import ConfigError, RegistryError
+from onnxfuse.fusion.maps import OutputNorm
+from onnxfuse.importance import IMPORTANCES
+from onnxfuse.transport import MASSES, SOLVERS, TARGETS
+
+__all__ = ["FusionOptions"]
+
+
+@dataclass(frozen=True, slots=True)
+class FusionOptions:
+    """What a fusion method may be told. Each method uses the options that concern it.
+
+    Attributes:
+        importance: Name in `IMPORTANCES`: what makes a channel worth keeping.
+        target: Name in `TARGETS`: the points that channels are transported to.
+        source_mass: Name in `MASSES`: how much each channel counts.
+        target_mass: Name in `MASSES`: how much each target gets.
+        p: Order of the norm of the ground cost, from 1 up to and including infinity.
+        normalised: Whether feature vectors are compared at Euclidean length 1, that is by direction.
+        bias_in_cost: Whether biases are part of the feature vectors (in the paper's text; not in its code).
+        solver: Name in `SOLVERS`: how the transport is solved.
+        regularisation: Weight of the entropic term, in mean ground costs, above 0; for the solver
+            ``entropic``.
+        output_norm: Whether a fused producer is the ``"sum"`` (as released) or the ``"mean"`` of its shares.
+
+    Raises:
+        ConfigError: An option has a value that it can't have; it says which are possible.
+
+    Example:
+        >>> FusionOptions(solver="exakt")
+        Traceback (most recent call last):
+        ...
+        onnxfuse.errors.ConfigError: there is no solver called 'exakt'
+          at:   --solver
+          mend: did you mean 'exact'? Known: exact, entropic
+    """
+
+    importance: str = "l1"
+    target: str = "most-important"
+    source_mass: str = "uniform"
+    target_mass: str = "uniform"
+    p: float = 1.0
+    normalised: bool = True
+    bias_in_cost: bool = False
+    solver: str = "exact"
+    regularisation: float = 0.05
+    output_norm: OutputNorm = "sum"
+
+    def __post_init__(self) -> None:
+        """Check every option."""
+        _check_known(IMPORTANCES, self.importance, "--importance")
+        _check_known(TARGETS, self.target, "--target")
+        _check_known(MASSES, self.source_mass, "--source-mass")
+        _check_known(MASSES, self.target_mass, "--target-mass")
+        _check_known(SOLVERS, self.solver, "--solver")
+        if not self.p >= 1:
+            what = f"the order of the norm is {self.p}"
+            raise ConfigError(what, where="--p", mend="give a number from 1 on, or inf")
+        if not 0 < self.regularisation < math.inf:
+            what = f"the regularisation is {self.regularisation}"
+            raise ConfigError(
+                what, where="--regularisation", mend="give a finite number above 0, such as 0.05"
+            )
+        if self.output_norm not in get_args(OutputNorm):
+            what = f"there is no output norm called {self.output_norm!r}"
+            raise ConfigError(what, where="--output-norm", mend=f"known: {', '.join(get_args(OutputNorm))}")
+
+
+def _check_known(registry: Mapping[str, object], name: str, flag: str) -> None:
+    """Raise the registry's own complaint, which lists the names, as one about an option."""
+    try:
+        registry[name]
+    except RegistryError as error:
+        raise ConfigError(error.what, where=flag, mend=error.mend) from None

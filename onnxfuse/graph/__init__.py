@@ -1,0 +1,1 @@
+"""The model file and its graph: reading, viewing, inferring shapes, counting, editing, writing."""

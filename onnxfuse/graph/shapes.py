@@ -1,0 +1,167 @@
+"""Shapes and small constant values of every tensor, at one concrete choice of the input shapes.
+
+The coupling analysis reasons about sizes, so symbolic dimensions are given concrete sizes first. Operators infer their
+output shapes by ONNX's own inference functions, node by node; tensors that depend on constants and shapes alone (the
+targets of Reshape, the paddings that exporters compute) are evaluated with ONNX's reference implementation.
+"""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, TypeProto, defs, helper, numpy_helper, shape_inference
+from onnx.reference import ReferenceEvaluator
+
+from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView
+
+__all__ = ["Shapes", "infer_shapes"]
+
+logger = logging.getLogger(__name__)
+
+_SMALL = 4096
+# What the reference implementation raises for an operator, version or data type that it does not know.
+_EVALUATION_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+_NOT_STATIC = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"})
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What is known of every value.
+
+    Attributes:
+        dims: Shape by value name; values of unknown shape (and sequences, maps) are missing.
+        types: `onnx.TensorProto` element type by value name.
+        static: Values that depend on constants and input shapes only, where they are small (at most 4096 elements).
+        fixed: Those of `static` that depend on constants only, so that they hold for every input shape.
+    """
+
+    dims: Mapping[str, tuple[int, ...]]
+    types: Mapping[str, int]
+    static: Mapping[str, np.ndarray[Any, np.dtype[Any]]]
+    fixed: frozenset[str]
+
+
+def infer_shapes(
+    graph: GraphView,
+    input_dims: Mapping[str, Sequence[int]],
+    observed: Mapping[str, Sequence[int]] | None = None,
+) -> Shapes:
+    """Infer shapes and static values throughout the graph.
+
+    Args:
+        graph: The graph.
+        input_dims: A concrete shape for every graph input.
+        observed: Shapes seen at run time for values that inference can't tell, by name.
+
+    Returns:
+        Everything that could be inferred; what could not is left out, never guessed.
+    """
+    inference = _Inference(graph, input_dims, observed or {})
+    for node in graph.nodes:
+        inference.visit(node)
+    return Shapes(inference.dims, inference.types, inference.static, frozenset(inference.fixed))
+
+
+class _Inference:
+    """The forward pass of `infer_shapes`: one visit per node, in topological order."""
+
+    def __init__(
+        self, graph: GraphView, input_dims: Mapping[str, Sequence[int]], observed: Mapping[str, Sequence[int]]
+    ) -> None:
+        self.observed = observed
+        self.opsets = [helper.make_operatorsetid(d, v) for d, v in graph.opsets.items()]
+        self.versions = dict(graph.opsets)
+        self.ir_version = graph.model.ir_version
+        self.dims: dict[str, tuple[int, ...]] = {}
+        self.types: dict[str, int] = {}
+        self.static: dict[str, np.ndarray[Any, np.dtype[Any]]] = {}
+        self.fixed: set[str] = set()
+        for name, tensor in graph.constants.items():
+            self.dims[name] = tuple(tensor.dims)
+            self.types[name] = tensor.data_type
+            if math.prod(tensor.dims) <= _SMALL and tensor.data_type != TensorProto.STRING:
+                self.static[name] = graph.array(name)
+                self.fixed.add(name)
+        for name, info in graph.inputs.items():
+            if info.type.HasField("tensor_type"):
+                self.dims[name] = tuple(int(d) for d in input_dims[name])
+                self.types[name] = info.type.tensor_type.elem_type
+
+    def visit(self, node: NodeView) -> None:
+        """Infer the outputs of one node."""
+        if self._evaluate(node):
+            return
+        types = self._infer_types(node)
+        for name in node.outputs:
+            if not name:
+                continue
+            dims = _static_dims(types.get(name))
+            if dims is None and name in self.observed:
+                dims = tuple(int(d) for d in self.observed[name])
+            if dims is not None:
+                self.dims[name] = dims
+            if name in types and types[name].HasField("tensor_type"):
+                self.types[name] = types[name].tensor_type.elem_type
+
+    def _evaluate(self, node: NodeView) -> bool:
+        """Compute the outputs of a node whose inputs are static; return whether that was possible."""
+        reads = [name for name in node.inputs if name]
+        if node.captured or node.op in _NOT_STATIC or node.domain != DEFAULT_DOMAIN:
+            return False
+        if node.op in {"Shape", "Size"} and reads[0] in self.dims:
+            # The data is not needed, only its shape; a zero-strided stand-in costs no memory.
+            feeds = {reads[0]: np.broadcast_to(np.float32(0), self.dims[reads[0]])}
+            fixed = reads[0] in self.fixed
+        elif all(name in self.static for name in reads):
+            feeds = {name: self.static[name] for name in reads}
+            fixed = all(name in self.fixed for name in reads)
+        else:
+            return False
+        try:
+            results = ReferenceEvaluator(node.proto, opsets=self.versions).run(None, feeds)
+        except _EVALUATION_ERRORS as error:
+            logger.debug("%s was not evaluated: %s", node.title, error)
+            return False
+        outputs = [(name, np.asarray(r)) for name, r in zip(node.outputs, results, strict=False) if name]
+        if any(value.size > _SMALL for _, value in outputs):
+            return False
+        for name, value in outputs:
+            self.static[name] = value
+            self.dims[name] = value.shape
+            self.types[name] = helper.np_dtype_to_tensor_dtype(value.dtype)
+            if fixed:
+                self.fixed.add(name)
+        return True
+
+    def _infer_types(self, node: NodeView) -> Mapping[str, TypeProto]:
+        types = {name: self._type_of(name) for name in node.inputs if name in self.types}
+        data = {
+            name: numpy_helper.from_array(self.static[name], name)
+            for name in node.inputs
+            if name in self.static and self.static[name].dtype.kind in "iubf"
+        }
+        if any(name not in types for name in node.inputs if name):
+            return {}
+        try:
+            schema = defs.get_schema(node.op, node.version, node.domain)
+            return shape_inference.infer_node_outputs(
+                schema, node.proto, types, data, opset_imports=self.opsets, ir_version=self.ir_version
+            )
+        except (defs.SchemaError, shape_inference.InferenceError, RuntimeError, ValueError) as error:
+            logger.debug("no shape inference for %s: %s", node.title, error)
+            return {}
+
+    def _type_of(self, name: str) -> TypeProto:
+        return helper.make_tensor_type_proto(self.types[name], self.dims.get(name))
+
+
+def _static_dims(type_proto: TypeProto | None) -> tuple[int, ...] | None:
+    if type_proto is None or not type_proto.HasField("tensor_type"):
+        return None
+    tensor = type_proto.tensor_type
+    if not tensor.HasField("shape") or any(not d.HasField("dim_value") for d in tensor.shape.dim):
+        return None
+    return tuple(d.dim_value for d in tensor.shape.dim)

@@ -1,0 +1,1 @@
+"""Which groups change, and to how many channels."""

@@ -1,0 +1,1 @@
+"""ONNX Runtime: running models, measuring drift, refusing what does not hold."""

@@ -1,0 +1,77 @@
+"""What is known about the channels of one coupling group: the weights that make them and the weights that read them.
+
+A group has C channels. Every layer that *produces* them contributes one row per channel (its filters, batch
+normalisation folded in), every layer that *consumes* them likewise (the slice of each of its filters that reads the
+channel). Importances and ground costs see nothing else, so they need no knowledge of ONNX.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from onnxfuse.arrays import FloatArray
+
+__all__ = ["ChannelFeatures", "MemberFeatures", "Role"]
+
+
+class Role(StrEnum):
+    """What an axis of a parameter does with the channels of a group."""
+
+    PRODUCER = "producer"
+    """Index c of the axis makes channel c (a filter, a bias): transformed by the output map A."""
+    CONSUMER = "consumer"
+    """Index c of the axis reads channel c: transformed by the input map, B transposed."""
+    CARRIED = "carried"
+    """Index c of the axis belongs to channel c (a scale, a slope): carried along as a weighted mean."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemberFeatures:
+    """One parameter's view of the channels of a group.
+
+    Attributes:
+        node: Name of the node that owns the parameter.
+        role: `Role.PRODUCER` or `Role.CONSUMER`.
+        weights: Shape (C, D), float64: everything in the parameter that belongs to channel c, flattened.
+        bias: Shape (C, m), float64: the producer's bias for channel c (m = 1 unless a channel is repeated, as after
+            a Flatten); None where there is none, and for consumers.
+        bn_scale: Shape (C,), float64: batch normalisation's scale (gamma) as the file states it; None where no batch
+            normalisation follows the producer.
+    """
+
+    node: str
+    role: Role
+    weights: FloatArray
+    bias: FloatArray | None = None
+    bn_scale: FloatArray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelFeatures:
+    """Everything that importances and ground costs may see of one coupling group.
+
+    Attributes:
+        channels: The number of channels, C >= 1.
+        members: The parameters, in graph order; at least one.
+    """
+
+    channels: int
+    members: tuple[MemberFeatures, ...]
+
+    def vectors(self, *, with_bias: bool = False) -> FloatArray:
+        """Concatenate the members' rows into one feature vector per channel.
+
+        This is the paper's concatenation of a pairing's weights (section 3.2.2); the released code leaves the biases
+        out, the text of the paper puts them in.
+
+        Args:
+            with_bias: Whether to append the producers' biases.
+
+        Returns:
+            Shape (C, D), float64.
+        """
+        parts = [member.weights for member in self.members]
+        if with_bias:
+            parts += [member.bias for member in self.members if member.bias is not None]
+        return np.concatenate(parts, axis=1)
