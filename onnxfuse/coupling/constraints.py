@@ -1,7 +1,7 @@
 """What operator rules say: equations between axes, and what the axes of weights do.
 
-A rule is a pure function from a `Site` (one node, with the shapes and constants around it) to constraints. It reads like
-the operator's definition: a convolution says that its output channels are the filters of its weight. The solver in
+A rule is a pure function from a `Site` (one node, with the shapes and constants around it) to constraints. It reads
+like the operator's definition: a convolution says that its output channels are the filters of its weight. The solver in
 `onnxfuse.coupling.solve` interprets the constraints; rules never see atoms, weights or other nodes.
 """
 

@@ -93,14 +93,16 @@ class ChannelGraph:
         groups: All coupling groups in graph order, frozen ones too.
         layouts: The axes of every operand of known shape, resolved.
         sizes: Every place in the file that states a size that may change.
-        batch_norms: Index of a BatchNormalization node whose input is made by one linear node and read by nothing else, to the
-            index of that linear node: the pairs that fold exactly.
+        batch_norms: Index of a BatchNormalization node that folds exactly, to the indices of the nodes that it folds
+            into: a linear node, and any that add a bias to its result, none of which anything else reads.
+        normalising: Index of every BatchNormalization node in inference form.
     """
 
     groups: tuple[CouplingGroup, ...]
     layouts: Mapping[Operand, tuple[Layout, ...]]
     sizes: Sequence[SizeEntry]
-    batch_norms: Mapping[int, int]
+    batch_norms: Mapping[int, tuple[int, ...]]
+    normalising: Sequence[int]
 
     def dims(self, operand: Operand, widths: Mapping[Atom, int]) -> tuple[int, ...]:
         """Return the shape of an operand once atoms have the sizes in ``widths`` (others keep theirs)."""

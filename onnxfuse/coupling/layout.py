@@ -126,8 +126,8 @@ class Unifier:
         """Make two layouts equal.
 
         Raises:
-            LayoutMismatchError: They can't be equal whatever the sizes of their atoms. Some atoms may be bound already: every
-                binding made follows from the equation.
+            LayoutMismatchError: They can't be equal whatever the sizes of their atoms. Some atoms may be bound already:
+                every binding made follows from the equation.
         """
         a, b = self.resolve(left), self.resolve(right)
         if a is b:

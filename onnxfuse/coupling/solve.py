@@ -1,12 +1,15 @@
 """From a graph and operator rules to coupling groups.
 
 Every axis of every operand starts as an atom of its own. The rules' equations are solved one node at a time by the
-unifier; where an equation fails, where a rule is missing, where an axis is left unmentioned, the atoms involved are frozen
-with a reason that names the node. The atoms that remain, with the weights' axes in which they occur, are the groups.
+unifier; where an equation fails, where a rule is missing, where an axis is left unmentioned, the atoms involved are
+frozen with a reason that names the node. The atoms that remain, with the weights' axes in which they occur, are the
+groups.
 """
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from onnx import TensorProto
 
 from onnxfuse.coupling.constraints import (
     AttributeSize,
@@ -47,6 +50,7 @@ logger = logging.getLogger(__name__)
 
 # Operators that pass a weight on with its elements merely moved or cast, so that its axes keep their meaning.
 _REARRANGING = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+_WEIGHT_TYPES = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
 _LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
@@ -94,7 +98,7 @@ class _Solver:
         resolve = self.unifier.resolve
         layouts = {operand: tuple(resolve(axis) for axis in axes) for operand, axes in self.axes.items()}
         sizes = [self._resolved(entry) for entry in self.sizes]
-        return ChannelGraph(groups, layouts, sizes, self._foldable())
+        return ChannelGraph(groups, layouts, sizes, self._foldable(), tuple(self.normalising))
 
     # One node ---------------------------------------------------------------------------------------------------
 
@@ -279,6 +283,7 @@ class _Solver:
             for atom in dict.fromkeys(leaves(self.unifier.resolve(self.axes[operand][axis]))):
                 members.setdefault(atom, []).append(ParameterAxis(operand, name, axis, role))
         self._freeze_unroled()
+        self._freeze_odd_types()
         self._freeze_products(members)
         order = sorted(members, key=lambda atom: self._first(members[atom], atom))
         counts: dict[str, int] = {}
@@ -314,6 +319,13 @@ class _Solver:
                         layout, f"{title} reads the constant {operand.name!r} in a way that has no rule"
                     )
 
+    def _freeze_odd_types(self) -> None:
+        """Freeze what is stored in a type that weights can't be averaged in (integers, 8-bit floats)."""
+        for operand, axis in self.weights:
+            if operand.is_constant and self.shapes.types.get(operand.name) not in _WEIGHT_TYPES:
+                reason = f"{self.graph.nodes[operand.node].title} reads {operand.name!r}, which is not stored as floats"
+                self.unifier.freeze(self.axes[operand][axis], reason)
+
     def _freeze_products(self, members: Mapping[Atom, Sequence[ParameterAxis]]) -> None:
         """Where two channel atoms multiply on one axis, free the larger one and keep the other."""
         for axes in self.axes.values():
@@ -327,22 +339,43 @@ class _Solver:
                         kept, other = (a, b) if a.size < b.size else (b, a)
                         self.unifier.freeze(kept, f"it multiplies with {other.size} channels that are fused instead")
 
-    def _foldable(self) -> Mapping[int, int]:
-        """Pair every batch normalisation with the linear node before it where nothing else reads between them."""
-        pairs = {}
+    def _foldable(self) -> Mapping[int, tuple[int, ...]]:
+        """Find for every batch normalisation the nodes that it folds into, where that is exact."""
+        found = {}
         for index in self.normalising:
+            chain: list[int] = []
             node = self.graph.nodes[index]
-            maker = self.graph.producers.get(node.inputs[0])
-            if maker is None or self.graph.sole_reader(node.inputs[0]) is not node:
-                continue
-            if self.graph.nodes[maker].op in _LINEAR and self._made_by_weight(maker):
-                pairs[index] = maker
-        return pairs
+            channels = self.unifier.resolve(self.axes[Operand(node.inputs[0])][1])
+            value = node.inputs[0]
+            while self.graph.sole_reader(value) is node and (maker := self.graph.producers.get(value)) is not None:
+                node = self.graph.nodes[maker]
+                chain.append(maker)
+                if node.op in _LINEAR:
+                    if self._makes(node, channels):
+                        found[index] = tuple(chain)
+                    break
+                value = self._input_of_bias(node, channels)
+        return found
 
-    def _made_by_weight(self, index: int) -> bool:
-        node = self.graph.nodes[index]
-        roles = [r for (operand, _), r in self.weights.items() if operand.node == index and operand.is_constant]
-        return bool(node.outputs) and Role.PRODUCER in roles
+    def _makes(self, node: NodeView, channels: Layout) -> bool:
+        """Whether a linear node's weight makes just these channels, and its bias, if any, has one entry for each."""
+        roles = self._roles_over(node, channels)
+        has_bias = len(node.inputs) > 2 and bool(node.inputs[2])
+        return bool(roles & {Role.PRODUCER, Role.CARRIED}) and (Role.BIAS in roles or not has_bias)
+
+    def _input_of_bias(self, node: NodeView, channels: Layout) -> str:
+        """Return what a node adds a constant bias over these channels to; empty if it does anything else."""
+        computed = [name for slot, name in enumerate(node.inputs) if not self._operand(node, slot).is_constant]
+        if node.op not in {"Add", "Sub"} or len(computed) != 1 or self._roles_over(node, channels) != {Role.BIAS}:
+            return ""
+        return computed[0]
+
+    def _roles_over(self, node: NodeView, channels: Layout) -> set[Role]:
+        return {
+            role
+            for (operand, axis), role in self.weights.items()
+            if operand.node == node.index and self.unifier.resolve(self.axes[operand][axis]) == channels
+        }
 
 
 def _producer(axes: Sequence[ParameterAxis]) -> ParameterAxis | None:

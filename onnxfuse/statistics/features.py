@@ -19,7 +19,9 @@ class Role(StrEnum):
     """What an axis of a parameter does with the channels of a group."""
 
     PRODUCER = "producer"
-    """Index c of the axis makes channel c (a filter, a bias): transformed by the output map A."""
+    """Index c of the axis makes channel c (a filter): transformed by the output map A."""
+    BIAS = "bias"
+    """Index c of the axis is added to channel c: transformed by the output map A like the filter before it."""
     CONSUMER = "consumer"
     """Index c of the axis reads channel c: transformed by the input map, B transposed."""
     CARRIED = "carried"

@@ -70,7 +70,7 @@ def _weights(site: Site, producer_axis: int, consumer_axis: int, group: int) -> 
     bias = site.optional_input(2)
     if bias is not None:
         yield Equal(bias[0], y[1])
-        yield Weight(bias[0], Role.PRODUCER)
+        yield Weight(bias[0], Role.BIAS)
     for axis in (*x.axes[2:], *w.axes[2:], *y.axes[2:]):
         yield Freeze(axis, f"a spatial axis of {site.node.title}")
     if not w.is_weight:

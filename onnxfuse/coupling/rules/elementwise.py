@@ -98,7 +98,7 @@ def broadcasting(site: Site) -> Iterator[Constraint]:
 
 def additive(site: Site) -> Iterator[Constraint]:
     """Sums: constants move like biases, computed operands form a residual stream."""
-    yield from _broadcast(site, Role.PRODUCER)
+    yield from _broadcast(site, Role.BIAS)
     y = site.output()
     computed = [x for x in site.inputs if x is not None and not x.is_weight]
     for position in range(1, y.rank + 1):

@@ -25,7 +25,7 @@ def gemm(site: Site) -> Iterator[Constraint]:
         for position in range(1, c.rank + 1):
             if c.dims[-position] == y.dims[-position] > 1:
                 yield Equal(c[-position], y[-position])
-                yield Weight(c[-position], Role.PRODUCER)
+                yield Weight(c[-position], Role.BIAS)
 
 
 def matmul(site: Site) -> Iterator[Constraint]:

@@ -1,0 +1,59 @@
+"""From fused weights to edits: new constants, and every number in the file that states a size which has changed."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from onnxfuse.coupling.groups import ChannelGraph, SizeEntry, layout_size
+from onnxfuse.fusion.weights import WeightState
+from onnxfuse.graph.edits import Edit, SetAttribute, SetInput
+from onnxfuse.graph.shapes import Shapes
+from onnxfuse.graph.view import GraphView
+
+__all__ = ["collect_edits", "new_dims"]
+
+
+def collect_edits(graph: GraphView, shapes: Shapes, channels: ChannelGraph, state: WeightState) -> list[Edit]:
+    """Return the edits that turn the original graph into the compressed one; none if nothing was fused."""
+    edits: list[Edit] = [SetInput(o.node, o.slot, value) for o, value in state.changed()]
+    changed = [e for e in channels.sizes if layout_size(e.layout, state.widths) != layout_size(e.layout, {})]
+    edits.extend(_attribute_edits(graph, [e for e in changed if e.attribute], state))
+    edits.extend(_constant_edits(graph, shapes, [e for e in changed if not e.attribute], state))
+    return edits
+
+
+def new_dims(channels: ChannelGraph, state: WeightState) -> Mapping[str, tuple[int, ...]]:
+    """Return the new shapes of the computed values whose shape has changed, by name."""
+    found = {}
+    for operand in channels.layouts:
+        dims = channels.dims(operand, state.widths)
+        if not operand.is_constant and dims != channels.dims(operand, {}):
+            found[operand.name] = dims
+    return found
+
+
+def _attribute_edits(graph: GraphView, entries: list[SizeEntry], state: WeightState) -> Iterator[Edit]:
+    values: dict[tuple[int, str], int | list[int]] = {}
+    for entry in entries:
+        key = entry.node, entry.attribute
+        size = entry.scale * layout_size(entry.layout, state.widths)
+        if entry.index is None:
+            values[key] = size
+            continue
+        stated = values.get(key, [int(i) for i in np.atleast_1d(graph.nodes[entry.node].attributes[entry.attribute])])
+        if isinstance(stated, list):
+            stated[entry.index] = size
+            values[key] = stated
+    yield from (SetAttribute(node, name, value) for (node, name), value in values.items())
+
+
+def _constant_edits(graph: GraphView, shapes: Shapes, entries: list[SizeEntry], state: WeightState) -> Iterator[Edit]:
+    values: dict[tuple[int, int], np.ndarray[Any, np.dtype[Any]]] = {}
+    for entry in entries:
+        key = entry.node, entry.slot
+        if key not in values:
+            name = graph.nodes[entry.node].inputs[entry.slot]
+            values[key] = np.array(graph.array(name) if name in graph.constants else shapes.static[name])
+        values[key].flat[entry.index or 0] = entry.scale * layout_size(entry.layout, state.widths)
+    yield from (SetInput(node, slot, value) for (node, slot), value in values.items())

@@ -1,0 +1,306 @@
+"""The weights while they are being fused: float64 copies of what the groups touch, and how a map acts on them.
+
+A coupling group says which axes follow its channels; a `ChannelMap` says how the channels become fewer. This module
+multiplies the two. Where a batch normalisation can be folded into the layer before it, the map acts on the folded
+weights (the paper's equation 1, with the epsilon that the operator adds), and the result is written back as a layer
+and a normalisation whose composition is the fused layer exactly: the network keeps its nodes, and no statistic is lost.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxfuse.arrays import FloatArray, IntArray
+from onnxfuse.coupling.groups import ChannelGraph, CouplingGroup, ParameterAxis, positions
+from onnxfuse.coupling.layout import Atom
+from onnxfuse.fusion.maps import ChannelMap
+from onnxfuse.graph.shapes import Shapes
+from onnxfuse.graph.view import GraphView, Operand
+from onnxfuse.statistics.features import ChannelFeatures, MemberFeatures, Role
+
+__all__ = ["WeightState", "map_axis"]
+
+_SCALE, _SHIFT, _MEAN, _VARIANCE = 1, 2, 3, 4
+_DEFAULT_EPSILON = 1e-5
+
+
+def map_axis(array: FloatArray, axis: int, old: IntArray, new: IntArray, matrix: FloatArray) -> FloatArray:
+    """Apply a channel map to the part of an axis that belongs to a group; the rest of the axis moves along unchanged.
+
+    Args:
+        array: Any shape, float64.
+        axis: The axis that holds the channels.
+        old: Shape (C, m): indices of the axis that belong to each channel.
+        new: Shape (K, m): where the fused channels go on the new axis.
+        matrix: Shape (K, C).
+
+    Returns:
+        A new array; its axis has (K - C) m more entries (so fewer).
+    """
+    moved = np.moveaxis(array, axis, 0)
+    rest_shape = moved.shape[1:]
+    block = moved[old.ravel()].reshape(old.shape[0], -1)
+    fused = (matrix @ block).reshape(new.size, *rest_shape)
+    if old.size == moved.shape[0]:
+        result = np.empty((new.size, *rest_shape))
+    else:
+        result = np.empty((moved.shape[0] - old.size + new.size, *rest_shape))
+        result[np.delete(np.arange(len(result)), new.ravel())] = np.delete(moved, old.ravel(), axis=0)
+    result[new.ravel()] = fused
+    return np.moveaxis(result, 0, axis)
+
+
+@dataclass(frozen=True, slots=True)
+class _Norm:
+    """A batch normalisation: y = scale (z - mean) / sqrt(variance + epsilon) + shift, all vectors of shape (C,)."""
+
+    scale: FloatArray
+    shift: FloatArray
+    mean: FloatArray
+    variance: FloatArray
+    epsilon: float
+
+    @property
+    def factor(self) -> FloatArray:
+        """What the input is multiplied by; an epsilon of 0 on a variance of 0 gives factor 0, not infinity."""
+        deviation = np.sqrt(self.variance + self.epsilon)
+        return np.divide(self.scale, deviation, out=np.zeros_like(self.scale), where=deviation > 0)
+
+
+class WeightState:
+    """All weights that groups touch, changed one group at a time.
+
+    Args:
+        graph: The original graph; not changed.
+        shapes: Its shapes and static values.
+        channels: Its coupling groups.
+
+    Attributes:
+        widths: Present size of every atom that has been changed.
+    """
+
+    def __init__(self, graph: GraphView, shapes: Shapes, channels: ChannelGraph) -> None:
+        """Start from the original weights; nothing is converted before it is needed."""
+        self.graph = graph
+        self.shapes = shapes
+        self.channels = channels
+        self.widths: dict[Atom, int] = {}
+        self._arrays: dict[Operand, FloatArray] = {}
+        self._changed: set[Operand] = set()
+        self._norm_after = {maker: norm for norm, makers in channels.batch_norms.items() for maker in makers}
+
+    def array(self, operand: Operand) -> FloatArray:
+        """Return the present value of a weight as one node reads it, float64."""
+        if operand not in self._arrays:
+            self._arrays[operand] = self._original(operand).astype(np.float64)
+        return self._arrays[operand]
+
+    def changed(self) -> Iterator[tuple[Operand, np.ndarray[Any, np.dtype[Any]]]]:
+        """Yield every weight that a map has acted on, cast once to the data type that the file has."""
+        for operand in sorted(self._changed, key=lambda o: (o.node, o.slot)):
+            yield operand, self._arrays[operand].astype(self._original(operand).dtype)
+
+    def features(self, group: CouplingGroup) -> ChannelFeatures:
+        """Return what importances and costs may see of a group, on the weights as they are now."""
+        biases = self._biases(group)
+        members = []
+        for parameter in group.parameters:
+            value = self.array(parameter.operand)
+            if parameter.role not in {Role.PRODUCER, Role.CONSUMER}:
+                continue
+            where = self._positions(parameter, group.atom)
+            rows = np.moveaxis(value, parameter.axis, 0)[where.ravel()]
+            factor = bn_scale = bias = None
+            if parameter.role is Role.PRODUCER:
+                factor, bn_scale = self._scales(parameter.operand.node, where)
+                bias = biases.pop(parameter.operand.node, None)
+            if factor is not None:
+                rows = rows * factor.reshape(-1, *[1] * (rows.ndim - 1))
+            members.append(
+                MemberFeatures(parameter.node, parameter.role, rows.reshape(group.channels, -1), bias, bn_scale)
+            )
+        return ChannelFeatures(group.channels, tuple(members))
+
+    def fuse(self, group: CouplingGroup, channel_map: ChannelMap) -> None:
+        """Let a map act on every weight of a group."""
+        atom = group.atom
+        widths = {**self.widths, atom: channel_map.kept}
+        norms = [n for n in self.channels.normalising if any(p.operand.node == n for p in group.parameters)]
+        before = {n: self._norm(n) for n in norms}
+        # A selection copies numbers, so it needs no folding; without it, what is kept stays bit-identical.
+        folded = {} if channel_map.is_selection else {n: self._makers(n) for n in norms if self._makers(n)}
+        for norm, makers in folded.items():
+            self._scale_outputs(makers, self._factor_inside(norm, group), group)
+        results: dict[Operand, FloatArray] = {}
+        for parameter in group.parameters:
+            if parameter.operand.node in norms:
+                continue
+            matrix = _matrix(channel_map, parameter.role)
+            current = results.get(parameter.operand, self.array(parameter.operand))
+            results[parameter.operand] = self._mapped(current, parameter, atom, widths, matrix)
+        for norm in norms:
+            results.update(self._mapped_norm(norm, group, channel_map, widths, before[norm]))
+        self._arrays.update(results)
+        self._changed.update(results)
+        self.widths = widths
+        for norm, makers in folded.items():
+            self._scale_outputs(makers, 1.0 / self._factor_inside(norm, group, zero=1.0), group)
+
+    # Reading ----------------------------------------------------------------------------------------------------
+
+    def _original(self, operand: Operand) -> np.ndarray[Any, np.dtype[Any]]:
+        if operand.name in self.graph.constants:
+            return self.graph.array(operand.name)
+        return self.shapes.static[operand.name]
+
+    def _positions(self, parameter: ParameterAxis, atom: Atom, widths: Mapping[Atom, int] | None = None) -> IntArray:
+        layout = self.channels.layouts[parameter.operand][parameter.axis]
+        return positions(layout, atom, self.widths if widths is None else widths)
+
+    def _norm(self, node: int) -> _Norm:
+        names = self.graph.nodes[node].inputs
+        scale, shift, mean, variance = (
+            self.array(Operand(names[s], node, s)) for s in (_SCALE, _SHIFT, _MEAN, _VARIANCE)
+        )
+        epsilon = float(self.graph.nodes[node].attributes.get("epsilon", _DEFAULT_EPSILON))
+        return _Norm(scale, shift, mean, variance, epsilon)
+
+    def _scales(self, node: int, where: IntArray) -> tuple[FloatArray | None, FloatArray | None]:
+        """Return the folded factor of every index (flat) and |scale| of every channel, of the norm after ``node``."""
+        after = self._norm_after.get(node)
+        if after is None:
+            return None, None
+        norm = self._norm(after)
+        return norm.factor[where.ravel()], np.abs(norm.scale)[where].mean(axis=1)
+
+    def _biases(self, group: CouplingGroup) -> dict[int, FloatArray]:
+        """Return the producers' biases, normalisation folded in, by the node of the producer's weight."""
+        makers = {p.operand.node: self._positions(p, group.atom) for p in group.producers}
+        # A bias that a node of its own adds belongs to the producer before it, or else to the first without one.
+        found: dict[int, FloatArray] = {}
+        homeless: list[FloatArray] = []
+        for parameter in (p for p in group.parameters if p.role is Role.BIAS):
+            value = np.moveaxis(self.array(parameter.operand), parameter.axis, 0)
+            value = value[self._positions(parameter, group.atom).ravel()].reshape(group.channels, -1)
+            home = self._home(parameter.operand.node, makers)
+            if home is None:
+                homeless.append(value)
+            else:
+                found[home] = value
+        found.update(zip([n for n in makers if n not in found], homeless, strict=False))
+        for node, where in makers.items():
+            after = self._norm_after.get(node)
+            if after is not None:
+                norm = self._norm(after)
+                bias = found.get(node, np.zeros(where.shape))
+                found[node] = norm.factor[where] * (bias - norm.mean[where]) + norm.shift[where]
+        return found
+
+    def _home(self, node: int, makers: Mapping[int, IntArray]) -> int | None:
+        """The producer whose bias node ``node`` adds: itself, or the one that it reads from."""
+        if node in makers:
+            return node
+        before = (self.graph.producers.get(name) for name in self.graph.nodes[node].inputs)
+        return next((maker for maker in before if maker in makers), None)
+
+    # Writing ----------------------------------------------------------------------------------------------------
+
+    def _mapped(
+        self, value: FloatArray, parameter: ParameterAxis, atom: Atom, widths: Mapping[Atom, int], matrix: FloatArray
+    ) -> FloatArray:
+        old = self._positions(parameter, atom)
+        new = self._positions(parameter, atom, widths)
+        return map_axis(value, parameter.axis, old, new, matrix)
+
+    def _makers(self, norm: int) -> tuple[int, ...]:
+        return self.channels.batch_norms.get(norm, ())
+
+    def _factor_inside(self, norm: int, group: CouplingGroup, zero: float = 0.0) -> FloatArray:
+        """The factor of a normalisation, with zeros replaced by ``zero`` inside the group and by 1 outside.
+
+        A factor of 0 wipes a channel out; that is right for the channels being fused, and must not touch the others.
+        """
+        factor = self._norm(norm).factor
+        inside = np.zeros(len(factor), bool)
+        for parameter in group.parameters:
+            if parameter.operand.node == norm:
+                inside[self._positions(parameter, group.atom).ravel()] = True
+        return np.where(factor == 0, np.where(inside, zero, 1.0), factor)
+
+    def _scale_outputs(self, makers: tuple[int, ...], factor: FloatArray, group: CouplingGroup) -> None:
+        """Multiply what makes the channels of a group, weights and biases, by a factor for each output."""
+        for parameter in group.parameters:
+            if parameter.operand.node in makers and parameter.role is not Role.CONSUMER:
+                value = self.array(parameter.operand)
+                self._arrays[parameter.operand] = value * _along(factor, parameter.axis, value.ndim)
+
+    def _mapped_norm(
+        self, node: int, group: CouplingGroup, channel_map: ChannelMap, widths: Mapping[Atom, int], norm: _Norm
+    ) -> dict[Operand, FloatArray]:
+        """Carry a normalisation through a map: its scale as a mean, its shift like a bias, its function exactly.
+
+        Written as y = f z + t, the map makes t' = A t. Where the normalisation is folded, f acts before the map, so
+        any f' will do as long as the layer before is divided by it: that of the anchor channel keeps selections
+        bit-identical. Otherwise z' = A z is given, and f' is the mean of f weighted by the map.
+        """
+        operands = {p.operand.slot: p for p in group.parameters if p.operand.node == node}
+        any_axis = operands[_SCALE]
+        old, new = self._positions(any_axis, group.atom), self._positions(any_axis, group.atom, widths)
+
+        def mapped(values: FloatArray, matrix: FloatArray) -> FloatArray:
+            return map_axis(values, 0, old, new, matrix)
+
+        factor, anchor = norm.factor, old[channel_map.anchors]
+        if channel_map.is_selection:
+            scale, shift, mean, variance = (
+                _select(v, old, new, anchor) for v in (norm.scale, norm.shift, norm.mean, norm.variance)
+            )
+        elif self._makers(node):
+            anchor = self._strongest(channel_map, factor, old)
+            scale, variance = _select(norm.scale, old, new, anchor), _select(norm.variance, old, new, anchor)
+            new_factor = _Norm(scale, scale, scale, variance, norm.epsilon).factor
+            shift = mapped(norm.shift, channel_map.output)
+            folded_mean = mapped(factor * norm.mean, channel_map.output)
+            # Outside the group, and where the factor is 0 so that the mean does not matter, the mean stays.
+            mean = _select(norm.mean, old, new, anchor)
+            inside = new.ravel()[new_factor[new.ravel()] != 0]
+            mean[inside] = folded_mean[inside] / new_factor[inside]
+        else:
+            variance = _select(norm.variance, old, new, anchor)
+            new_factor = mapped(factor, channel_map.carried)
+            mean = mapped(norm.mean, channel_map.output)
+            scale = new_factor * np.sqrt(variance + norm.epsilon)
+            shift = mapped(norm.shift - factor * norm.mean, channel_map.output) + new_factor * mean
+        values = {_SCALE: scale, _SHIFT: shift, _MEAN: mean, _VARIANCE: variance}
+        return {operands[slot].operand: value for slot, value in values.items()}
+
+    @staticmethod
+    def _strongest(channel_map: ChannelMap, factor: FloatArray, old: IntArray) -> IntArray:
+        """For every fused channel the place of the source that contributes most to it, which is never a dead one."""
+        share = np.abs(channel_map.output[:, :, None] * factor[old][None])
+        best = np.where(share.max(axis=1) > 0, share.argmax(axis=1), channel_map.anchors[:, None])
+        return np.take_along_axis(old, best, axis=0)
+
+
+def _matrix(channel_map: ChannelMap, role: Role) -> FloatArray:
+    match role:
+        case Role.PRODUCER | Role.BIAS:
+            return channel_map.output
+        case Role.CONSUMER:
+            return channel_map.input.T
+        case Role.CARRIED:
+            return channel_map.carried
+
+
+def _along(vector: FloatArray, axis: int, rank: int) -> FloatArray:
+    return vector.reshape([-1 if i == axis else 1 for i in range(rank)])
+
+
+def _select(vector: FloatArray, old: IntArray, new: IntArray, anchor: IntArray) -> FloatArray:
+    """Keep the entries of other groups, and put those at ``anchor`` where the fused channels go."""
+    result = np.empty(len(vector) - old.size + new.size)
+    result[np.delete(np.arange(len(result)), new.ravel())] = np.delete(vector, old.ravel())
+    result[new] = vector[anchor]
+    return result

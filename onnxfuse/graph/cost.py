@@ -1,0 +1,86 @@
+"""Parameters and multiply-accumulates of a graph, from shapes alone: before, and predicted for any choice of widths."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from onnx import TensorProto
+
+from onnxfuse.graph.shapes import Shapes
+from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView, Operand
+
+__all__ = ["Cost", "DimsOf", "measure_cost"]
+
+DimsOf: TypeAlias = Callable[[Operand], Sequence[int] | None]
+
+_NO_PARAMETER_TYPES = frozenset({TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING, TensorProto.UNDEFINED})
+_BATCH_NORM_STATISTICS = (3, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a network costs.
+
+    Attributes:
+        parameters: Elements of all constants that nodes read, without integers that are shapes or indices, and
+            without the running mean and variance of batch normalisation, as frameworks count. A constant with several
+            readers counts once while they agree on its shape.
+        macs: Multiply-accumulates of one run at the shapes given: convolutions, matrix products, recurrent layers;
+            other operators count nothing.
+    """
+
+    parameters: int
+    macs: int
+
+
+def measure_cost(graph: GraphView, shapes: Shapes, dims_of: DimsOf) -> Cost:
+    """Count parameters and multiply-accumulates.
+
+    Args:
+        graph: The graph.
+        shapes: Its original shapes.
+        dims_of: The shape of an operand now (or as planned); None where it is not known.
+    """
+    macs = sum(_macs(node, graph, dims_of) for node in graph.nodes)
+    tensors: set[tuple[str, tuple[int, ...]]] = set()
+    for node in graph.nodes:
+        for operand in _parameters(node, graph, shapes):
+            tensors.add((operand.name, tuple(dims_of(operand) or shapes.dims[operand.name])))
+    return Cost(sum(math.prod(dims) for _, dims in tensors), macs)
+
+
+def _parameters(node: NodeView, graph: GraphView, shapes: Shapes) -> Iterator[Operand]:
+    for slot, name in enumerate(node.inputs):
+        if name not in graph.constants or shapes.types[name] in _NO_PARAMETER_TYPES:
+            continue
+        if node.op == "BatchNormalization" and slot in _BATCH_NORM_STATISTICS:
+            continue
+        yield Operand(name, node.index, slot)
+    for name in node.captured:
+        if name in graph.constants and shapes.types[name] not in _NO_PARAMETER_TYPES:
+            yield Operand(name)
+
+
+def _macs(node: NodeView, graph: GraphView, dims_of: DimsOf) -> int:
+    if node.domain != DEFAULT_DOMAIN:
+        return 0
+
+    def shape(slot: int) -> Sequence[int]:
+        operand = graph.operand(node, slot)
+        return (operand and dims_of(operand)) or ()
+
+    y = dims_of(Operand(node.outputs[0])) if node.outputs else None
+    match node.op:
+        case "Conv" if y is not None and shape(1):
+            return math.prod(y) * math.prod(shape(1)[1:])
+        case "ConvTranspose" if shape(0) and shape(1):
+            return math.prod(shape(0)) * math.prod(shape(1)[1:])
+        case "Gemm" if y is not None and shape(0):
+            return math.prod(y) * shape(0)[0 if node.attributes.get("transA", 0) else 1]
+        case "MatMul" if y is not None and shape(0):
+            return math.prod(y) * shape(0)[-1]
+        case "LSTM" | "GRU" | "RNN" if shape(0) and shape(2):
+            steps = math.prod(shape(0)[:2])
+            return steps * (math.prod(shape(1)) + math.prod(shape(2)))
+    return 0

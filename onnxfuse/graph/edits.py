@@ -1,0 +1,261 @@
+"""Rewriting a graph: a list of edits goes in, a new model comes out, everything else stays as it was.
+
+This is the only module that touches onnx-graphsurgeon. Its import and export lose what they do not model (metadata
+of nodes and graph, producer fields, initializers that are also inputs, names seen from subgraphs), so only what was
+edited is taken from its result, and the rest from the original, byte for byte.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.logger import G_LOGGER
+
+from onnxfuse.errors import InvariantError
+from onnxfuse.graph.view import GraphView, NodeView
+
+__all__ = ["Edit", "SetAttribute", "SetInput", "apply_edits"]
+
+logger = logging.getLogger(__name__)
+
+AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class SetInput:
+    """Node ``node`` (index into `GraphView.nodes`) reads the constant ``value`` at ``slot``.
+
+    Whether the stored tensor is replaced, or a copy is made because another reader keeps the old one, is decided when
+    all edits are known.
+    """
+
+    node: int
+    slot: int
+    value: AnyArray
+
+
+@dataclass(frozen=True, eq=False)
+class SetAttribute:
+    """Node ``node`` has ``value`` (an integer or a list of integers) as its attribute ``name``."""
+
+    node: int
+    name: str
+    value: int | list[int]
+
+
+Edit: TypeAlias = SetInput | SetAttribute
+
+
+def apply_edits(graph: GraphView, edits: Sequence[Edit], dims: Mapping[str, Sequence[int]]) -> onnx.ModelProto:
+    """Return a new model with the edits applied.
+
+    Args:
+        graph: The original, which is not changed.
+        edits: At most one edit for every input slot and every attribute.
+        dims: New shapes of intermediate values whose stated shape would become wrong, by name.
+
+    Returns:
+        The new model; with no edits a copy of the original.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    if edits:
+        with _quiet():
+            surgeon = gs.import_onnx(graph.model)
+            rewriter = _Rewriter(graph, surgeon)
+            for edit in edits:
+                if isinstance(edit, SetAttribute):
+                    rewriter.set_attribute(edit)
+            rewriter.set_inputs([edit for edit in edits if isinstance(edit, SetInput)])
+            exported = gs.export_onnx(surgeon)
+        _graft(model, exported, rewriter)
+        _drop_unused(model, graph, rewriter.released)
+    if not graph.is_sorted:
+        _sort_nodes(model, graph)
+    _update_value_info(model, dims)
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep onnx-graphsurgeon's own log off the terminal; what matters is raised."""
+    severity = G_LOGGER.severity
+    G_LOGGER.severity = G_LOGGER.ERROR
+    try:
+        yield
+    finally:
+        G_LOGGER.severity = severity
+
+
+class _Rewriter:
+    """Applies edits to the graphsurgeon graph and notes what was touched."""
+
+    def __init__(self, graph: GraphView, surgeon: gs.Graph) -> None:
+        self.graph = graph
+        self.surgeon = surgeon
+        self.edited_nodes: set[int] = set()  # positions in the file
+        self.edited_constants: set[str] = set()
+        self.new_constants: set[str] = set()
+        self.released: set[str] = set()  # values that lost a reader
+        self.names = set(surgeon.tensors()) | set(graph.constants) | set(graph.producers)
+
+    def set_attribute(self, edit: SetAttribute) -> None:
+        node = self.graph.nodes[edit.node]
+        self._surgeon_node(node).attrs[edit.name] = edit.value
+        self.edited_nodes.add(node.position)
+
+    def set_inputs(self, edits: Sequence[SetInput]) -> None:
+        by_value: dict[str, list[SetInput]] = {}
+        for edit in edits:
+            inputs = self.graph.nodes[edit.node].inputs
+            name = inputs[edit.slot] if edit.slot < len(inputs) else ""
+            by_value.setdefault(name, []).append(edit)
+        for name, group in by_value.items():
+            if name in self.graph.constants and self._all_readers_agree(name, group):
+                self._replace(name, group[0].value)
+            else:
+                self._unshare(name, group)
+
+    def _all_readers_agree(self, name: str, edits: Sequence[SetInput]) -> bool:
+        readers = {(reader.node, reader.slot) for reader in self.graph.readers.get(name, [])}
+        same = all(_equal(edit.value, edits[0].value) for edit in edits)
+        return same and readers == {(e.node, e.slot) for e in edits} and name not in self.graph.outputs
+
+    def _replace(self, name: str, value: AnyArray) -> None:
+        position = self.graph.constant_nodes.get(name)
+        if position is None:
+            tensor = self.surgeon.tensors()[name]
+            if not isinstance(tensor, gs.Constant):
+                what = f"{name!r} is a constant in the file but not after import"
+                raise InvariantError(what)
+            tensor.values = value
+            self.edited_constants.add(name)
+        else:
+            attributes = self.surgeon.nodes[position].attrs
+            attributes.clear()
+            attributes["value"] = gs.Constant(name, value)
+            self.edited_nodes.add(position)
+
+    def _unshare(self, name: str, edits: Sequence[SetInput]) -> None:
+        """Make a constant of its own for every distinct new value; one more than needed is never made."""
+        made: list[tuple[AnyArray, gs.Constant]] = []
+        for edit in edits:
+            constant = next((c for value, c in made if _equal(value, edit.value)), None)
+            if constant is None:
+                node = self.graph.nodes[edit.node]
+                constant = gs.Constant(self._new_name(name or f"{node.name}_{edit.slot}"), edit.value)
+                made.append((edit.value, constant))
+                self.new_constants.add(constant.name)
+            self._connect(edit, constant)
+        if name:
+            self.released.add(name)
+
+    def _connect(self, edit: SetInput, constant: gs.Constant) -> None:
+        node = self.graph.nodes[edit.node]
+        inputs = self._surgeon_node(node).inputs
+        while len(inputs) <= edit.slot:
+            inputs.append(gs.Variable(""))
+        inputs[edit.slot] = constant
+        self.edited_nodes.add(node.position)
+
+    def _surgeon_node(self, node: NodeView) -> gs.Node:
+        return self.surgeon.nodes[node.position]
+
+    def _new_name(self, stem: str) -> str:
+        number = 0
+        name = f"{stem}_fused"
+        while name in self.names:
+            number += 1
+            name = f"{stem}_fused_{number}"
+        self.names.add(name)
+        return name
+
+
+def _equal(a: AnyArray, b: AnyArray) -> bool:
+    return a is b or (a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
+
+
+def _graft(model: onnx.ModelProto, exported: onnx.ModelProto, rewriter: _Rewriter) -> None:
+    """Take from the export what was edited, and nothing else."""
+    for position in rewriter.edited_nodes:
+        source, target = exported.graph.node[position], model.graph.node[position]
+        if source.op_type != target.op_type or list(source.output) != list(target.output):
+            what = f"node {position} changed its place on export"
+            raise InvariantError(what)
+        del target.input[:]
+        target.input.extend(source.input)
+        del target.attribute[:]
+        target.attribute.extend(source.attribute)
+    stored = {tensor.name: tensor for tensor in exported.graph.initializer}
+    for tensor in model.graph.initializer:
+        if tensor.name in rewriter.edited_constants:
+            doc = tensor.doc_string
+            tensor.CopyFrom(stored[tensor.name])
+            if doc:
+                tensor.doc_string = doc
+    model.graph.initializer.extend(stored[name] for name in sorted(rewriter.new_constants))
+    for info in model.graph.input:
+        if info.name in rewriter.edited_constants:
+            _set_dims(info, stored[info.name].dims)
+
+
+def _drop_unused(model: onnx.ModelProto, graph: GraphView, released: set[str]) -> None:
+    """Remove the constants, and the nodes that computed them, that lost their last reader through the edits."""
+    pending = set(released)
+    while pending:
+        name = pending.pop()
+        read = {i for n in model.graph.node for i in n.input} | {o.name for o in model.graph.output}
+        read |= {c for view in graph.nodes for c in view.captured}
+        if name in read:
+            continue
+        for i, tensor in enumerate(model.graph.initializer):
+            if tensor.name == name:
+                del model.graph.initializer[i]
+                break
+        for i, info in enumerate(model.graph.input):
+            if info.name == name:
+                del model.graph.input[i]
+                break
+        for i, node in enumerate(model.graph.node):
+            if name in node.output and not any(o in read for o in node.output):
+                pending.update(value for value in node.input if value)
+                del model.graph.node[i]
+                break
+
+
+def _sort_nodes(model: onnx.ModelProto, graph: GraphView) -> None:
+    """Put the nodes in topological order, which the format demands even where runtimes do not."""
+    constants = [n for n in model.graph.node if n.output and n.output[0] in graph.constant_nodes]
+    by_output = {n.output[0]: n for n in model.graph.node if n.output}
+    ordered = [view.outputs[0] for view in graph.nodes if view.outputs and view.outputs[0] in by_output]
+    nodes = [*constants, *(by_output[name] for name in ordered)]
+    copies = []
+    for node in nodes:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copies.append(copy)
+    if len(copies) != len(model.graph.node):
+        what = "sorting lost a node"
+        raise InvariantError(what)
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+
+
+def _update_value_info(model: onnx.ModelProto, dims: Mapping[str, Sequence[int]]) -> None:
+    for info in model.graph.value_info:
+        if info.name in dims:
+            _set_dims(info, dims[info.name])
+
+
+def _set_dims(info: onnx.ValueInfoProto, dims: Sequence[int]) -> None:
+    """Write the sizes into a stated shape; symbolic dimensions stay symbolic."""
+    if not info.type.HasField("tensor_type") or not info.type.tensor_type.HasField("shape"):
+        return
+    for stated, size in zip(info.type.tensor_type.shape.dim, dims, strict=False):
+        if stated.HasField("dim_value"):
+            stated.dim_value = int(size)

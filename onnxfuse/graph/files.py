@@ -1,0 +1,192 @@
+"""Reading and writing model files: clear refusals, external data, and no half-written result."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import external_data_helper
+
+from onnxfuse.errors import ModelError, OutputError
+
+__all__ = ["SourceModel", "check_output_path", "read_model", "staged", "write_model"]
+
+# A protobuf message, so a single-file model, can't be larger.
+_LARGEST_FILE = 2**31 - 1
+# Tensors smaller than this stay inside the model file when the weights go beside it.
+_EXTERNAL_FROM = 1024
+
+
+@dataclass(frozen=True)
+class SourceModel:
+    """A model with its weights in memory.
+
+    Attributes:
+        model: The model; nobody changes it.
+        path: Where it was read from; None if it was given as an object.
+        size_bytes: Size of the file with its external data, or of the object once serialised.
+        sha256: Hash of the file; empty for an object.
+    """
+
+    model: onnx.ModelProto
+    path: Path | None
+    size_bytes: int
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """The path, or a word for a model without one."""
+        return str(self.path) if self.path else "the model object"
+
+
+def read_model(source: str | os.PathLike[str] | onnx.ModelProto) -> SourceModel:
+    """Read an ONNX model with its external data.
+
+    Args:
+        source: A path, or a model object (which is copied, so that later changes to it do no harm).
+
+    Raises:
+        ModelError: There is no such file, it is not ONNX, it is cut short, or its external data is missing.
+    """
+    if isinstance(source, onnx.ModelProto):
+        model = onnx.ModelProto()
+        model.CopyFrom(source)
+        _check_has_graph(model, "the model object")
+        return SourceModel(model, None, model.ByteSize(), "")
+    path = Path(source)
+    data = _read_bytes(path)
+    try:
+        model = onnx.load_model_from_string(data)
+    except DecodeError as error:
+        what = "this is not an ONNX model, or it is cut short"
+        mend = "check the file's size against its source and copy or export it again"
+        raise ModelError(what, where=str(path), mend=mend) from error
+    _check_has_graph(model, str(path))
+    size = len(data) + _load_external_data(model, path)
+    return SourceModel(model, path, size, hashlib.sha256(data).hexdigest())
+
+
+def check_output_path(path: str | os.PathLike[str]) -> Path:
+    """Refuse early what could not be written in the end.
+
+    Raises:
+        OutputError: The folder does not exist or can't be written to, or the path is a folder.
+    """
+    target = Path(path)
+    folder = target.parent
+    if target.is_dir():
+        what = "the output path is a folder"
+        raise OutputError(what, where=str(target), mend="name a file, such as small.onnx")
+    if not folder.is_dir():
+        what = "the folder of the output file does not exist"
+        raise OutputError(what, where=str(folder), mend="create it first, or choose another place")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        what = f"the folder of the output file can't be written to: {error.strerror or error}"
+        raise OutputError(what, where=str(folder), mend="choose a folder that you may write to") from error
+    return target
+
+
+@contextmanager
+def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; move it into place when the block ends well, remove it otherwise.
+
+    Files that start with the temporary name (external data) move along.
+
+    Raises:
+        OutputError: The result could not be moved into place.
+    """
+    target = check_output_path(path)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+        yield Path(folder) / target.name
+        try:
+            # The model goes last: while it is not there, nothing points to the data beside it.
+            for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == target.name):
+                file.replace(target.parent / file.name)
+        except OSError as error:
+            what = f"the result can't be moved into place: {error.strerror or error}"
+            raise OutputError(what, where=str(target), mend="choose another output path") from error
+
+
+def write_model(model: onnx.ModelProto, path: Path) -> int:
+    """Write a model, with its weights beside it where one file can't hold them; return the bytes written.
+
+    Raises:
+        OutputError: The disk is full or the path can't be written.
+    """
+    data_path = path.with_name(path.name + ".data")
+    try:
+        if model.ByteSize() <= _LARGEST_FILE:
+            path.write_bytes(model.SerializeToString())
+            return path.stat().st_size
+        # The helper moves the weights out of the model it is given, so it gets a copy.
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        onnx.save_model(
+            copy, str(path), save_as_external_data=True, location=data_path.name, size_threshold=_EXTERNAL_FROM
+        )
+        return path.stat().st_size + data_path.stat().st_size
+    except OSError as error:
+        what = f"the model can't be written: {error.strerror or error}"
+        raise OutputError(what, where=str(path), mend="free some space or choose another output path") from error
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        what = "there is no such file"
+        raise ModelError(what, where=str(path), mend="check the path") from error
+    except IsADirectoryError as error:
+        what = "this is a folder, not a model file"
+        raise ModelError(what, where=str(path), mend="name the .onnx file inside it") from error
+    except OSError as error:
+        what = f"the file can't be read: {error.strerror or error}"
+        raise ModelError(what, where=str(path), mend="check its permissions") from error
+    if not data:
+        what = "the file is empty"
+        raise ModelError(what, where=str(path), mend="export the model again")
+    return data
+
+
+def _check_has_graph(model: onnx.ModelProto, where: str) -> None:
+    # Many files that are not ONNX decode as a message of unknown fields; a model has a version and a graph.
+    if not model.HasField("graph") or not model.ir_version or not model.graph.output:
+        what = "this is not an ONNX model: it has no graph with outputs, or no IR version"
+        raise ModelError(what, where=where, mend="give a .onnx file")
+
+
+def _load_external_data(model: onnx.ModelProto, path: Path) -> int:
+    """Load weights that lie beside the model; return their size in bytes."""
+    tensors = [t for t in _tensors(model.graph) if external_data_helper.uses_external_data(t)]
+    files = {external_data_helper.ExternalDataInfo(t).location for t in tensors}
+    missing = sorted(name for name in files if not (path.parent / name).is_file())
+    if missing:
+        what = f"the model keeps weights in a file that is missing: {missing[0]!r}"
+        raise ModelError(what, where=str(path), mend=f"put it beside the model, in {str(path.parent)!r}")
+    size = sum((path.parent / name).stat().st_size for name in files)
+    try:
+        external_data_helper.load_external_data_for_model(model, str(path.parent))
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        what = f"the model's external data can't be read: {error}"
+        raise ModelError(what, where=str(path), mend="export the model again") from error
+    return size
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor stored in a graph and its subgraphs."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _tensors(inner)

@@ -1,0 +1,194 @@
+"""The laws of importances: every member of the registry, then what each one says."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxfuse.arrays import FloatArray
+from onnxfuse.errors import ModelError, RegistryError
+from onnxfuse.importance import IMPORTANCES, Importance
+from onnxfuse.importance.lamp import lamp_scores
+from onnxfuse.statistics.features import ChannelFeatures, MemberFeatures, Role
+
+DETERMINISTIC = [name for name in IMPORTANCES if name != "random"]
+
+
+def group(*weights: FloatArray, scale: FloatArray | None = None) -> ChannelFeatures:
+    """Make a group of one producer and any number of consumers."""
+    members = [MemberFeatures("producer", Role.PRODUCER, weights[0], bn_scale=scale)]
+    members += [MemberFeatures(f"consumer {i}", Role.CONSUMER, w) for i, w in enumerate(weights[1:])]
+    return ChannelFeatures(len(weights[0]), tuple(members))
+
+
+@st.composite
+def groups(draw: st.DrawFn) -> ChannelFeatures:
+    """Draw groups with whole weights, so that ties, copies and channels of zeros are common."""
+    channels = draw(st.integers(1, 9))
+    members = draw(st.integers(1, 3))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    largest = draw(st.sampled_from([0, 1, 3]))
+    weights = [
+        rng.integers(-largest, largest + 1, size=(channels, draw(st.integers(1, 4)))).astype(float)
+        for _ in range(members)
+    ]
+    scale = rng.normal(size=channels) if draw(st.booleans()) else None
+    return group(*weights, scale=scale)
+
+
+def permuted(features: ChannelFeatures, order: FloatArray) -> ChannelFeatures:
+    """Reorder the channels of a group."""
+    members = tuple(
+        MemberFeatures(m.node, m.role, m.weights[order], bn_scale=None if m.bn_scale is None else m.bn_scale[order])
+        for m in features.members
+    )
+    return ChannelFeatures(features.channels, members)
+
+
+def score(name: str, features: ChannelFeatures, seed: int = 0) -> FloatArray:
+    return IMPORTANCES[name](features, np.random.default_rng(seed))
+
+
+def assert_scores(scores: FloatArray, channels: int) -> None:
+    """Assert what the protocol promises of any scores."""
+    assert scores.shape == (channels,)
+    assert scores.dtype == np.float64
+    assert np.isfinite(scores).all()
+    assert scores.min() >= 0
+
+
+def assert_permutes(scores: FloatArray, of_permuted: FloatArray, order: FloatArray) -> None:
+    """Assert that scores went where their channels went."""
+    np.testing.assert_allclose(of_permuted, scores[order], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [np.zeros(3), np.zeros((2, 1)), np.array([1.0, np.nan]), np.array([1.0, np.inf]), np.array([1.0, -1.0])],
+)
+def test_assert_scores_fails(scores: FloatArray) -> None:
+    with pytest.raises(AssertionError):
+        assert_scores(scores, 2)
+
+
+def test_assert_permutes_fails() -> None:
+    with pytest.raises(AssertionError):
+        assert_permutes(np.array([1.0, 2.0]), np.array([1.0, 2.0]), np.array([1, 0]))
+
+
+def test_members_are_as_documented() -> None:
+    assert list(IMPORTANCES) == ["l1", "l2", "linf", "lamp", "random", "bn-scale"]
+    with pytest.raises(RegistryError, match="no importance called 'l3'"):
+        IMPORTANCES["l3"]
+
+
+@pytest.mark.parametrize("name", IMPORTANCES)
+@given(features=groups())
+def test_scores_are_finite_and_not_negative(name: str, features: ChannelFeatures) -> None:
+    assert_scores(score(name, features), features.channels)
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+@given(features=groups(), data=st.data())
+def test_scores_permute_with_the_channels(name: str, features: ChannelFeatures, data: st.DataObject) -> None:
+    order = np.array(data.draw(st.permutations(range(features.channels))))
+    assert_permutes(score(name, features), score(name, permuted(features, order)), order)
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+@given(features=groups(), power=st.integers(-60, 60))
+def test_scores_do_not_depend_on_the_scale_of_the_group(name: str, features: ChannelFeatures, power: int) -> None:
+    scaled = group(
+        *(m.weights * 2.0**power for m in features.members),
+        scale=features.members[0].bn_scale,
+    )
+    np.testing.assert_array_equal(score(name, scaled), score(name, features))
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_a_group_of_zeros_scores_ones(name: str) -> None:
+    zeros = group(np.zeros((3, 2)), np.zeros((3, 4)), scale=np.zeros(3))
+    assert score(name, zeros).tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("name", IMPORTANCES)
+def test_inputs_stay_as_they_are(name: str) -> None:
+    weights = np.random.default_rng(0).normal(size=(4, 3))
+    before = weights.copy()
+    score(name, group(weights, scale=weights[:, 0]))
+    np.testing.assert_array_equal(weights, before)
+
+
+@pytest.mark.parametrize("name", ["l1", "l2", "linf", "lamp", "bn-scale"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_not_finite_is_named(name: str, bad: float) -> None:
+    features = group(np.ones((2, 2)), np.array([[1.0], [bad]]))
+    with pytest.raises(ModelError, match="consumer 0"):
+        score(name, features)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # Member means: producer and consumer count the same, whatever their sizes.
+        ("l1", [(3 + 0) / 2, (1 + 4) / 2]),
+        ("l2", [(5 + 0) / 2, (1 + 16) / 2]),
+        ("linf", [(2 + 0) / 2, (1 + 4) / 2]),
+    ],
+)
+def test_magnitudes(name: str, expected: list[float]) -> None:
+    features = group(np.array([[1.0, -2.0], [0.0, -1.0]]), np.array([[0.0], [4.0]]))
+    np.testing.assert_allclose(score(name, features), np.array(expected) / np.mean(expected))
+
+
+def test_biases_do_not_count() -> None:
+    weights = np.ones((2, 1))
+    biased = MemberFeatures("conv", Role.PRODUCER, weights, bias=np.array([[5.0], [0.0]]))
+    for name in DETERMINISTIC:
+        np.testing.assert_array_equal(score(name, ChannelFeatures(2, (biased,))), score(name, group(weights)))
+
+
+def test_lamp_puts_scores_back_on_their_channels() -> None:
+    # The order on which the released code fails.
+    expected = [1.0, 1 / 15, 4 / 9, 2 / 14, 3 / 12]
+    np.testing.assert_allclose(lamp_scores(np.array([5.0, 1.0, 4.0, 2.0, 3.0])), expected)
+
+
+@given(norms=st.lists(st.integers(0, 5), min_size=1, max_size=9))
+def test_lamp_is_its_formula(norms: list[int]) -> None:
+    u = np.array(norms, dtype=float)
+    if not u.any():
+        return
+    expected = [x / u[u >= x].sum() for x in u]
+    np.testing.assert_allclose(lamp_scores(u), expected)
+    # It never changes which of two channels is the larger.
+    assert np.array_equal(np.sign(np.subtract.outer(lamp_scores(u), lamp_scores(u))), np.sign(np.subtract.outer(u, u)))
+
+
+def test_random_follows_the_seed() -> None:
+    features = group(np.ones((50, 1)))
+    np.testing.assert_array_equal(score("random", features, 7), score("random", features, 7))
+    assert not np.array_equal(score("random", features, 7), score("random", features, 8))
+
+
+def test_bn_scale_averages_the_scales_that_there_are() -> None:
+    weights = np.ones((2, 1))
+    members = (
+        MemberFeatures("a", Role.PRODUCER, weights, bn_scale=np.array([-3.0, 1.0])),
+        MemberFeatures("b", Role.PRODUCER, weights, bn_scale=np.array([1.0, 3.0])),
+        MemberFeatures("c", Role.PRODUCER, np.array([[100.0], [1.0]])),
+    )
+    assert score("bn-scale", ChannelFeatures(2, members)).tolist() == [1.0, 1.0]
+    assert score("bn-scale", ChannelFeatures(2, members[:1])).tolist() == [1.5, 0.5]
+
+
+def test_bn_scale_without_scales_is_l1() -> None:
+    features = group(np.array([[1.0], [3.0]]))
+    np.testing.assert_array_equal(score("bn-scale", features), score("l1", features))
+
+
+def test_members_satisfy_the_protocol() -> None:
+    for name in IMPORTANCES:
+        member: Importance = IMPORTANCES[name]
+        assert callable(member)
+        assert member.__doc__
