@@ -46,6 +46,7 @@ def permuted(features: ChannelFeatures, order: FloatArray) -> ChannelFeatures:
 
 
 def score(name: str, features: ChannelFeatures, seed: int = 0) -> FloatArray:
+    """Score a group by name, from a fresh generator."""
     return IMPORTANCES[name](features, np.random.default_rng(seed))
 
 
@@ -67,16 +68,19 @@ def assert_permutes(scores: FloatArray, of_permuted: FloatArray, order: FloatArr
     [np.zeros(3), np.zeros((2, 1)), np.array([1.0, np.nan]), np.array([1.0, np.inf]), np.array([1.0, -1.0])],
 )
 def test_assert_scores_fails(scores: FloatArray) -> None:
+    """Assert scores fails."""
     with pytest.raises(AssertionError):
         assert_scores(scores, 2)
 
 
 def test_assert_permutes_fails() -> None:
+    """Assert permutes fails."""
     with pytest.raises(AssertionError):
         assert_permutes(np.array([1.0, 2.0]), np.array([1.0, 2.0]), np.array([1, 0]))
 
 
 def test_members_are_as_documented() -> None:
+    """Members are as documented."""
     assert list(IMPORTANCES) == ["l1", "l2", "linf", "lamp", "random", "bn-scale"]
     with pytest.raises(RegistryError, match="no importance called 'l3'"):
         IMPORTANCES["l3"]
@@ -85,12 +89,14 @@ def test_members_are_as_documented() -> None:
 @pytest.mark.parametrize("name", IMPORTANCES)
 @given(features=groups())
 def test_scores_are_finite_and_not_negative(name: str, features: ChannelFeatures) -> None:
+    """Scores are finite and not negative."""
     assert_scores(score(name, features), features.channels)
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 @given(features=groups(), data=st.data())
 def test_scores_permute_with_the_channels(name: str, features: ChannelFeatures, data: st.DataObject) -> None:
+    """Scores permute with the channels."""
     order = np.array(data.draw(st.permutations(range(features.channels))))
     assert_permutes(score(name, features), score(name, permuted(features, order)), order)
 
@@ -98,6 +104,7 @@ def test_scores_permute_with_the_channels(name: str, features: ChannelFeatures, 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 @given(features=groups(), power=st.integers(-60, 60))
 def test_scores_do_not_depend_on_the_scale_of_the_group(name: str, features: ChannelFeatures, power: int) -> None:
+    """Scores do not depend on the scale of the group."""
     scaled = group(
         *(m.weights * 2.0**power for m in features.members),
         scale=features.members[0].bn_scale,
@@ -107,12 +114,14 @@ def test_scores_do_not_depend_on_the_scale_of_the_group(name: str, features: Cha
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_a_group_of_zeros_scores_ones(name: str) -> None:
+    """A group of zeros scores ones."""
     zeros = group(np.zeros((3, 2)), np.zeros((3, 4)), scale=np.zeros(3))
     assert score(name, zeros).tolist() == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("name", IMPORTANCES)
 def test_inputs_stay_as_they_are(name: str) -> None:
+    """Inputs stay as they are."""
     weights = np.random.default_rng(0).normal(size=(4, 3))
     before = weights.copy()
     score(name, group(weights, scale=weights[:, 0]))
@@ -122,6 +131,7 @@ def test_inputs_stay_as_they_are(name: str) -> None:
 @pytest.mark.parametrize("name", ["l1", "l2", "linf", "lamp", "bn-scale"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_weight_that_is_not_finite_is_named(name: str, bad: float) -> None:
+    """A weight that is not finite is named."""
     features = group(np.ones((2, 2)), np.array([[1.0], [bad]]))
     with pytest.raises(ModelError, match="consumer 0"):
         score(name, features)
@@ -137,11 +147,13 @@ def test_a_weight_that_is_not_finite_is_named(name: str, bad: float) -> None:
     ],
 )
 def test_magnitudes(name: str, expected: list[float]) -> None:
+    """Magnitudes."""
     features = group(np.array([[1.0, -2.0], [0.0, -1.0]]), np.array([[0.0], [4.0]]))
     np.testing.assert_allclose(score(name, features), np.array(expected) / np.mean(expected))
 
 
 def test_biases_do_not_count() -> None:
+    """Biases do not count."""
     weights = np.ones((2, 1))
     biased = MemberFeatures("conv", Role.PRODUCER, weights, bias=np.array([[5.0], [0.0]]))
     for name in DETERMINISTIC:
@@ -149,6 +161,7 @@ def test_biases_do_not_count() -> None:
 
 
 def test_lamp_puts_scores_back_on_their_channels() -> None:
+    """Lamp puts scores back on their channels."""
     # The order on which the released code fails.
     expected = [1.0, 1 / 15, 4 / 9, 2 / 14, 3 / 12]
     np.testing.assert_allclose(lamp_scores(np.array([5.0, 1.0, 4.0, 2.0, 3.0])), expected)
@@ -156,6 +169,7 @@ def test_lamp_puts_scores_back_on_their_channels() -> None:
 
 @given(norms=st.lists(st.integers(0, 5), min_size=1, max_size=9))
 def test_lamp_is_its_formula(norms: list[int]) -> None:
+    """Lamp is its formula."""
     u = np.array(norms, dtype=float)
     if not u.any():
         return
@@ -166,12 +180,14 @@ def test_lamp_is_its_formula(norms: list[int]) -> None:
 
 
 def test_random_follows_the_seed() -> None:
+    """Random follows the seed."""
     features = group(np.ones((50, 1)))
     np.testing.assert_array_equal(score("random", features, 7), score("random", features, 7))
     assert not np.array_equal(score("random", features, 7), score("random", features, 8))
 
 
 def test_bn_scale_averages_the_scales_that_there_are() -> None:
+    """Bn scale averages the scales that there are."""
     weights = np.ones((2, 1))
     members = (
         MemberFeatures("a", Role.PRODUCER, weights, bn_scale=np.array([-3.0, 1.0])),
@@ -183,11 +199,13 @@ def test_bn_scale_averages_the_scales_that_there_are() -> None:
 
 
 def test_bn_scale_without_scales_is_l1() -> None:
+    """Bn scale without scales is l1."""
     features = group(np.array([[1.0], [3.0]]))
     np.testing.assert_array_equal(score("bn-scale", features), score("l1", features))
 
 
 def test_members_satisfy_the_protocol() -> None:
+    """Members satisfy the protocol."""
     for name in IMPORTANCES:
         member: Importance = IMPORTANCES[name]
         assert callable(member)

@@ -41,9 +41,7 @@ class ChannelMap:
         if self.output.ndim != 2 or not 1 <= self.output.shape[0] <= self.output.shape[1]:
             _refuse(f"an output map has shape (K, C) with K from 1 to C, not {self.output.shape}")
         if self.input.shape != self.output.shape[::-1]:
-            _refuse(
-                f"an output map of shape {self.output.shape} has no input map of shape {self.input.shape}"
-            )
+            _refuse(f"an output map of shape {self.output.shape} has no input map of shape {self.input.shape}")
         if not (np.isfinite(self.output).all() and np.isfinite(self.input).all()):
             _refuse("a channel map has values that are not finite")
         if self.anchors.shape != (self.kept,):
@@ -125,9 +123,7 @@ class ChannelMap:
         return clusters
 
     @classmethod
-    def from_plan(
-        cls, plan: FloatArray, anchors: IntArray, *, output_norm: OutputNorm = "sum"
-    ) -> "ChannelMap":
+    def from_plan(cls, plan: FloatArray, anchors: IntArray, *, output_norm: OutputNorm = "sum") -> "ChannelMap":
         r"""Turn a transport plan into a map, as Intra-Fusion does.
 
         With ``"sum"``, as in the released code, :math:`A = P^T \mathrm{diag}(P 1)^{-1}` and :math:`B = A^T`:

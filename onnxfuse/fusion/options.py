@@ -65,9 +65,7 @@ class FusionOptions:
             raise ConfigError(what, where="--p", mend="give a number from 1 on, or inf")
         if not 0 < self.regularisation < math.inf:
             what = f"the regularisation is {self.regularisation}"
-            raise ConfigError(
-                what, where="--regularisation", mend="give a finite number above 0, such as 0.05"
-            )
+            raise ConfigError(what, where="--regularisation", mend="give a finite number above 0, such as 0.05")
         if self.output_norm not in get_args(OutputNorm):
             what = f"there is no output norm called {self.output_norm!r}"
             raise ConfigError(what, where="--output-norm", mend=f"known: {', '.join(get_args(OutputNorm))}")

@@ -199,7 +199,7 @@ def _graft(model: onnx.ModelProto, exported: onnx.ModelProto, rewriter: _Rewrite
             if doc:
                 tensor.doc_string = doc
     model.graph.initializer.extend(stored[name] for name in sorted(rewriter.new_constants))
-    for info in model.graph.input:
+    for info in (*model.graph.input, *model.graph.value_info):
         if info.name in rewriter.edited_constants:
             _set_dims(info, stored[info.name].dims)
 

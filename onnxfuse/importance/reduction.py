@@ -16,9 +16,7 @@ from onnxfuse.statistics.features import MemberFeatures
 __all__ = ["mean_over_members", "over_mean"]
 
 
-def mean_over_members(
-    members: Iterable[MemberFeatures], score: Callable[[MemberFeatures], FloatArray]
-) -> FloatArray:
+def mean_over_members(members: Iterable[MemberFeatures], score: Callable[[MemberFeatures], FloatArray]) -> FloatArray:
     """Average what ``score`` says of each member.
 
     Args:
@@ -36,9 +34,7 @@ def mean_over_members(
         row = score(member)
         if not np.isfinite(row).all():
             what = "a weight is NaN or infinite (or too large to be squared), so its channel can't be scored"
-            raise ModelError(
-                what, where=member.node, mend="repair the model's weights, or leave the layer out"
-            )
+            raise ModelError(what, where=member.node, mend="repair the model's weights, or leave the layer out")
         rows.append(row)
     mean: FloatArray = np.mean(np.stack(rows), axis=0)
     return mean

@@ -179,8 +179,11 @@ def _describe(vectors: FloatArray, labels: IntArray, count: int) -> Clusters:
     """Add centroids and anchors to a labelling without empty clusters, and number the clusters by anchor."""
     centroids = _centroids(vectors, labels, count)
     distances = np.linalg.norm(vectors - centroids[labels], axis=1)
+    # Two members are always equally near: rounding must not decide between them.
+    farthest = distances.max()
+    nearness = np.round(distances / farthest, 9) if farthest > 0 else distances
     # By cluster, then nearest first, then lowest index first: the first of each cluster is its anchor.
-    order = np.lexsort((distances, labels))
+    order = np.lexsort((nearness, labels))
     anchors = order[np.searchsorted(labels[order], np.arange(count))]
     by_anchor = np.argsort(anchors)
     rank = np.empty(count, dtype=np.int64)

@@ -27,7 +27,7 @@ def ground_cost(vectors: FloatArray, targets: FloatArray, *, p: float, normalise
 
     The cost of equal rows is exactly 0. Every entry is computed by itself, so the result does not depend on
     the number of threads. Time is O(C K D): about 0.8 ns an entry and dimension for p of 1, 2 and infinity on
-    one core (the rows are spread over the cores), some twenty times that for any other p.
+    one core (the rows are spread over the cores), some twenty-five times that for any other p.
 
     Args:
         vectors: One row per channel, shape (C, D), float64, finite.

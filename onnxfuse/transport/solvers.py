@@ -50,9 +50,7 @@ class TransportResult:
 class Solver(Protocol):
     """Solves the transport problem."""
 
-    def __call__(
-        self, cost: FloatArray, a: FloatArray, b: FloatArray, /, *, regularisation: float
-    ) -> TransportResult:
+    def __call__(self, cost: FloatArray, a: FloatArray, b: FloatArray, /, *, regularisation: float) -> TransportResult:
         """Return a plan.
 
         Args:
@@ -136,9 +134,7 @@ def entropic(cost: FloatArray, a: FloatArray, b: FloatArray, /, *, regularisatio
     active = cost[np.ix_(rows, columns)]
     mean = float(active.mean())
     plan = np.zeros_like(cost)
-    plan[np.ix_(rows, columns)] = _sinkhorn(
-        active / mean if mean > 0 else active, a[rows], b[columns], regularisation
-    )
+    plan[np.ix_(rows, columns)] = _sinkhorn(active / mean if mean > 0 else active, a[rows], b[columns], regularisation)
     return _checked_result(plan, cost, a, b, "entropic")
 
 
@@ -173,25 +169,19 @@ def _check_problem(cost: FloatArray, a: FloatArray, b: FloatArray) -> None:
         raise InvariantError(what, where="transport")
     for mass in (a, b):
         if not (np.isfinite(mass).all() and mass.min() >= 0 and abs(mass.sum() - 1.0) < _TOLERANCE):
-            what = (
-                f"masses are to be at least 0 and sum to 1; the least is {mass.min()}, the sum {mass.sum()}"
-            )
+            what = f"masses are to be at least 0 and sum to 1; the least is {mass.min()}, the sum {mass.sum()}"
             raise InvariantError(what, where="transport")
     if not np.isfinite(cost).all():
         what = "the ground cost has values that are not finite"
         raise SolverError(what, where="transport", mend="look for NaN or infinite weights in the model")
 
 
-def _checked_result(
-    plan: FloatArray, cost: FloatArray, a: FloatArray, b: FloatArray, solver: str
-) -> TransportResult:
+def _checked_result(plan: FloatArray, cost: FloatArray, a: FloatArray, b: FloatArray, solver: str) -> TransportResult:
     """Measure a plan, and raise where it is none."""
     error = float(np.abs(plan.sum(axis=1) - a).sum() + np.abs(plan.sum(axis=0) - b).sum())
     # The negated comparison catches NaN too.
     if not error <= _TOLERANCE:
         what = f"the plan misplaces a mass of {error:.2g} of 1"
-        mend = (
-            "raise --regularisation, or use the solver 'exact'" if solver == "entropic" else "use 'entropic'"
-        )
+        mend = "raise --regularisation, or use the solver 'exact'" if solver == "entropic" else "use 'entropic'"
         raise SolverError(what, where=f"solver {solver!r}", mend=mend)
     return TransportResult(plan, float(np.sum(plan * cost)), error)

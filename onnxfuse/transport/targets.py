@@ -44,9 +44,7 @@ class Targets:
 class Target(Protocol):
     """Chooses the points that the channels of a group are transported to."""
 
-    def __call__(
-        self, vectors: FloatArray, scores: FloatArray, kept: int, rng: np.random.Generator, /
-    ) -> Targets:
+    def __call__(self, vectors: FloatArray, scores: FloatArray, kept: int, rng: np.random.Generator, /) -> Targets:
         """Return K points.
 
         Args:
@@ -86,9 +84,7 @@ def top_channels(scores: FloatArray, kept: int) -> IntArray:
     return np.sort(np.argsort(-scores, kind="stable")[:kept])
 
 
-def most_important(
-    vectors: FloatArray, scores: FloatArray, kept: int, rng: np.random.Generator, /
-) -> Targets:
+def most_important(vectors: FloatArray, scores: FloatArray, kept: int, rng: np.random.Generator, /) -> Targets:
     """Take the K most important channels themselves: the default of the paper, used for all of its results.
 
     Args:
@@ -126,9 +122,7 @@ def kmeans(vectors: FloatArray, scores: FloatArray, kept: int, rng: np.random.Ge
     return _centroid_targets(cluster_rows(vectors, kept, rng), scores)
 
 
-def gaussian_mixture(
-    vectors: FloatArray, scores: FloatArray, kept: int, rng: np.random.Generator, /
-) -> Targets:
+def gaussian_mixture(vectors: FloatArray, scores: FloatArray, kept: int, rng: np.random.Generator, /) -> Targets:
     """Take the means of a mixture of K spherical Gaussians (``cluster_centroid`` of the released code).
 
     Expectation-maximisation starts from k-means clusters and runs in the space that the channels span, where

@@ -15,9 +15,7 @@ from onnxfuse.transport import cluster_rows
 __all__ = ["fold"]
 
 
-def fold(
-    features: ChannelFeatures, kept: int, options: FusionOptions, rng: np.random.Generator, /
-) -> ChannelMap:
+def fold(features: ChannelFeatures, kept: int, options: FusionOptions, rng: np.random.Generator, /) -> ChannelMap:
     """Make K k-means clusters of the channels' feature vectors; the mean of each goes out, the sum comes in.
 
     Exact copies always share a cluster unless there are fewer kinds of channels than clusters, and merge

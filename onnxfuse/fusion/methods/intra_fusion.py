@@ -17,11 +17,10 @@ def intra_fusion(
 ) -> ChannelMap:
     """Fuse channels by an optimal transport plan.
 
-    Importance gives the targets; a ground cost between feature vectors and masses on both sides give the
-    plan; the plan gives the map. Exact copies among the channels merge to their *sum* on both sides
-    (``output_norm="sum"``, as released, which doubles what two copies say) or without error (``"mean"``),
-    where the plan sends them to the same
-    target: with uniform masses it does so only if the copies are as many as C / K asks for.
+    Importance gives the targets; a ground cost between feature vectors and masses on both sides give the plan;
+    the plan gives the map. Copies that the plan sends to the same target merge to their *sum* on both sides with
+    ``output_norm="sum"`` (as released: it doubles what two copies say), and without error with ``"mean"``. But
+    copies need not meet: those of an important channel are all among the targets themselves.
 
     Args:
         features: What is known about the group's C channels.

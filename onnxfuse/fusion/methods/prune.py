@@ -12,9 +12,7 @@ from onnxfuse.transport import top_channels
 __all__ = ["prune"]
 
 
-def prune(
-    features: ChannelFeatures, kept: int, options: FusionOptions, rng: np.random.Generator, /
-) -> ChannelMap:
+def prune(features: ChannelFeatures, kept: int, options: FusionOptions, rng: np.random.Generator, /) -> ChannelMap:
     """Keep the K most important channels in their order; among equals, those of lower index.
 
     Args:

@@ -1,0 +1,154 @@
+"""From a model to its coupling groups: read it, fix its input shapes, infer, solve. Shared by every command."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxfuse.config import Provider
+from onnxfuse.coupling.groups import ChannelGraph, CouplingGroup, positions
+from onnxfuse.coupling.solve import solve_coupling
+from onnxfuse.errors import ModelError, RuntimeFailedError, UnsupportedGraphError
+from onnxfuse.graph.cost import Cost, measure_cost
+from onnxfuse.graph.files import SourceModel
+from onnxfuse.graph.shapes import Shapes, infer_shapes
+from onnxfuse.graph.view import GraphView
+from onnxfuse.proof.runtime import Session
+from onnxfuse.proof.samples import Samples, candidate_dims, synthetic_samples
+
+__all__ = ["Analysis", "analyse", "choose_samples", "compressible_share", "cost_of", "group_parameters"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A model with all that was inferred about it.
+
+    Attributes:
+        source: The model.
+        graph: Its graph.
+        shapes: Shapes at one sample a run, as far as the model allows.
+        input_dims: The input shapes that they hold for.
+        channels: Its coupling groups.
+        cost: What it costs at these shapes.
+    """
+
+    source: SourceModel
+    graph: GraphView
+    shapes: Shapes
+    input_dims: Mapping[str, tuple[int, ...]]
+    channels: ChannelGraph
+    cost: Cost
+
+
+def choose_samples(source: SourceModel, graph: GraphView, provider: Provider, seed: int) -> tuple[Samples | None, str]:
+    """Find input shapes that the model runs with, and make synthetic samples of them.
+
+    Returns:
+        The samples, or None and the reason if the model runs with no choice that was tried.
+    """
+    session = Session(source.path or source.model, provider, name=f"the original model {source.name!r}")
+    problem = ""
+    for dims in candidate_dims(graph):
+        try:
+            samples = synthetic_samples(graph, dims, seed)
+            session.run(next(samples.feeds()))
+        except RuntimeFailedError as error:
+            problem = problem or error.what
+            continue
+        else:
+            return samples, ""
+    return None, problem
+
+
+def analyse(source: SourceModel, graph: GraphView, samples: Samples | None) -> Analysis:
+    """Infer shapes and coupling of a model.
+
+    Args:
+        source: The model.
+        graph: Its graph.
+        samples: Inputs that it runs with; None to go by the stated shapes alone.
+    """
+    dims = _single_dims(graph, samples) if samples else next(iter(candidate_dims(graph)))
+    shapes = infer_shapes(graph, dims)
+    unknown = [o for node in graph.nodes for o in node.outputs if o and o not in shapes.dims]
+    if unknown and samples:
+        observed = _observe(source, unknown, dims, samples)
+        shapes = infer_shapes(graph, dims, observed)
+    channels = solve_coupling(graph, shapes)
+    cost = measure_cost(graph, shapes, lambda operand: shapes.dims.get(operand.name))
+    return Analysis(source, graph, shapes, dims, channels, cost)
+
+
+def cost_of(model: onnx.ModelProto, dims: Mapping[str, Sequence[int]]) -> Cost:
+    """Return what a model costs at given input shapes."""
+    graph = GraphView(model)
+    shapes = infer_shapes(graph, dims)
+    return measure_cost(graph, shapes, lambda operand: shapes.dims.get(operand.name))
+
+
+def group_parameters(analysis: Analysis, group: CouplingGroup) -> int:
+    """Return how many parameters follow the channels of a group (some may follow another group as well)."""
+    total = 0
+    counted: set[tuple[str, int]] = set()
+    for parameter in group.parameters:
+        name = parameter.operand.name
+        if (name, parameter.axis) in counted:
+            continue
+        counted.add((name, parameter.axis))
+        layout = analysis.channels.layouts[parameter.operand][parameter.axis]
+        dims = analysis.shapes.dims[name]
+        share = positions(layout, group.atom, {}).size / max(dims[parameter.axis], 1)
+        total += round(share * float(np.prod(dims, dtype=np.float64)))
+    return total
+
+
+def compressible_share(analysis: Analysis) -> float:
+    """Return the share of the parameters that follow the channels of some group that is not frozen, 0 to 1."""
+    free: dict[str, np.ndarray[Any, np.dtype[np.bool_]]] = {}
+    for group in analysis.channels.groups:
+        for parameter in () if group.frozen else group.parameters:
+            name = parameter.operand.name
+            layout = analysis.channels.layouts[parameter.operand][parameter.axis]
+            dims = analysis.shapes.dims[name]
+            touched = free.setdefault(name, np.zeros(dims, bool))
+            np.moveaxis(touched, parameter.axis, 0)[positions(layout, group.atom, {}).ravel()] = True
+    statistics = {n.inputs[slot] for n in analysis.graph.nodes if n.op == "BatchNormalization" for slot in (3, 4)}
+    total = sum(int(t.sum()) for name, t in free.items() if name in analysis.graph.constants and name not in statistics)
+    return total / max(analysis.cost.parameters, 1)
+
+
+def _single_dims(graph: GraphView, samples: Samples) -> dict[str, tuple[int, ...]]:
+    """The shapes of one sample's run: a batch that the file leaves open becomes 1."""
+    single = {}
+    for name, dims in samples.dims.items():
+        stated = graph.inputs[name].type.tensor_type.shape.dim
+        is_open = name in samples.batched and not (stated[0].HasField("dim_value") and stated[0].dim_value > 0)
+        single[name] = (1, *dims[1:]) if is_open else dims
+    return single
+
+
+def _observe(
+    source: SourceModel,
+    unknown: Sequence[str],
+    dims: Mapping[str, Sequence[int]],
+    samples: Samples,
+) -> dict[str, tuple[int, ...]]:
+    """Run the model once with the values of unknown shape as extra outputs, and read their shapes."""
+    model = onnx.ModelProto()
+    model.CopyFrom(source.model)
+    stated = {o.name for o in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in unknown if name not in stated)
+    feeds = next(samples.feeds())
+    single = {name: array[tuple(slice(d) for d in dims[name])] for name, array in feeds.items()}
+    try:
+        session = Session(model, Provider.CPU, optimise=False, name=f"the original model {source.name!r}")
+        results = session.run(single)
+    except (RuntimeFailedError, ModelError, UnsupportedGraphError) as error:
+        logger.debug("shapes could not be observed: %s", error.what)
+        return {}
+    return {n: r.shape for n, r in results.items() if isinstance(r, np.ndarray) and n in set(unknown)}

@@ -1,0 +1,138 @@
+"""All options of a compression in one frozen, checked object: the same names in Python, in JSON and as flags."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from typing import Any
+
+from onnxfuse.errors import ConfigError, RegistryError
+from onnxfuse.fusion.methods import METHODS
+from onnxfuse.fusion.options import FusionOptions
+
+__all__ = ["CompressionConfig", "Order", "Provider", "Scope"]
+
+AUTO = "auto"
+# What `auto` stands for, until methods that look at activations are there to choose from.
+AUTO_METHOD = "intra-fusion"
+
+
+class Scope(StrEnum):
+    """Which groups may change."""
+
+    ALL = "all"
+    """Every group that is not frozen."""
+    HIDDEN = "hidden"
+    """Only groups that no addition of computed tensors ties together: the insides of residual blocks."""
+
+
+class Order(StrEnum):
+    """In which order groups are fused; each one sees the weights that the groups before it have changed."""
+
+    BACKWARD = "backward"
+    """From the output to the input, as the paper's released code does."""
+    FORWARD = "forward"
+    """From the input to the output."""
+
+
+class Provider(StrEnum):
+    """Where ONNX Runtime runs."""
+
+    AUTO = "auto"
+    """On CUDA where it really works, else on the CPU."""
+    CPU = "cpu"
+    CUDA = "cuda"
+    """On CUDA, or not at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompressionConfig:
+    """What to compress, how much, and how.
+
+    Attributes:
+        ratio: Share of each group's channels to remove, 0 <= ratio < 1; K = floor(C (1 - ratio)), at least 1.
+        method: Name in `METHODS`, or ``auto``.
+        scope: Which groups may change.
+        only: Shell patterns; if there are any, only groups whose name fits one of them change.
+        skip: Shell patterns; groups whose name fits one of them do not change.
+        order: In which order groups are fused.
+        provider: Where ONNX Runtime runs.
+        seed: Seed of everything random, >= 0.
+        fusion: The options of the method.
+
+    Raises:
+        ConfigError: A field has a value that it can't have; the message names the flag.
+
+    Example:
+        >>> CompressionConfig(ratio=1.5)
+        Traceback (most recent call last):
+        ...
+        onnxfuse.errors.ConfigError: the ratio is 1.5
+          at:   --ratio
+          mend: give the share of channels to remove: 0 or more, and less than 1
+    """
+
+    ratio: float = 0.3
+    method: str = AUTO
+    scope: Scope = Scope.ALL
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    order: Order = Order.BACKWARD
+    provider: Provider = Provider.AUTO
+    seed: int = 0
+    fusion: FusionOptions = field(default_factory=FusionOptions)
+
+    def __post_init__(self) -> None:
+        """Check every field; strings are accepted for the enumerations."""
+        if not 0 <= self.ratio < 1:
+            what = f"the ratio is {self.ratio}"
+            mend = "give the share of channels to remove: 0 or more, and less than 1"
+            raise ConfigError(what, where="--ratio", mend=mend)
+        if self.method != AUTO:
+            try:
+                METHODS[self.method]
+            except RegistryError as error:
+                raise ConfigError(error.what, where="--method", mend=f"{error.mend}, {AUTO}") from None
+        if self.seed < 0:
+            what = f"the seed is {self.seed}"
+            raise ConfigError(what, where="--seed", mend="give a whole number from 0 on")
+        for name, kind in (("scope", Scope), ("order", Order), ("provider", Provider)):
+            object.__setattr__(self, name, _member(kind, getattr(self, name), f"--{name}"))
+        object.__setattr__(self, "only", tuple(self.only))
+        object.__setattr__(self, "skip", tuple(self.skip))
+
+    @property
+    def method_name(self) -> str:
+        """The method that ``auto`` stands for, or the one that was asked for."""
+        return AUTO_METHOD if self.method == AUTO else self.method
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as plain data, for reports; the fusion options stand beside the others."""
+        plain = asdict(self)
+        plain.update(plain.pop("fusion"))
+        return plain
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> "CompressionConfig":
+        """Build a config from flat options, as keyword arguments give them.
+
+        Raises:
+            ConfigError: An option is unknown or has a value that it can't have.
+        """
+        own = {f.name for f in fields(cls)} - {"fusion"}
+        fusion = {f.name for f in fields(FusionOptions)}
+        for name in options:
+            if name not in own | fusion:
+                what = f"there is no option called {name!r}"
+                raise ConfigError(what, mend=f"known: {', '.join(sorted(own | fusion))}")
+        return cls(
+            **{k: v for k, v in options.items() if k in own},
+            fusion=FusionOptions(**{k: v for k, v in options.items() if k in fusion}),
+        )
+
+
+def _member(kind: type[StrEnum], value: str, flag: str) -> StrEnum:
+    try:
+        return kind(value)
+    except ValueError:
+        what = f"there is no {flag.removeprefix('--')} called {value!r}"
+        raise ConfigError(what, where=flag, mend=f"known: {', '.join(kind)}") from None

@@ -1,0 +1,67 @@
+"""How many channels each group keeps."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from fractions import Fraction
+
+from onnxfuse.config import CompressionConfig, Scope
+from onnxfuse.coupling.groups import CouplingGroup
+from onnxfuse.errors import ConfigError
+
+__all__ = ["GroupPlan", "kept_channels", "plan_widths"]
+
+
+@dataclass(frozen=True, eq=False)
+class GroupPlan:
+    """What happens to one group.
+
+    Attributes:
+        group: The group.
+        kept: K, how many channels it keeps.
+        reason: Why it keeps all of them although the ratio asks for fewer; empty if it does not.
+    """
+
+    group: CouplingGroup
+    kept: int
+    reason: str
+
+
+def kept_channels(channels: int, ratio: float) -> int:
+    """Return K = floor(C (1 - ratio)), at least 1, with the ratio taken as the decimal number that was written.
+
+    Example:
+        >>> kept_channels(64, 0.3), kept_channels(90, 0.3), kept_channels(1, 0.9)
+        (44, 63, 1)
+    """
+    return max(1, math.floor(channels * (1 - Fraction(str(ratio)))))
+
+
+def plan_widths(groups: Sequence[CouplingGroup], config: CompressionConfig) -> list[GroupPlan]:
+    """Decide the width of every group, in the order of ``groups``.
+
+    Raises:
+        ConfigError: A pattern fits no group at all.
+    """
+    for flag, patterns in (("--only", config.only), ("--skip", config.skip)):
+        for pattern in patterns:
+            if not any(_fits(group.name, pattern) for group in groups):
+                what = f"no group's name fits {pattern!r}"
+                raise ConfigError(what, where=flag, mend="`onnxfuse inspect` lists the names of the groups")
+    return [_plan(group, config) for group in groups]
+
+
+def _plan(group: CouplingGroup, config: CompressionConfig) -> GroupPlan:
+    reason = group.frozen
+    if not reason and config.scope is Scope.HIDDEN and group.residual:
+        reason = "a residual addition ties it, and the scope is hidden"
+    if not reason and config.only and not any(_fits(group.name, p) for p in config.only):
+        reason = "it fits no pattern of --only"
+    if not reason and any(_fits(group.name, p) for p in config.skip):
+        reason = "it fits a pattern of --skip"
+    return GroupPlan(group, group.channels if reason else kept_channels(group.channels, config.ratio), reason)
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return name == pattern or fnmatchcase(name, pattern)

@@ -1,0 +1,127 @@
+"""How far a compressed model's outputs are from the original's, on the same inputs."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from onnxfuse.errors import ProofError
+from onnxfuse.proof.runtime import Session
+from onnxfuse.proof.samples import Samples
+
+__all__ = ["Drift", "OutputDrift", "measure_drift"]
+
+AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputDrift:
+    """The drift of one output over all samples.
+
+    Attributes:
+        name: The output's name.
+        max_abs: Largest absolute difference.
+        mean_abs: Mean absolute difference.
+        cosine: Cosine of the angle between the outputs as one long vector each, from -1 to 1; None if one is all zero.
+        sqnr_db: Signal to difference, 10 log10(sum y^2 / sum (y - y')^2), in dB; None if the difference or y is zero.
+        top1_agreement: Share of samples with the same largest entry along the last axis, for outputs of shape
+            (samples, at least 2 classes); None for others.
+    """
+
+    name: str
+    max_abs: float
+    mean_abs: float
+    cosine: float | None
+    sqnr_db: float | None
+    top1_agreement: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """The drift of all outputs.
+
+    Attributes:
+        data: What the inputs were, in words.
+        samples: How many samples were run.
+        provider: Where they were run: ``cpu`` or ``cuda``.
+        outputs: One entry for every output that is a tensor of numbers.
+    """
+
+    data: str
+    samples: int
+    provider: str
+    outputs: tuple[OutputDrift, ...]
+
+
+@dataclass
+class _Sums:
+    """Running sums over batches, float64."""
+
+    count: int = 0
+    max_abs: float = 0.0
+    sum_abs: float = 0.0
+    dot: float = 0.0
+    original: float = 0.0
+    compressed: float = 0.0
+    difference: float = 0.0
+    rows: int = 0
+    agreeing: int = 0
+    classifies: bool = field(default=True)
+
+    def add(self, y: AnyArray, z: AnyArray) -> None:
+        classes = y.reshape(len(y), -1) if y.ndim >= 2 and all(d == 1 for d in y.shape[2:]) else y
+        a, b = y.astype(np.float64).ravel(), z.astype(np.float64).ravel()
+        gap = a - b
+        self.count += a.size
+        self.max_abs = max(self.max_abs, float(np.abs(gap).max(initial=0.0)))
+        self.sum_abs += float(np.abs(gap).sum())
+        self.dot += float(a @ b)
+        self.original += float(a @ a)
+        self.compressed += float(b @ b)
+        self.difference += float(gap @ gap)
+        self.classifies = self.classifies and classes.ndim == 2 and classes.shape[1] > 1
+        if self.classifies:
+            same = classes.argmax(axis=1) == z.reshape(classes.shape).argmax(axis=1)
+            self.rows += len(same)
+            self.agreeing += int(same.sum())
+
+    def result(self, name: str) -> OutputDrift:
+        product = math.sqrt(self.original * self.compressed)
+        cosine = min(1.0, max(-1.0, self.dot / product)) if product else None
+        sqnr = 10 * math.log10(self.original / self.difference) if self.original and self.difference else None
+        top1 = self.agreeing / self.rows if self.classifies and self.rows else None
+        return OutputDrift(name, self.max_abs, self.sum_abs / max(self.count, 1), cosine, sqnr, top1)
+
+
+def measure_drift(original: Session, compressed: Session, samples: Samples) -> Drift:
+    """Run both models on the same samples and compare their outputs.
+
+    Raises:
+        ProofError: Names, shapes or types of the outputs differ, or the compressed model's outputs are not finite where
+            the original's are.
+        RuntimeFailedError: A run failed.
+    """
+    if original.output_names != compressed.output_names:
+        what = f"the outputs are called {compressed.output_names}, in the original {original.output_names}"
+        raise ProofError(what)
+    sums: dict[str, _Sums] = {}
+    for feeds in samples.feeds():
+        before, after = original.run(feeds), compressed.run(feeds)
+        for name, y in before.items():
+            if isinstance(y, np.ndarray) and y.dtype.kind in "fiubV":
+                _check(name, y, after[name])
+                sums.setdefault(name, _Sums()).add(y, after[name])
+    outputs = tuple(total.result(name) for name, total in sums.items())
+    return Drift(samples.origin, samples.count, str(compressed.provider), outputs)
+
+
+def _check(name: str, y: AnyArray, z: Any) -> None:
+    if not isinstance(z, np.ndarray) or y.shape != z.shape or y.dtype != z.dtype:
+        form = f"{z.shape} of {z.dtype}" if isinstance(z, np.ndarray) else type(z).__name__
+        what = f"output {name!r} is {form}, in the original {y.shape} of {y.dtype}"
+        raise ProofError(what)
+    finite = np.isfinite(z.astype(np.float64))
+    if not finite.all() and np.isfinite(y.astype(np.float64)).all():
+        what = f"output {name!r} has {int((~finite).sum())} values that are not finite"
+        raise ProofError(what, mend="a lower ratio, or another method, keeps the numbers in range")

@@ -1,0 +1,164 @@
+"""Running models in ONNX Runtime, on the provider that was asked for and no other.
+
+ONNX Runtime lists CUDA wherever its GPU build is installed, and falls back to the CPU in silence where CUDA does not
+work. So a session's own list of providers is read after it was made. This is the only module that imports onnxruntime.
+"""
+
+import ctypes
+import io
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from onnxfuse.config import Provider
+from onnxfuse.errors import ProviderError, RuntimeFailedError
+
+__all__ = ["Feeds", "Session", "has_cuda", "runtime_version"]
+
+logger = logging.getLogger(__name__)
+
+Feeds: TypeAlias = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
+
+_CUDA = "CUDAExecutionProvider"
+_CPU = "CPUExecutionProvider"
+_FATAL_ONLY, _WARNINGS = 4, 2
+_LARGEST_MESSAGE = 2**31 - 1
+
+
+class Session:
+    """A model loaded into ONNX Runtime.
+
+    Args:
+        model: A model or the path of one.
+        provider: Where it is to run.
+        optimise: Whether ONNX Runtime may optimise the graph; every intermediate value survives only if not.
+        name: What messages call the model.
+
+    Raises:
+        ProviderError: CUDA was asked for and does not work.
+        RuntimeFailedError: ONNX Runtime refuses the model.
+
+    Attributes:
+        provider: ``cuda`` or ``cpu``: where it really runs.
+        providers: The session's own list of providers.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto | Path, provider: Provider, *, optimise: bool = True, name: str = "the model"
+    ) -> None:
+        """Load the model and check where it landed."""
+        self.name = name
+        options = ort.SessionOptions()
+        options.log_severity_level = _FATAL_ONLY
+        if not optimise:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        source = str(model) if isinstance(model, Path) else _serialised(model)
+        self._session = _open(source, options, provider, name)
+        self.providers = tuple(self._session.get_providers())
+        self.provider = Provider.CUDA if _CUDA in self.providers else Provider.CPU
+        if provider is Provider.CUDA and self.provider is not Provider.CUDA:
+            _refuse_cuda("ONNX Runtime fell back to the CPU")
+        self.output_names = tuple(o.name for o in self._session.get_outputs())
+
+    def run(self, feeds: Feeds) -> dict[str, Any]:
+        """Run the model once; return its outputs by name (arrays, or lists for sequences).
+
+        Raises:
+            RuntimeFailedError: The run failed.
+        """
+        try:
+            results = self._session.run(None, dict(feeds))
+        except Exception as error:
+            what = f"ONNX Runtime can't run {self.name}: {_first_line(error)}"
+            mend = "check that the inputs have the shapes and values that the model expects"
+            raise RuntimeFailedError(what, mend=mend) from error
+        return dict(zip(self.output_names, results, strict=True))
+
+
+def has_cuda() -> bool:
+    """Return whether ONNX Runtime can really run a model on CUDA here."""
+    try:
+        return Session(_tiny_model(), Provider.CUDA).provider is Provider.CUDA
+    except (ProviderError, RuntimeFailedError):
+        return False
+
+
+def runtime_version() -> str:
+    """Return ONNX Runtime's version."""
+    return str(ort.__version__)
+
+
+def _open(source: str | bytes, options: ort.SessionOptions, provider: Provider, name: str) -> ort.InferenceSession:
+    obstacle = "" if provider is Provider.CPU else _cuda_obstacle()
+    if provider is Provider.CUDA and obstacle:
+        _refuse_cuda(obstacle)
+    try:
+        if provider is Provider.CPU or obstacle:
+            return ort.InferenceSession(source, options, providers=[_CPU])
+        with _quiet():
+            return ort.InferenceSession(source, options, providers=[_CUDA, _CPU])
+    except Exception as error:
+        if provider is Provider.CUDA:
+            _refuse_cuda(_first_line(error))
+        if provider is Provider.AUTO and not obstacle:
+            logger.debug("CUDA was tried and refused: %s", _first_line(error))
+            return _open(source, options, Provider.CPU, name)
+        what = f"ONNX Runtime refuses {name}: {_first_line(error)}"
+        mend = "check that it runs in ONNX Runtime as it is; onnxfuse needs that for its proof"
+        raise RuntimeFailedError(what, mend=mend) from error
+
+
+def _cuda_obstacle() -> str:
+    """Return why CUDA can't work here, as far as that can be told without trying; empty if it may."""
+    if _CUDA not in ort.get_available_providers():
+        return "this build of ONNX Runtime has no CUDA"
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return "there is no NVIDIA driver"
+    return ""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let ONNX Runtime try CUDA without its complaints on the terminal; what came of it is checked afterwards."""
+    ort.set_default_logger_severity(_FATAL_ONLY)
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            # Finds the CUDA libraries that pip installs, where there are any.
+            ort.preload_dlls()
+        yield
+    finally:
+        ort.set_default_logger_severity(_WARNINGS)
+
+
+def _refuse_cuda(why: str) -> NoReturn:
+    what = f"CUDA was asked for, but does not work here: {why}"
+    mend = "install the libraries with `pip install 'onnxfuse[cuda]'` and a driver for the GPU, or use --provider cpu"
+    raise ProviderError(what, where="--provider cuda", mend=mend)
+
+
+def _serialised(model: onnx.ModelProto) -> bytes:
+    if model.ByteSize() > _LARGEST_MESSAGE:
+        what = "the model is over 2 GiB and was given as an object"
+        raise RuntimeFailedError(what, mend="give its path instead")
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _tiny_model() -> onnx.ModelProto:
+    return onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 13]> tiny (float[1] x) => (float[1] y) { y = Relu(x) }'
+    )

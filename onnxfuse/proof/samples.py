@@ -1,0 +1,225 @@
+"""Inputs to run a model on: the user's samples, or synthetic ones that are named as such.
+
+A samples file is an ``.npz`` keyed by input name whose first axis runs over samples. Where the model's input has the
+samples on its own first axis (a batch), the array has the rank of the input; where it has not, one more.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from onnxfuse.errors import DataError, UnsupportedGraphError
+from onnxfuse.graph.view import GraphView
+
+__all__ = ["Samples", "candidate_dims", "load_samples", "read_arrays", "synthetic_samples"]
+
+AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+_LARGEST_BATCH = 64
+_SYNTHETIC_COUNT = 16
+# Sizes to try for symbolic dimensions other than the batch; the first that the model runs with is taken.
+_SIZES = (64, 32, 16, 224, 8, 4, 128, 256, 512, 1)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Inputs for several runs.
+
+    Attributes:
+        arrays: By input name; the first axis runs over samples.
+        dims: The shape that each input has in one run, with the batch that is used.
+        origin: Where they are from, in words for reports.
+        batched: Inputs whose own first axis runs over samples; the others get one sample a run.
+        batch: How many samples one run takes.
+    """
+
+    arrays: Mapping[str, AnyArray]
+    dims: Mapping[str, tuple[int, ...]]
+    origin: str
+    batched: frozenset[str]
+    batch: int
+
+    @property
+    def count(self) -> int:
+        """How many samples there are in full batches; 1 for a model without inputs."""
+        if not self.arrays:
+            return 1
+        return len(next(iter(self.arrays.values()))) // self.batch * self.batch
+
+    def feeds(self) -> Iterator[dict[str, AnyArray]]:
+        """Yield the feeds of one run after the other."""
+        for start in range(0, self.count, self.batch):
+            yield {
+                name: np.ascontiguousarray(a[start : start + self.batch] if name in self.batched else a[start])
+                for name, a in self.arrays.items()
+            }
+
+
+def load_samples(path: str | os.PathLike[str] | Mapping[str, AnyArray], graph: GraphView) -> Samples:
+    """Read samples for a model's inputs and check that they fit.
+
+    Args:
+        path: An ``.npz`` file, or arrays by input name.
+        graph: The model.
+
+    Raises:
+        DataError: The file can't be read, or names, shapes, data types or numbers of samples do not fit.
+    """
+    where = "the arrays given" if isinstance(path, Mapping) else str(path)
+    arrays = dict(path) if isinstance(path, Mapping) else read_arrays(Path(path))
+    names = list(graph.inputs)
+    if len(names) == len(arrays) == 1 and next(iter(arrays)) == "arr_0":
+        arrays = {names[0]: arrays["arr_0"]}
+    for word, odd in (
+        ("no", [n for n in names if n not in arrays]),
+        ("an unknown", [n for n in arrays if n not in names]),
+    ):
+        if odd:
+            what = f"there is {word} array called {odd[0]!r}"
+            raise DataError(what, where=where, mend=f"the model's inputs are: {', '.join(names)}")
+    counts = {name: len(a) if a.ndim else 0 for name, a in arrays.items()}
+    if len(set(counts.values())) > 1 or 0 in counts.values():
+        what = f"the arrays have different numbers of samples: {counts}"
+        raise DataError(what, where=where, mend="the first axis of every array runs over samples, at least one")
+    fitted = {name: _fit(name, a, graph.inputs[name], where) for name, a in arrays.items()}
+    return _arrange(fitted, graph, where, f"{next(iter(counts.values()), 1)} samples from {where}")
+
+
+def synthetic_samples(graph: GraphView, dims: Mapping[str, Sequence[int]], seed: int, count: int = 0) -> Samples:
+    """Make random inputs: standard normal floats, bytes over their range, small integers, fair booleans.
+
+    Args:
+        graph: The model.
+        dims: The shape of each input in one run.
+        seed: Seed of the random numbers.
+        count: How many samples; 0 for a default.
+
+    Raises:
+        UnsupportedGraphError: An input is of a type that random values make no sense for, such as strings.
+    """
+    rng = np.random.default_rng(seed)
+    number = count or _SYNTHETIC_COUNT
+    arrays = {}
+    for name, info in graph.inputs.items():
+        shape = tuple(dims[name])
+        batched = _is_batched(info, shape)
+        whole = (max(number, shape[0]), *shape[1:]) if batched else (number, *shape)
+        arrays[name] = _random(rng, whole, info)
+    counts = [len(a) for a in arrays.values()]
+    arrays = {name: a[: min(counts)] for name, a in arrays.items()}
+    origin = f"{min(counts, default=1)} synthetic samples (random numbers, seed {seed})"
+    return _arrange(arrays, graph, "synthetic inputs", origin)
+
+
+def candidate_dims(graph: GraphView) -> Iterator[dict[str, tuple[int, ...]]]:
+    """Yield choices of concrete input shapes, most likely ones first.
+
+    Symbolic first dimensions are taken for a batch, of 1; the others get one common size after the other.
+    """
+    stated = {name: _stated_dims(info) for name, info in graph.inputs.items()}
+    free = any(d is None for dims in stated.values() for d in dims[1:])
+    for size in _SIZES if free else _SIZES[:1]:
+        yield {
+            name: tuple(d if d is not None else (1 if i == 0 else size) for i, d in enumerate(dims))
+            for name, dims in stated.items()
+        }
+
+
+def read_arrays(path: Path) -> dict[str, AnyArray]:
+    """Read an ``.npz`` file, or an ``.npy`` file as one array called ``arr_0``.
+
+    Raises:
+        DataError: There is no such file, or it is not one of NumPy's.
+    """
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"arr_0": loaded}
+        with loaded as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError as error:
+        what = "there is no such samples file"
+        raise DataError(what, where=str(path), mend="check the path") from error
+    except (OSError, ValueError, EOFError) as error:
+        what = f"this is not a samples file: {error}"
+        mend = "write it with numpy.savez(path, input_name=array)"
+        raise DataError(what, where=str(path), mend=mend) from error
+
+
+def _stated_dims(info: onnx.ValueInfoProto) -> list[int | None]:
+    if not info.type.HasField("tensor_type"):
+        kind = info.type.WhichOneof("value")
+        what = f"input {info.name!r} is not a tensor but a {kind}"
+        raise UnsupportedGraphError(what, mend="onnxfuse can't make or feed such inputs")
+    return [
+        d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in info.type.tensor_type.shape.dim
+    ]
+
+
+def _is_batched(info: onnx.ValueInfoProto, shape: Sequence[int]) -> bool:
+    """Whether the input's own first axis may run over samples: it is there, and symbolic or 1."""
+    return len(shape) > 0 and (_stated_dims(info)[0] is None or _stated_dims(info)[0] == 1)
+
+
+def _fit(name: str, array: AnyArray, info: onnx.ValueInfoProto, where: str) -> AnyArray:
+    dims = _stated_dims(info)
+    wanted = helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
+    shape = "x".join("?" if d is None else str(d) for d in dims) or "a scalar"
+    if array.ndim not in {len(dims), len(dims) + 1} or array.ndim == 0:
+        what = f"{name!r} has shape {array.shape}, which fits no batch of {shape}"
+        raise DataError(what, where=where, mend="the first axis runs over samples, the others are the model's")
+    inner = dims[1:] if array.ndim == len(dims) else dims
+    if any(d is not None and d != s for d, s in zip(inner, array.shape[1:], strict=True)):
+        what = f"{name!r} has shape {array.shape}, but the model takes {shape}"
+        raise DataError(what, where=where, mend="prepare the samples as the model expects them")
+    if array.dtype == wanted:
+        return array
+    if array.dtype.kind == "f" and wanted.kind in "fV":
+        return array.astype(wanted)
+    what = f"{name!r} is of type {array.dtype}, but the model takes {wanted}"
+    raise DataError(what, where=where, mend=f"store it with .astype(numpy.{wanted})")
+
+
+def _arrange(arrays: Mapping[str, AnyArray], graph: GraphView, where: str, origin: str) -> Samples:
+    """Choose the batch: all inputs must be batched for more than one sample a run, and a stated batch is kept."""
+    stated = {name: _stated_dims(graph.inputs[name]) for name in arrays}
+    batched = frozenset(name for name, a in arrays.items() if a.ndim == len(stated[name]))
+    count = len(next(iter(arrays.values()))) if arrays else 1
+    fixed = {size for name in batched if (size := stated[name][0]) is not None}
+    if len(fixed) > 1 or (len(batched) < len(arrays) and fixed - {1}):
+        what = f"the model states different batches for its inputs: {sorted(fixed)}"
+        raise DataError(what, where=where, mend="give each array one axis more than its input: (samples, *input shape)")
+    if fixed or len(batched) < len(arrays):
+        batch = max(fixed, default=1)
+    else:
+        # No sample is left out where a batch of fair size divides their number.
+        divisors = [d for d in range(1, _LARGEST_BATCH + 1) if count % d == 0]
+        batch = divisors[-1] if divisors[-1] >= min(count, _LARGEST_BATCH // 4) else _LARGEST_BATCH
+    if count < batch:
+        what = f"{count} samples, but the model takes {batch} at a time"
+        raise DataError(what, where=where, mend=f"give a multiple of {batch} samples")
+    dims = {n: (batch, *a.shape[1:]) if n in batched else a.shape[1:] for n, a in arrays.items()}
+    return Samples(arrays, dims, origin, batched, batch)
+
+
+def _random(rng: np.random.Generator, shape: tuple[int, ...], info: onnx.ValueInfoProto) -> AnyArray:
+    kind = info.type.tensor_type.elem_type
+    if kind == TensorProto.BOOL:
+        return rng.random(shape) < 0.5
+    if kind in {TensorProto.UINT8, TensorProto.INT8}:
+        bounds = np.iinfo(helper.tensor_dtype_to_np_dtype(kind))
+        return rng.integers(bounds.min, bounds.max, shape, endpoint=True).astype(bounds.dtype)
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    if dtype.kind in "iu":
+        # Indices must be in range, and a range that fits every table is not known: the smallest ones always are.
+        return rng.integers(0, 2, shape).astype(dtype)
+    if kind == TensorProto.STRING:
+        what = f"input {info.name!r} takes strings, and random ones make no sense"
+        raise UnsupportedGraphError(what, mend="give samples with --calibration or --data")
+    return rng.standard_normal(shape).astype(dtype)

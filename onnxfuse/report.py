@@ -1,0 +1,201 @@
+"""What a run did, as plain data: for people as text, for machines as JSON, in short in the model itself."""
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxfuse.config import CompressionConfig
+from onnxfuse.graph.cost import Cost
+from onnxfuse.graph.files import SourceModel
+from onnxfuse.planning.widths import GroupPlan
+from onnxfuse.proof.drift import Drift
+
+__all__ = [
+    "CompressionReport",
+    "GroupReport",
+    "InspectReport",
+    "ModelCost",
+    "ValidationReport",
+    "metadata_of",
+    "versions",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCost:
+    """What a model file costs.
+
+    Attributes:
+        parameters: Learned numbers (see `onnxfuse.graph.cost.Cost`).
+        macs: Multiply-accumulates of one sample's run at ``input_shapes``.
+        bytes: Size of the file with its external data.
+    """
+
+    parameters: int
+    macs: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupReport:
+    """What happened to one coupling group.
+
+    Attributes:
+        name: Name of the first node that produces its channels.
+        channels_before: C.
+        channels_after: K.
+        frozen: Why it was kept as it is, or None if it was compressed or could have been.
+        residual: Whether an addition of computed tensors ties it.
+        parameters: How many parameters follow its channels.
+        nodes: Names of the nodes whose weights follow its channels, in graph order.
+    """
+
+    name: str
+    channels_before: int
+    channels_after: int
+    frozen: str | None
+    residual: bool
+    parameters: int
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """What all reports can do."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data: numbers, strings, lists and dicts."""
+        return asdict(self)
+
+    def to_json(self) -> str:
+        """Return the report as JSON, one object."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, default=_plain)
+
+
+@dataclass(frozen=True, slots=True)
+class InspectReport(_Report):
+    """What `inspect` finds out about a model.
+
+    Attributes:
+        model: Path of the model.
+        opset: Version of each operator set, by domain (``ai.onnx`` for ONNX's own).
+        ir_version: Version of the file format.
+        input_shapes: The concrete input shapes that sizes and MACs hold for.
+        cost: What it costs.
+        groups: Its coupling groups in graph order.
+        compressible_share: Share of the parameters that follow the channels of a group that is not frozen, 0 to 1.
+        frozen_reasons: For every reason, how many groups it freezes and how many parameters follow them.
+        notes: What else a reader should know.
+        versions: Versions of the software used.
+    """
+
+    model: str
+    opset: Mapping[str, int]
+    ir_version: int
+    input_shapes: Mapping[str, Sequence[int]]
+    cost: ModelCost
+    groups: tuple[GroupReport, ...]
+    compressible_share: float
+    frozen_reasons: Mapping[str, Mapping[str, int]]
+    notes: tuple[str, ...]
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class CompressionReport(_Report):
+    """What `compress` did.
+
+    Attributes:
+        model: Path of the original.
+        sha256: Hash of the original file; empty for a model object.
+        output: Path of the result; empty if it was not saved.
+        before: What the original costs.
+        after: What the result costs.
+        input_shapes: The concrete input shapes that MACs hold for.
+        groups: What happened to each coupling group, in graph order.
+        drift: How far the outputs moved, on which data.
+        provider: Where the proof ran: ``cpu`` or ``cuda``.
+        seconds: Wall time of each stage.
+        notes: What else a reader should know.
+        versions: Versions of the software used.
+        config: The options.
+    """
+
+    model: str
+    sha256: str
+    output: str
+    before: ModelCost
+    after: ModelCost
+    input_shapes: Mapping[str, Sequence[int]]
+    groups: tuple[GroupReport, ...]
+    drift: Drift
+    provider: str
+    seconds: Mapping[str, float]
+    notes: tuple[str, ...]
+    versions: Mapping[str, str]
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationReport(_Report):
+    """What `validate` measured.
+
+    Attributes:
+        original: Path of the original.
+        compressed: Path of the other model.
+        before: What the original costs.
+        after: What the other model costs.
+        drift: How far the outputs moved, on which data.
+        accuracy: Top-1 accuracy of both on the labels in the data, 0 to 1; None without labels.
+        provider: Where it ran.
+        versions: Versions of the software used.
+    """
+
+    original: str
+    compressed: str
+    before: ModelCost
+    after: ModelCost
+    drift: Drift
+    accuracy: Mapping[str, float] | None
+    provider: str
+    versions: Mapping[str, str]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of onnxfuse and of everything that decides its results."""
+    found = {"onnxfuse": metadata.version("onnxfuse"), "python": platform.python_version(), "onnx": onnx.__version__}
+    found["numpy"] = np.__version__
+    for package in ("onnxruntime-gpu", "onnxruntime", "onnx-graphsurgeon", "scipy", "pot", "scikit-learn"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def metadata_of(
+    source: SourceModel, before: Cost, after: Cost, plans: Sequence[GroupPlan], config: CompressionConfig
+) -> dict[str, str]:
+    """Return the report in short, for the model's ``metadata_props``: the same for the same input, options and seed."""
+    short = {
+        "parameters": [before.parameters, after.parameters],
+        "macs": [before.macs, after.macs],
+        "method": config.method_name,
+        "ratio": config.ratio,
+        "seed": config.seed,
+        "source_sha256": source.sha256,
+        "groups": {p.group.name: [p.group.channels, p.kept] for p in plans if p.kept < p.group.channels},
+    }
+    return {"onnxfuse.version": metadata.version("onnxfuse"), "onnxfuse.report": json.dumps(short)}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.generic):
+        return value.item()
+    return str(value)
