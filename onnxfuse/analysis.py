@@ -19,7 +19,11 @@ from onnxfuse.graph.view import GraphView
 from onnxfuse.proof.runtime import Session
 from onnxfuse.proof.samples import Samples, candidate_dims, synthetic_samples
 
-__all__ = ["Analysis", "analyse", "choose_samples", "compressible_share", "cost_of", "group_parameters"]
+__all__ = ["Analysis", "analyse", "choose_samples", "compressible_share", "cost_of", "group_parameters", "more_samples"]
+
+# Synthetic samples of the proof: about two seconds of one core's work, so that large models are proven on fewer.
+_SYNTHETIC_MACS = 20_000_000_000
+_MOST_SYNTHETIC = 32
 
 logger = logging.getLogger(__name__)
 
@@ -46,23 +50,29 @@ class Analysis:
 
 
 def choose_samples(source: SourceModel, graph: GraphView, provider: Provider, seed: int) -> tuple[Samples | None, str]:
-    """Find input shapes that the model runs with, and make synthetic samples of them.
+    """Find input shapes that the model runs with.
 
     Returns:
-        The samples, or None and the reason if the model runs with no choice that was tried.
+        One synthetic sample, or None and the reason if the model runs with no choice that was tried.
     """
     session = Session(source.path or source.model, provider, name=f"the original model {source.name!r}")
     problem = ""
     for dims in candidate_dims(graph):
         try:
-            samples = synthetic_samples(graph, dims, seed)
+            samples = synthetic_samples(graph, dims, seed, count=1)
             session.run(next(samples.feeds()))
         except RuntimeFailedError as error:
             problem = problem or error.what
             continue
         else:
             return samples, ""
-    return None, problem
+    return None, problem or "every choice of its symbolic dimensions makes inputs of over 256 MB"
+
+
+def more_samples(analysis: Analysis, samples: Samples, seed: int) -> Samples:
+    """Make more synthetic samples of the same shape: as many as a few seconds of work allow, at most 32."""
+    count = _SYNTHETIC_MACS // max(analysis.cost.macs, 1)
+    return synthetic_samples(analysis.graph, samples.dims, seed, count=min(max(count, 1), _MOST_SYNTHETIC))
 
 
 def analyse(source: SourceModel, graph: GraphView, samples: Samples | None) -> Analysis:
@@ -84,10 +94,12 @@ def analyse(source: SourceModel, graph: GraphView, samples: Samples | None) -> A
     return Analysis(source, graph, shapes, dims, channels, cost)
 
 
-def cost_of(model: onnx.ModelProto, dims: Mapping[str, Sequence[int]]) -> Cost:
-    """Return what a model costs at given input shapes."""
+def cost_of(
+    model: onnx.ModelProto, dims: Mapping[str, Sequence[int]], known: Mapping[str, Sequence[int]] | None = None
+) -> Cost:
+    """Return what a model costs at given input shapes; ``known`` has shapes that inference may not be able to tell."""
     graph = GraphView(model)
-    shapes = infer_shapes(graph, dims)
+    shapes = infer_shapes(graph, dims, known)
     return measure_cost(graph, shapes, lambda operand: shapes.dims.get(operand.name))
 
 

@@ -12,7 +12,15 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 
-from onnxfuse.analysis import Analysis, analyse, choose_samples, compressible_share, cost_of, group_parameters
+from onnxfuse.analysis import (
+    Analysis,
+    analyse,
+    choose_samples,
+    compressible_share,
+    cost_of,
+    group_parameters,
+    more_samples,
+)
 from onnxfuse.config import CompressionConfig, Order, Provider
 from onnxfuse.coupling.groups import CouplingGroup
 from onnxfuse.errors import (
@@ -158,11 +166,13 @@ def compress(
         samples = _samples(source, graph, calibration, config)
     with clock.stage("couple"):
         analysis = analyse(source, graph, samples)
+        if calibration is None:
+            samples = more_samples(analysis, samples, config.seed)
         plans = plan_widths(analysis.channels.groups, config)
         _refuse_nothing(analysis, plans, config)
     with clock.stage("fuse"):
-        result = _fused_model(analysis, plans, config, progress)
-    cost = cost_of(result, analysis.input_dims)
+        result, dims = _fused_model(analysis, plans, config, progress)
+    cost = cost_of(result, analysis.input_dims, dims)
     _set_metadata(result, metadata_of(source, analysis.cost, cost, plans, config))
     with _place(target) as temporary, clock.stage("prove"):
         size = write_model(result, temporary)
@@ -213,6 +223,9 @@ def validate(
     graph = GraphView(sources[0].model)
     arrays, labels = split_labels(data, graph)
     samples = _samples(sources[0], graph, arrays, config)
+    analysis = analyse(sources[0], graph, samples)
+    if data is None:
+        samples = more_samples(analysis, samples, seed)
     sessions = [Session(s.path or s.model, config.provider, name=f"the model {s.name!r}") for s in sources]
     drift = measure_drift(sessions[0], sessions[1], samples)
     accuracy = None
@@ -223,8 +236,7 @@ def validate(
         }
     costs = []
     for source in sources:
-        dims = analyse(sources[0], graph, samples).input_dims
-        cost = cost_of(source.model, dims)
+        cost = cost_of(source.model, analysis.input_dims)
         costs.append(ModelCost(cost.parameters, cost.macs, source.size_bytes))
     return ValidationReport(
         original=sources[0].name,
@@ -297,8 +309,12 @@ def _refuse_nothing(analysis: Analysis, plans: Sequence[GroupPlan], config: Comp
 
 def _fused_model(
     analysis: Analysis, plans: Sequence[GroupPlan], config: CompressionConfig, progress: Progress
-) -> onnx.ModelProto:
-    """Fuse the groups one after the other, each on the weights that the groups before it have left."""
+) -> tuple[onnx.ModelProto, Mapping[str, tuple[int, ...]]]:
+    """Fuse the groups one after the other, each on the weights that the groups before it have left.
+
+    Returns:
+        The new model, and the shapes of its computed values.
+    """
     state = WeightState(analysis.graph, analysis.shapes, analysis.channels)
     method = METHODS[config.method_name]
     work = sorted((p for p in plans if p.kept < p.group.channels), key=lambda p: _last_producer(p.group))
@@ -313,7 +329,9 @@ def _fused_model(
             error.where = error.where or f"group {plan.group.name!r}"
             raise
     edits = collect_edits(analysis.graph, analysis.shapes, analysis.channels, state)
-    return apply_edits(analysis.graph, edits, new_dims(analysis.channels, state))
+    dims = new_dims(analysis.channels, state)
+    known = {**analysis.shapes.dims, **dims}
+    return apply_edits(analysis.graph, edits, dims), known
 
 
 def _last_producer(group: CouplingGroup) -> int:

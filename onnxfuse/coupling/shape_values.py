@@ -4,7 +4,7 @@ Exporters compute target shapes at run time from a mixture of sizes that the gra
 axis by themselves) and numbers written into the file (these must be rewritten). This module tells the two apart.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -13,7 +13,7 @@ import numpy as np
 from onnxfuse.graph.shapes import Shapes
 from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView, Operand
 
-__all__ = ["Origin", "SizeOf", "Stated", "trace_shape_values"]
+__all__ = ["Origin", "ShapeTrace", "SizeOf", "Stated", "trace_shape_values"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,31 +48,55 @@ _SHAPE_SLOTS = frozenset(
 )
 
 
-def trace_shape_values(graph: GraphView, shapes: Shapes) -> tuple[Mapping[str, _Origins], Mapping[SizeOf, str]]:
-    """Trace every small integer tensor back to the numbers that it is made of.
+@dataclass(frozen=True)
+class ShapeTrace:
+    """What `trace_shape_values` found.
 
-    Returns:
-        The origin of every element, by value name (None where an element is computed, not moved), and the axes whose
-        size takes part in a computation, with the title of the first node that computes with it. Such an axis must keep
-        its size: an attention scale computed from the width would change with it.
+    Attributes:
+        origins: Origin of every element, by value name; None where an element is computed, not moved.
+        used: Numbers and axis sizes that take part in a computation, with the title of the first node that computes
+            with them. They must stay as they are: an attention scale computed from the width would change with it.
+        readers: For every number in the file, where it arrives as a size: (node, slot, element) of the reading node.
     """
+
+    origins: Mapping[str, _Origins]
+    used: Mapping[Stated | SizeOf, str]
+    readers: Mapping[Stated, Sequence[tuple[int, int, int]]]
+
+
+def trace_shape_values(graph: GraphView, shapes: Shapes) -> ShapeTrace:
+    """Trace every small integer tensor back to the numbers that it is made of."""
     origins: dict[str, _Origins] = {}
-    used: dict[SizeOf, str] = {}
+    used: dict[Stated | SizeOf, str] = {}
+    readers: dict[Stated, list[tuple[int, int, int]]] = {}
     for node in graph.nodes:
         if node.domain == DEFAULT_DOMAIN and node.op in {"Shape", "Size"}:
             _start(node, shapes, origins, used)
         elif node.domain == DEFAULT_DOMAIN and node.op in _MOVING and _moves(node, graph, shapes, origins):
             continue
         else:
-            for slot, name in enumerate(node.inputs):
-                if name in origins and (node.op, slot) not in _SHAPE_SLOTS:
-                    for origin in origins[name].ravel().tolist():
-                        if isinstance(origin, SizeOf):
-                            used.setdefault(origin, node.title)
-    return origins, used
+            _arrive(node, origins, used, readers)
+    return ShapeTrace(origins, used, readers)
 
 
-def _start(node: NodeView, shapes: Shapes, origins: dict[str, _Origins], used: dict[SizeOf, str]) -> None:
+def _arrive(
+    node: NodeView,
+    origins: Mapping[str, _Origins],
+    used: dict[Stated | SizeOf, str],
+    readers: dict[Stated, list[tuple[int, int, int]]],
+) -> None:
+    """Note what a node that does not just move shape values does with those that it reads."""
+    for slot, name in enumerate(node.inputs):
+        for index, origin in enumerate(origins[name].ravel().tolist() if name in origins else ()):
+            if origin is None:
+                continue
+            if (node.op, slot) not in _SHAPE_SLOTS:
+                used.setdefault(origin, node.title)
+            elif isinstance(origin, Stated):
+                readers.setdefault(origin, []).append((node.index, slot, index))
+
+
+def _start(node: NodeView, shapes: Shapes, origins: dict[str, _Origins], used: dict[Stated | SizeOf, str]) -> None:
     name = node.inputs[0]
     if name not in shapes.dims or name in shapes.fixed:
         return

@@ -39,7 +39,7 @@ from onnxfuse.coupling.groups import (
 )
 from onnxfuse.coupling.layout import Atom, Concat, Layout, LayoutMismatchError, Product, Unifier, leaves
 from onnxfuse.coupling.rules import DEFAULT_RULES
-from onnxfuse.coupling.shape_values import SizeOf, Stated, trace_shape_values
+from onnxfuse.coupling.shape_values import Origin, SizeOf, Stated, trace_shape_values
 from onnxfuse.graph.shapes import Shapes
 from onnxfuse.graph.view import GraphView, NodeView, Operand
 from onnxfuse.statistics.features import Role
@@ -105,7 +105,7 @@ class _Solver:
     def _visit(self, node: NodeView) -> None:
         for name in node.captured:
             self._freeze_value(name, f"a subgraph of {node.title} reads {name!r}")
-        if all(self._is_shape_value(name) for name in node.outputs if name):
+        if all(self._is_shape_value(name) or self._is_folded(node, name) for name in node.outputs if name):
             return
         site, unknown = self._site(node)
         reason = f"the shape of {unknown!r}, at {node.title}, is not known" if unknown else ""
@@ -136,9 +136,17 @@ class _Solver:
         value = self.shapes.static.get(name)
         return value is not None and value.dtype.kind in "iub" and name not in self.graph.outputs
 
+    def _is_folded(self, node: NodeView, name: str) -> bool:
+        """Whether readers see a small value made from constants as a constant, so that how it is made does not matter.
+
+        A weight that is merely rearranged is followed to where it is stored instead.
+        """
+        return name in self.shapes.fixed and node.op not in _REARRANGING and name not in self.graph.outputs
+
     def _operand(self, node: NodeView, slot: int) -> Operand:
         name = node.inputs[slot]
-        constant = name in self.graph.constants or name in self.shapes.fixed
+        folded = name in self.shapes.fixed and name not in self.weight_values
+        constant = name in self.graph.constants or folded
         return Operand(name, node.index, slot) if constant else Operand(name)
 
     def _site(self, node: NodeView) -> tuple[Site, str]:
@@ -227,28 +235,38 @@ class _Solver:
 
     def _settle_sizes(self) -> None:
         """Decide for every stated size whether it can be rewritten; freeze what it states where it can't."""
-        origins, used = trace_shape_values(self.graph, self.shapes)
-        for size, title in used.items():
-            if size.operand in self.axes:
-                reason = f"{title} computes with its size"
-                self.unifier.freeze(self.axes[size.operand][size.axis], reason)
+        trace = trace_shape_values(self.graph, self.shapes)
+        for origin, title in trace.used.items():
+            if isinstance(origin, SizeOf) and origin.operand in self.axes:
+                self.unifier.freeze(self.axes[origin.operand][origin.axis], f"{title} computes with its size")
+        stated = {(entry.node, entry.slot, entry.index): entry for entry in self.sizes if not entry.attribute}
         settled = []
         for entry in self.sizes:
             node = self.graph.nodes[entry.node]
             if entry.attribute or self._operand(node, entry.slot).is_constant:
                 settled.append(entry)
                 continue
-            table = origins.get(node.inputs[entry.slot])
-            origin = None if table is None or entry.index is None else table.ravel().tolist()[entry.index]
-            if isinstance(origin, Stated):
-                settled.append(SizeEntry(origin.node, entry.layout, "", origin.slot, origin.index, entry.scale))
-            elif not (isinstance(origin, SizeOf) and self._same(self.axes[origin.operand][origin.axis], entry.layout)):
+            table = trace.origins.get(node.inputs[entry.slot])
+            made_of: Origin = None if table is None or entry.index is None else table.ravel().tolist()[entry.index]
+            if isinstance(made_of, Stated) and made_of not in trace.used:
+                settled.append(SizeEntry(made_of.node, entry.layout, "", made_of.slot, made_of.index, entry.scale))
+                others = [stated.get(place) for place in trace.readers.get(made_of, ())]
+                if not all(other is not None and self._same(other, entry) for other in others):
+                    self.unifier.freeze(
+                        entry.layout, f"the number that {node.title} takes its size from has other uses"
+                    )
+            elif not (isinstance(made_of, SizeOf) and self._equal(self._axis(made_of), entry.layout)):
                 self.unifier.freeze(entry.layout, f"{node.title} takes its size from a computation")
         self.sizes = settled
 
-    def _same(self, left: Layout, right: Layout) -> bool:
-        a, b = self.unifier.resolve(left), self.unifier.resolve(right)
-        return a == b
+    def _axis(self, size: SizeOf) -> Layout:
+        return self.axes[size.operand][size.axis]
+
+    def _same(self, left: SizeEntry, right: SizeEntry) -> bool:
+        return left.scale == right.scale and self._equal(left.layout, right.layout)
+
+    def _equal(self, left: Layout, right: Layout) -> bool:
+        return self.unifier.resolve(left) == self.unifier.resolve(right)
 
     def _resolved(self, entry: SizeEntry) -> SizeEntry:
         layout = self.unifier.resolve(entry.layout)

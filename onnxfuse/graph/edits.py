@@ -23,6 +23,9 @@ __all__ = ["Edit", "SetAttribute", "SetInput", "apply_edits"]
 
 logger = logging.getLogger(__name__)
 
+# Before this IR version every initializer has to be listed among the graph's inputs.
+_CONSTANTS_ARE_NO_INPUTS = 4
+
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -198,7 +201,12 @@ def _graft(model: onnx.ModelProto, exported: onnx.ModelProto, rewriter: _Rewrite
             tensor.CopyFrom(stored[tensor.name])
             if doc:
                 tensor.doc_string = doc
-    model.graph.initializer.extend(stored[name] for name in sorted(rewriter.new_constants))
+    for name in sorted(rewriter.new_constants):
+        model.graph.initializer.append(stored[name])
+        if model.ir_version < _CONSTANTS_ARE_NO_INPUTS:
+            model.graph.input.append(
+                onnx.helper.make_tensor_value_info(name, stored[name].data_type, list(stored[name].dims))
+            )
     for info in (*model.graph.input, *model.graph.value_info):
         if info.name in rewriter.edited_constants:
             _set_dims(info, stored[info.name].dims)

@@ -79,6 +79,7 @@ class _Inference:
         self.types: dict[str, int] = {}
         self.static: dict[str, np.ndarray[Any, np.dtype[Any]]] = {}
         self.fixed: set[str] = set()
+        self.constants = graph.constants
         for name, tensor in graph.constants.items():
             self.dims[name] = tuple(tensor.dims)
             self.types[name] = tensor.data_type
@@ -114,7 +115,7 @@ class _Inference:
         if node.op in {"Shape", "Size"} and reads[0] in self.dims:
             # The data is not needed, only its shape; a zero-strided stand-in costs no memory.
             feeds = {reads[0]: np.broadcast_to(np.float32(0), self.dims[reads[0]])}
-            fixed = reads[0] in self.fixed
+            fixed = reads[0] in self.fixed or reads[0] in self.constants
         elif all(name in self.static for name in reads):
             feeds = {name: self.static[name] for name in reads}
             fixed = all(name in self.fixed for name in reads)

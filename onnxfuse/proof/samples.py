@@ -4,6 +4,7 @@ A samples file is an ``.npz`` keyed by input name whose first axis runs over sam
 samples on its own first axis (a batch), the array has the rank of the input; where it has not, one more.
 """
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ __all__ = ["Samples", "candidate_dims", "load_samples", "read_arrays", "syntheti
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 _LARGEST_BATCH = 64
-_SYNTHETIC_COUNT = 16
+# Choices of symbolic dimensions that need more numbers than this for one run are not tried.
+_MOST_NUMBERS = 2**26
 # Sizes to try for symbolic dimensions other than the batch; the first that the model runs with is taken.
 _SIZES = (64, 32, 16, 224, 8, 4, 128, 256, 512, 1)
 
@@ -91,25 +93,24 @@ def load_samples(path: str | os.PathLike[str] | Mapping[str, AnyArray], graph: G
     return _arrange(fitted, graph, where, f"{next(iter(counts.values()), 1)} samples from {where}")
 
 
-def synthetic_samples(graph: GraphView, dims: Mapping[str, Sequence[int]], seed: int, count: int = 0) -> Samples:
+def synthetic_samples(graph: GraphView, dims: Mapping[str, Sequence[int]], seed: int, count: int) -> Samples:
     """Make random inputs: standard normal floats, bytes over their range, small integers, fair booleans.
 
     Args:
         graph: The model.
         dims: The shape of each input in one run.
         seed: Seed of the random numbers.
-        count: How many samples; 0 for a default.
+        count: How many samples; a batch that the model states is filled.
 
     Raises:
         UnsupportedGraphError: An input is of a type that random values make no sense for, such as strings.
     """
     rng = np.random.default_rng(seed)
-    number = count or _SYNTHETIC_COUNT
     arrays = {}
     for name, info in graph.inputs.items():
         shape = tuple(dims[name])
         batched = _is_batched(info, shape)
-        whole = (max(number, shape[0]), *shape[1:]) if batched else (number, *shape)
+        whole = (max(count, shape[0]), *shape[1:]) if batched else (count, *shape)
         arrays[name] = _random(rng, whole, info)
     counts = [len(a) for a in arrays.values()]
     arrays = {name: a[: min(counts)] for name, a in arrays.items()}
@@ -125,10 +126,12 @@ def candidate_dims(graph: GraphView) -> Iterator[dict[str, tuple[int, ...]]]:
     stated = {name: _stated_dims(info) for name, info in graph.inputs.items()}
     free = any(d is None for dims in stated.values() for d in dims[1:])
     for size in _SIZES if free else _SIZES[:1]:
-        yield {
+        chosen = {
             name: tuple(d if d is not None else (1 if i == 0 else size) for i, d in enumerate(dims))
             for name, dims in stated.items()
         }
+        if all(math.prod(dims) <= _MOST_NUMBERS for dims in chosen.values()):
+            yield chosen
 
 
 def read_arrays(path: Path) -> dict[str, AnyArray]:
