@@ -139,9 +139,10 @@ class _Solver:
     def _is_folded(self, node: NodeView, name: str) -> bool:
         """Whether readers see a small value made from constants as a constant, so that how it is made does not matter.
 
-        A weight that is merely rearranged is followed to where it is stored instead.
+        A weight matrix that is merely rearranged is followed to where it is stored instead.
         """
-        return name in self.shapes.fixed and node.op not in _REARRANGING and name not in self.graph.outputs
+        follows = node.op in _REARRANGING and len(self.shapes.dims[name]) > 1 if name in self.shapes.dims else False
+        return name in self.shapes.fixed and not follows and name not in self.graph.outputs
 
     def _operand(self, node: NodeView, slot: int) -> Operand:
         name = node.inputs[slot]

@@ -112,15 +112,20 @@ class _Inference:
         reads = [name for name in node.inputs if name]
         if node.captured or node.op in _NOT_STATIC or node.domain != DEFAULT_DOMAIN:
             return False
-        if node.op in {"Shape", "Size"} and reads[0] in self.dims:
-            # The data is not needed, only its shape; a zero-strided stand-in costs no memory.
-            feeds = {reads[0]: np.broadcast_to(np.float32(0), self.dims[reads[0]])}
-            fixed = reads[0] in self.fixed or reads[0] in self.constants
-        elif all(name in self.static for name in reads):
-            feeds = {name: self.static[name] for name in reads}
-            fixed = all(name in self.fixed for name in reads)
-        else:
-            return False
+        # Of some inputs only the shape or the type matters; a stand-in without memory has both.
+        formal = {"Shape": 0, "Size": 0, "CastLike": 1}.get(node.op, -1)
+        feeds = {}
+        fixed = True
+        for slot, name in enumerate(reads):
+            if slot == formal and name in self.dims and name in self.types:
+                dtype = helper.tensor_dtype_to_np_dtype(self.types[name])
+                feeds[name] = np.broadcast_to(np.zeros((), dtype), self.dims[name])
+                fixed = fixed and (name in self.fixed or name in self.constants or node.op == "CastLike")
+            elif name in self.static:
+                feeds[name] = self.static[name]
+                fixed = fixed and name in self.fixed
+            else:
+                return False
         try:
             results = ReferenceEvaluator(node.proto, opsets=self.versions).run(None, feeds)
         except _EVALUATION_ERRORS as error:

@@ -19,7 +19,7 @@ def batch_normalization(site: Site) -> Iterator[Constraint]:
         yield Equal(axis_x, axis_y)
     training = bool(site.attribute("training_mode", 0)) or any(o is not None for o in site.outputs[1:])
     parameters = [site.input(slot) for slot in range(1, 5)]
-    if training or site.attribute("spatial", 1) == 0 or not all(p.is_weight for p in parameters):
+    if training or site.attribute("spatial", 1) == 0 or not all(p.operand.is_constant for p in parameters):
         for axis in (*x.axes, *(axis for p in parameters for axis in p.axes)):
             yield Freeze(axis, f"{site.node.title} is not in inference form with constant parameters")
         return
