@@ -1,0 +1,191 @@
+"""The commands and their flags.
+
+The flags of ``compress`` are the fields of `CompressionConfig` and `FusionOptions`, and their help is those classes'
+documentation, so the command line and the Python API can't say different things.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Group, Parameter
+from rich.console import Console
+
+from onnxfuse import __version__
+from onnxfuse.cli.progress import shown_progress
+from onnxfuse.cli.render import compression_tables, inspection_tables, validation_tables
+from onnxfuse.config import CompressionConfig, Provider
+from onnxfuse.errors import OnnxFuseError, OutputError
+from onnxfuse.fusion.options import FusionOptions
+from onnxfuse.graph.files import check_output_path
+from onnxfuse.pipeline import compress as run_compress
+from onnxfuse.pipeline import inspect as run_inspect
+from onnxfuse.pipeline import validate as run_validate
+
+__all__ = ["main"]
+
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+EXIT_DEFECT = 70
+
+_WHAT = Group("What to compress, and how much", sort_key=1)
+_HOW = Group("How channels are fused", sort_key=2)
+_OUTPUT = Group("Output", sort_key=3)
+
+# Both classes spread into flags of their own, without a prefix; only the command line needs to know.
+Parameter(name="*", group=_HOW)(FusionOptions)
+Parameter(name="*", group=_WHAT)(CompressionConfig)
+
+Verbose = Annotated[bool, Parameter(alias="-v", negative="", group=_OUTPUT)]
+Quiet = Annotated[bool, Parameter(alias="-q", negative="", group=_OUTPUT)]
+Json = Annotated[bool, Parameter(name="--json", negative="", group=_OUTPUT)]
+
+app = App(
+    name="onnxfuse",
+    help="Compress trained ONNX files by fusing their channels with optimal transport.",
+    version=__version__,
+    help_epilogue="Exit codes: 0 done, 2 usage, 3 model, 4 nothing to compress, 5 data, 6 provider, 7 ONNX Runtime, "
+    "8 proof failed, 9 output, 10 solver, 11 compression, 70 a defect of onnxfuse.",
+)
+
+
+@app.command
+def inspect(model: Path, /, *, provider: Provider = Provider.CPU, json: Json = False, verbose: Verbose = False) -> None:
+    """Show the groups of channels that must change together, and why the frozen ones are frozen.
+
+    Args:
+        model: The ONNX file.
+        provider: Where ONNX Runtime runs the model once, to find input shapes that work.
+        json: Print one JSON object instead of tables.
+        verbose: Show the nodes of every group, and tracebacks of errors.
+    """
+    report = run_inspect(model, provider=provider)
+    _print(report.to_json() if json else inspection_tables(report, verbose=verbose))
+
+
+@app.command
+def compress(
+    model: Path,
+    /,
+    *,
+    output: Annotated[Path, Parameter(alias="-o", group=_OUTPUT)],
+    config: CompressionConfig | None = None,
+    calibration: Annotated[Path | None, Parameter(group=_WHAT)] = None,
+    report: Annotated[Path | None, Parameter(group=_OUTPUT)] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a smaller, faster ONNX file, proven in ONNX Runtime before it is there.
+
+    Args:
+        model: The ONNX file; it is never changed.
+        output: Where to write the result.
+        config: All other options.
+        calibration: Samples to measure the drift on: an .npz file keyed by input name, first axis samples.
+        report: Write the whole report to this JSON file.
+        json: Print the whole report as one JSON object instead of tables.
+        verbose: Show every group, and tracebacks of errors.
+        quiet: Print nothing but errors.
+    """
+    config = config or CompressionConfig()
+    if report is not None:
+        check_output_path(report)
+    with shown_progress(quiet=quiet) as progress:
+        result = run_compress(model, output, config=config, calibration=calibration, progress=progress)
+    if report is not None:
+        _write_report(report, result.report.to_json())
+    if json:
+        _print(result.report.to_json())
+    elif not quiet:
+        _print(compression_tables(result.report, verbose=verbose))
+
+
+@app.command
+def validate(
+    original: Path,
+    compressed: Path,
+    /,
+    *,
+    data: Path | None = None,
+    provider: Provider = Provider.AUTO,
+    seed: int = 0,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run two models on the same inputs and show how far their outputs are apart.
+
+    Args:
+        original: The reference.
+        compressed: The model to judge.
+        data: Samples, an .npz file keyed by input name; with an array `labels`, top-1 accuracy is measured as well.
+        provider: Where ONNX Runtime runs.
+        seed: Seed of the synthetic inputs that are used without data.
+        json: Print one JSON object instead of tables.
+        verbose: Show tracebacks of errors.
+    """
+    del verbose  # Read by `main`, which shows errors.
+    result = run_validate(original, compressed, data=data, provider=provider, seed=seed)
+    _print(result.to_json() if json else validation_tables(result))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Words after the program's name; None for those it was started with.
+
+    Returns:
+        The exit code: 0, or one that tells the kind of error (see `onnxfuse.errors`).
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    verbose = "-v" in words or "--verbose" in words
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, stream=sys.stderr, format="%(message)s")
+    errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    try:
+        app(words, exit_on_error=False, print_error=False, result_action="return_value")
+    except OnnxFuseError as error:
+        if verbose:
+            errors.print_exception()
+        errors.print(f"onnxfuse: {error}")
+        return error.exit_code
+    except CycloptsError as error:
+        return _usage_error(error, errors)
+    except KeyboardInterrupt:
+        errors.print("onnxfuse: interrupted; nothing was written")
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        if verbose:
+            raise
+        errors.print(f"onnxfuse: a defect of onnxfuse: {type(error).__name__}: {error}")
+        errors.print("  mend: run again with -v and report what it prints")
+        return EXIT_DEFECT
+    return 0
+
+
+def _usage_error(error: CycloptsError, errors: Console) -> int:
+    """Show what is wrong with the flags; a config's own complaint about a value keeps its three parts."""
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, OnnxFuseError):
+        errors.print(f"onnxfuse: {cause}")
+        return cause.exit_code
+    errors.print(f"onnxfuse: {error}\n  mend: `onnxfuse COMMAND --help` shows every flag")
+    return EXIT_USAGE
+
+
+def _print(what: object) -> None:
+    """Print a result: text as it is, tables in the width of the terminal."""
+    if isinstance(what, str):
+        sys.stdout.write(what + "\n")
+    else:
+        Console(soft_wrap=False).print(what)
+
+
+def _write_report(path: Path, text: str) -> None:
+    try:
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        what = f"the report can't be written: {error.strerror or error}"
+        raise OutputError(what, where=str(path), mend="choose another path for --report") from error
