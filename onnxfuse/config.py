@@ -55,6 +55,8 @@ class CompressionConfig:
         only: Shell patterns; if there are any, only groups whose name fits one of them change.
         skip: Shell patterns; groups whose name fits one of them do not change.
         order: In which order groups are fused.
+        prove: Whether to prove the coupling on this model first, by permuting the channels of every group in ONNX
+            Runtime; groups that fail are kept as they are.
         provider: Where ONNX Runtime runs.
         seed: Seed of everything random, >= 0.
         fusion: The options of the method.
@@ -77,6 +79,7 @@ class CompressionConfig:
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     order: Order = Order.BACKWARD
+    prove: bool = True
     provider: Provider = Provider.AUTO
     seed: int = 0
     fusion: FusionOptions = field(default_factory=FusionOptions)

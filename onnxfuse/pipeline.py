@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -31,6 +31,7 @@ from onnxfuse.errors import (
     RuntimeFailedError,
     UnsupportedGraphError,
 )
+from onnxfuse.fusion.maps import ChannelMap
 from onnxfuse.fusion.methods import METHODS
 from onnxfuse.fusion.rewrite import collect_edits, new_dims
 from onnxfuse.fusion.weights import WeightState
@@ -40,6 +41,7 @@ from onnxfuse.graph.view import GraphView
 from onnxfuse.planning.widths import GroupPlan, plan_widths
 from onnxfuse.proof.accuracy import measure_accuracy, split_labels
 from onnxfuse.proof.checker import check_structure
+from onnxfuse.proof.coupling import prove_coupling
 from onnxfuse.proof.drift import measure_drift
 from onnxfuse.proof.runtime import Session
 from onnxfuse.proof.samples import Samples, load_samples
@@ -89,12 +91,16 @@ class Compressed:
         return target
 
 
-def inspect(model: ModelSource, *, provider: Provider | str = Provider.CPU) -> InspectReport:
+def inspect(
+    model: ModelSource, *, prove: bool = True, provider: Provider | str = Provider.CPU, seed: int = 0
+) -> InspectReport:
     """Find the coupling groups of a model, and say why the frozen ones are frozen.
 
     Args:
         model: A path or a model object.
-        provider: Where ONNX Runtime runs it, to find input shapes that work.
+        prove: Whether to prove the coupling by permuting the channels of every group in ONNX Runtime.
+        provider: Where ONNX Runtime runs it.
+        seed: Seed of the inputs and permutations.
 
     Raises:
         ModelError: The model can't be read.
@@ -102,16 +108,19 @@ def inspect(model: ModelSource, *, provider: Provider | str = Provider.CPU) -> I
     """
     source = read_model(model)
     graph = GraphView(source.model)
+    config = CompressionConfig(provider=Provider(provider), prove=prove, seed=seed)
     notes = []
     try:
-        samples, problem = choose_samples(
-            source, graph, CompressionConfig(provider=Provider(provider)).provider, seed=0
-        )
+        samples, problem = choose_samples(source, graph, config.provider, seed)
     except (UnsupportedGraphError, RuntimeFailedError) as error:
         samples, problem = None, error.what
+    analysis = analyse(source, graph, samples)
     if samples is None:
         notes.append(f"shapes are inferred only, the model was not run: {problem}")
-    analysis = analyse(source, graph, samples)
+    elif prove:
+        groups_to_prove = [group for group in analysis.channels.groups if not group.frozen]
+        analysis, note = _proven(analysis, groups_to_prove, samples, config)
+        notes.append(note)
     groups = tuple(_group_report(analysis, group, group.channels, group.frozen) for group in analysis.channels.groups)
     return InspectReport(
         model=source.name,
@@ -122,7 +131,7 @@ def inspect(model: ModelSource, *, provider: Provider | str = Provider.CPU) -> I
         groups=groups,
         compressible_share=compressible_share(analysis),
         frozen_reasons=_frozen_reasons(groups),
-        notes=tuple(notes),
+        notes=tuple(note for note in notes if note),
         versions=versions(),
     )
 
@@ -170,13 +179,21 @@ def compress(
             samples = more_samples(analysis, samples, config.seed)
         plans = plan_widths(analysis.channels.groups, config)
         _refuse_nothing(analysis, plans, config)
+    notes = []
+    if config.prove:
+        with clock.stage("prove coupling"):
+            changing = [plan.group for plan in plans if plan.kept < plan.group.channels]
+            analysis, note = _proven(analysis, changing, samples, config)
+            plans = plan_widths(analysis.channels.groups, config)
+            _refuse_nothing(analysis, plans, config)
+            notes.append(note)
     with clock.stage("fuse"):
         result, dims = _fused_model(analysis, plans, config, progress)
     cost = cost_of(result, analysis.input_dims, dims)
     _set_metadata(result, metadata_of(source, analysis.cost, cost, plans, config))
     with _place(target) as temporary, clock.stage("prove"):
         size = write_model(result, temporary)
-        notes = [note for note in (check_structure(temporary, source.path or source.model),) if note]
+        notes.append(check_structure(temporary, source.path or source.model))
         original = Session(source.path or source.model, config.provider, name=f"the original model {source.name!r}")
         compressed = Session(temporary, config.provider, name="the compressed model")
         drift = measure_drift(original, compressed, samples)
@@ -191,7 +208,7 @@ def compress(
         drift=drift,
         provider=str(compressed.provider),
         seconds=clock.seconds,
-        notes=tuple(notes),
+        notes=tuple(note for note in notes if note),
         versions=versions(),
         config={**config.to_dict(), "method_used": config.method_name},
     )
@@ -305,6 +322,37 @@ def _refuse_nothing(analysis: Analysis, plans: Sequence[GroupPlan], config: Comp
     what = "nothing can be compressed as asked; " + "; ".join(list(reasons)[:3])
     mend = "`onnxfuse inspect` lists every group with its reason; widen --scope, --only or --skip if they exclude it"
     raise UnsupportedGraphError(what, where=analysis.source.name, mend=mend)
+
+
+def _proven(
+    analysis: Analysis, groups: Sequence[CouplingGroup], samples: Samples, config: CompressionConfig
+) -> tuple[Analysis, str]:
+    """Prove the coupling of some groups on the model itself.
+
+    Returns:
+        The analysis with the groups that failed frozen, and what a reader should know; empty if all is well.
+    """
+
+    def permute(chosen: Sequence[CouplingGroup]) -> onnx.ModelProto:
+        state = WeightState(analysis.graph, analysis.shapes, analysis.channels)
+        rng = np.random.default_rng(config.seed)
+        for group in chosen:
+            state.fuse(group, ChannelMap.permutation(rng.permutation(group.channels)))
+        edits = collect_edits(analysis.graph, analysis.shapes, analysis.channels, state)
+        return apply_edits(analysis.graph, edits, {})
+
+    source = analysis.source
+    original = Session(source.path or source.model, config.provider, name=f"the original model {source.name!r}")
+    proof = prove_coupling(original, groups, permute, next(samples.feeds()))
+    if proof.note:
+        return analysis, f"the coupling was not proven on this model: {proof.note}"
+    if not proof.refuted:
+        return analysis, ""
+    reasons = {name: f"the proof on this model failed: {problem}" for name, problem in proof.refuted.items()}
+    frozen = tuple(replace(g, frozen=reasons.get(g.name, g.frozen)) for g in analysis.channels.groups)
+    names = ", ".join(proof.refuted)
+    note = f"a defect of onnxfuse, made harmless; please report it with the model: no proof for {names}"
+    return replace(analysis, channels=replace(analysis.channels, groups=frozen)), note
 
 
 def _fused_model(

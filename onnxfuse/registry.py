@@ -61,6 +61,10 @@ class Registry(Mapping[str, V], Generic[V]):
             what = f"there is no {self.kind} called {name!r}"
             raise RegistryError(what, mend=mend) from None
 
+    def __contains__(self, name: object) -> bool:
+        """Return whether there is a member called ``name``."""
+        return name in self._members
+
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names in the order of registration."""
         return iter(self._members)

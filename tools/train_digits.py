@@ -103,9 +103,7 @@ def load_split() -> Split:
     digits = datasets.load_digits()
     images = (digits.images[:, None, :, :] / PIXEL_MAX).astype(np.float32)
     labels = digits.target.astype(np.int64)
-    parts = selection.train_test_split(
-        images, labels, test_size=TEST_COUNT, stratify=labels, random_state=SEED
-    )
+    parts = selection.train_test_split(images, labels, test_size=TEST_COUNT, stratify=labels, random_state=SEED)
     train_images, test_images, train_labels, test_labels = parts
     return Split(train_images, train_labels, test_images, test_labels)
 
@@ -176,10 +174,7 @@ def shifted(torch: Any, batch: Any) -> Any:
     padded = torch.nn.functional.pad(batch, (1, 1, 1, 1))
     size = batch.shape[-1]
     offsets = torch.randint(0, 3, (len(batch), 2)).tolist()
-    crops = [
-        image[:, top : top + size, left : left + size]
-        for image, (top, left) in zip(padded, offsets, strict=True)
-    ]
+    crops = [image[:, top : top + size, left : left + size] for image, (top, left) in zip(padded, offsets, strict=True)]
     return torch.stack(crops)
 
 
@@ -193,9 +188,7 @@ def train(torch: Any, images: Images, labels: Labels) -> Any:
     x, y = torch.from_numpy(images), torch.from_numpy(labels)
     steps_per_epoch = len(x) // BATCH
     optimiser = torch.optim.AdamW(network.parameters(), lr=PEAK_LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, PEAK_LEARNING_RATE, total_steps=EPOCHS * steps_per_epoch
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, PEAK_LEARNING_RATE, total_steps=EPOCHS * steps_per_epoch)
     criterion = torch.nn.CrossEntropyLoss(label_smoothing=0.05)
     network.train()
     for _ in range(EPOCHS):
@@ -443,9 +436,7 @@ def verify(folder: Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     parser = argparse.ArgumentParser(description="Train and export the example network, or check its files.")
-    parser.add_argument(
-        "--folder", type=Path, default=MODELS_DIR, help="the models folder (default: models/)"
-    )
+    parser.add_argument("--folder", type=Path, default=MODELS_DIR, help="the models folder (default: models/)")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--verify", action="store_true", help="only check the files; needs no torch")
     mode.add_argument(

@@ -52,16 +52,27 @@ app = App(
 
 
 @app.command
-def inspect(model: Path, /, *, provider: Provider = Provider.CPU, json: Json = False, verbose: Verbose = False) -> None:
+def inspect(
+    model: Path,
+    /,
+    *,
+    prove: bool = True,
+    provider: Provider = Provider.CPU,
+    seed: int = 0,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
     """Show the groups of channels that must change together, and why the frozen ones are frozen.
 
     Args:
         model: The ONNX file.
-        provider: Where ONNX Runtime runs the model once, to find input shapes that work.
+        prove: Whether to prove the coupling by permuting the channels of every group in ONNX Runtime.
+        provider: Where ONNX Runtime runs.
+        seed: Seed of the inputs and permutations.
         json: Print one JSON object instead of tables.
         verbose: Show the nodes of every group, and tracebacks of errors.
     """
-    report = run_inspect(model, provider=provider)
+    report = run_inspect(model, prove=prove, provider=provider, seed=seed)
     _print(report.to_json() if json else inspection_tables(report, verbose=verbose))
 
 

@@ -8,7 +8,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 __all__ = ["shown_progress"]
 
-_TITLES = {"load": "reading", "couple": "finding coupled channels", "fuse": "fusing", "prove": "proving"}
+_TITLES = {
+    "load": "reading",
+    "couple": "finding coupled channels",
+    "prove coupling": "proving the coupling",
+    "fuse": "fusing",
+    "prove": "proving",
+}
 
 
 @contextmanager

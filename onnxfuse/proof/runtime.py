@@ -8,6 +8,7 @@ import ctypes
 import io
 import logging
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -19,6 +20,7 @@ import onnxruntime as ort
 
 from onnxfuse.config import Provider
 from onnxfuse.errors import ProviderError, RuntimeFailedError
+from onnxfuse.graph.files import write_model
 
 __all__ = ["Feeds", "Session", "has_cuda", "runtime_version"]
 
@@ -59,8 +61,15 @@ class Session:
         options.log_severity_level = _FATAL_ONLY
         if not optimise:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        source = str(model) if isinstance(model, Path) else _serialised(model)
-        self._session = _open(source, options, provider, name)
+        if isinstance(model, Path):
+            self._session = _open(str(model), options, provider, name)
+        elif model.ByteSize() <= _LARGEST_MESSAGE:
+            self._session = _open(model.SerializeToString(), options, provider, name)
+        else:
+            with tempfile.TemporaryDirectory(prefix="onnxfuse-") as folder:
+                path = Path(folder) / "model.onnx"
+                write_model(model, path)
+                self._session = _open(str(path), options, provider, name)
         self.providers = tuple(self._session.get_providers())
         self.provider = Provider.CUDA if _CUDA in self.providers else Provider.CPU
         if provider is Provider.CUDA and self.provider is not Provider.CUDA:
@@ -143,14 +152,6 @@ def _refuse_cuda(why: str) -> NoReturn:
     what = f"CUDA was asked for, but does not work here: {why}"
     mend = "install the libraries with `pip install 'onnxfuse[cuda]'` and a driver for the GPU, or use --provider cpu"
     raise ProviderError(what, where="--provider cuda", mend=mend)
-
-
-def _serialised(model: onnx.ModelProto) -> bytes:
-    if model.ByteSize() > _LARGEST_MESSAGE:
-        what = "the model is over 2 GiB and was given as an object"
-        raise RuntimeFailedError(what, mend="give its path instead")
-    data: bytes = model.SerializeToString()
-    return data
 
 
 def _first_line(error: Exception) -> str:

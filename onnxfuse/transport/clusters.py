@@ -14,14 +14,24 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
 
 from onnxfuse.arrays import FloatArray, IntArray
 from onnxfuse.errors import InvariantError
 
-__all__ = ["Clusters", "DistinctRows", "cluster_rows", "compact_rows", "distinct_rows", "seed_from"]
+__all__ = ["Clusters", "DistinctRows", "cluster_rows", "compact_rows", "distinct_rows", "seed_from", "single_threaded"]
 
 # k-means only finds a local optimum: the best of a few starts costs little once the points are compact.
 _STARTS = 4
+
+
+def single_threaded() -> threadpool_limits:
+    """Return a context in which linear algebra uses one thread.
+
+    The problems here are so small that threads gain little, and on a busy machine waiting for each other costs them a
+    factor of ten. It also makes the result the same on any machine with the same libraries.
+    """
+    return threadpool_limits(limits=1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,7 +104,8 @@ def compact_rows(vectors: FloatArray) -> FloatArray:
 
 def _row_coordinates(vectors: FloatArray) -> FloatArray:
     """Return rows in an orthonormal basis of their span: R transposed, where Q R is the transpose."""
-    triangle: FloatArray = np.asarray(np.linalg.qr(vectors.T, mode="r"))
+    with single_threaded():
+        triangle: FloatArray = np.asarray(np.linalg.qr(vectors.T, mode="r"))
     return triangle.T
 
 
@@ -149,7 +160,7 @@ def _kmeans_labels(points: FloatArray, counts: IntArray, count: int, seed: int) 
     """Label U > K different points, shape (U, D), that stand for ``counts`` channels each."""
     compact = compact_rows(points)
     kmeans = KMeans(n_clusters=count, n_init=_STARTS, random_state=seed)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), single_threaded():
         # It warns of clusters left empty; they are filled below.
         warnings.simplefilter("ignore", ConvergenceWarning)
         fitted = kmeans.fit(compact, sample_weight=counts.astype(np.float64))

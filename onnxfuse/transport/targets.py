@@ -16,7 +16,7 @@ from sklearn.mixture import GaussianMixture
 
 from onnxfuse.arrays import FloatArray, IntArray
 from onnxfuse.errors import InvariantError
-from onnxfuse.transport.clusters import Clusters, cluster_rows, compact_rows, distinct_rows, seed_from
+from onnxfuse.transport.clusters import Clusters, cluster_rows, compact_rows, distinct_rows, seed_from, single_threaded
 
 __all__ = ["Target", "Targets", "gaussian_mixture", "kmeans", "most_important", "top_channels"]
 
@@ -190,6 +190,6 @@ def _responsibilities(points: FloatArray, labels: IntArray, count: int, seed: in
         precisions_init=1.0 / variances,
         random_state=seed,
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), single_threaded():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return mixture.fit(points).predict_proba(points)
