@@ -1,6 +1,7 @@
 """From a model to its coupling groups: read it, fix its input shapes, infer, solve. Shared by every command."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,7 +84,7 @@ def analyse(source: SourceModel, graph: GraphView, samples: Samples | None) -> A
         graph: Its graph.
         samples: Inputs that it runs with; None to go by the stated shapes alone.
     """
-    dims = _single_dims(graph, samples) if samples else next(iter(candidate_dims(graph)))
+    dims = _single_dims(graph, samples) if samples else next(candidate_dims(graph, most=math.inf))
     shapes = infer_shapes(graph, dims)
     unknown = [o for node in graph.nodes for o in node.outputs if o and o not in shapes.dims]
     if unknown and samples:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
+from numbers import Integral, Real
 from typing import Any
 
 from onnxfuse.errors import ConfigError, RegistryError
@@ -49,16 +50,23 @@ class CompressionConfig:
     """What to compress, how much, and how.
 
     Attributes:
-        ratio: Share of each group's channels to remove, 0 <= ratio < 1; K = floor(C (1 - ratio)), at least 1.
-        method: Name in `METHODS`, or ``auto``.
-        scope: Which groups may change.
-        only: Shell patterns; if there are any, only groups whose name fits one of them change.
-        skip: Shell patterns; groups whose name fits one of them do not change.
-        order: In which order groups are fused.
+        ratio: Share of each group's channels to remove: 0 or more, and less than 1. Of C channels
+            floor(C (1 - ratio)) stay, at least 1.
+        method: ``intra-fusion`` transports all channels to the most important ones, ``prune`` drops the least
+            important ones, ``fold`` merges clusters of similar ones; ``auto`` chooses, at present
+            ``intra-fusion``.
+        scope: Which groups may change: ``all`` that are not frozen, or ``hidden``, those that no addition ties
+            together (the insides of residual blocks).
+        only: A shell pattern such as '/layer1/*': only groups whose name fits change. May be given several times;
+            ``inspect`` lists the names.
+        skip: A shell pattern: groups whose name fits do not change. May be given several times.
+        order: In which order groups are fused; each one sees the weights that those before it have changed.
+            ``backward`` is from the output to the input, as the paper's released code does.
         prove: Whether to prove the coupling on this model first, by permuting the channels of every group in ONNX
             Runtime; groups that fail are kept as they are.
-        provider: Where ONNX Runtime runs.
-        seed: Seed of everything random, >= 0.
+        provider: Where ONNX Runtime runs: ``cuda`` or not at all, ``cpu``, or ``auto``, which is CUDA where it
+            really works.
+        seed: Seed of everything random, a whole number from 0 on.
         fusion: The options of the method.
 
     Raises:
@@ -86,7 +94,7 @@ class CompressionConfig:
 
     def __post_init__(self) -> None:
         """Check every field; strings are accepted for the enumerations."""
-        if not 0 <= self.ratio < 1:
+        if not isinstance(self.ratio, Real) or not 0 <= self.ratio < 1:
             what = f"the ratio is {self.ratio}"
             mend = "give the share of channels to remove: 0 or more, and less than 1"
             raise ConfigError(what, where="--ratio", mend=mend)
@@ -95,13 +103,14 @@ class CompressionConfig:
                 METHODS[self.method]
             except RegistryError as error:
                 raise ConfigError(error.what, where="--method", mend=f"{error.mend}, {AUTO}") from None
-        if self.seed < 0:
+        if not isinstance(self.seed, Integral) or self.seed < 0:
             what = f"the seed is {self.seed}"
             raise ConfigError(what, where="--seed", mend="give a whole number from 0 on")
         for name, kind in (("scope", Scope), ("order", Order), ("provider", Provider)):
             object.__setattr__(self, name, _member(kind, getattr(self, name), f"--{name}"))
-        object.__setattr__(self, "only", tuple(self.only))
-        object.__setattr__(self, "skip", tuple(self.skip))
+        for name in ("only", "skip"):
+            given: tuple[str, ...] | str = getattr(self, name)
+            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
 
     @property
     def method_name(self) -> str:

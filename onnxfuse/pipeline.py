@@ -3,6 +3,7 @@
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -41,7 +42,7 @@ from onnxfuse.graph.view import GraphView
 from onnxfuse.planning.widths import GroupPlan, plan_widths
 from onnxfuse.proof.accuracy import measure_accuracy, split_labels
 from onnxfuse.proof.checker import check_structure
-from onnxfuse.proof.coupling import prove_coupling
+from onnxfuse.proof.coupling import prove_coupling, watched_values
 from onnxfuse.proof.drift import measure_drift
 from onnxfuse.proof.runtime import Session
 from onnxfuse.proof.samples import Samples, load_samples
@@ -61,6 +62,10 @@ ModelSource: TypeAlias = str | os.PathLike[str] | onnx.ModelProto
 DataSource: TypeAlias = str | os.PathLike[str] | Mapping[str, np.ndarray[Any, np.dtype[Any]]]
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with the name of a stage, how many of its steps are done, and how many there are."""
+
+# How many reasons an error message names, and how many characters of each.
+_MOST_REASONS = 3
+_LONGEST_REASON = 120
 
 
 def _silent(_stage: str, _done: int, _total: int) -> None:
@@ -103,12 +108,13 @@ def inspect(
         seed: Seed of the inputs and permutations.
 
     Raises:
+        ConfigError: The provider or the seed is none.
         ModelError: The model can't be read.
         ProviderError: CUDA was asked for and does not work.
     """
     source = read_model(model)
     graph = GraphView(source.model)
-    config = CompressionConfig(provider=Provider(provider), prove=prove, seed=seed)
+    config = CompressionConfig.from_options({"provider": provider, "prove": prove, "seed": seed})
     notes = []
     try:
         samples, problem = choose_samples(source, graph, config.provider, seed)
@@ -235,11 +241,12 @@ def validate(
     Raises:
         OnnxFuseError: A model or the data can't be used, or the outputs are not comparable.
     """
-    config = CompressionConfig(provider=Provider(provider), seed=seed)
+    config = CompressionConfig.from_options({"provider": provider, "seed": seed})
     sources = [read_model(original), read_model(compressed)]
     graph = GraphView(sources[0].model)
     arrays, labels = split_labels(data, graph)
-    samples = _samples(sources[0], graph, arrays, config)
+    origin = str(data) if isinstance(data, str | os.PathLike) else ""
+    samples = _samples(sources[0], graph, arrays, config, origin)
     analysis = analyse(sources[0], graph, samples)
     if data is None:
         samples = more_samples(analysis, samples, seed)
@@ -294,9 +301,11 @@ def _place(target: Path | None) -> Iterator[Path]:
             yield Path(folder) / "model.onnx"
 
 
-def _samples(source: SourceModel, graph: GraphView, data: DataSource | None, config: CompressionConfig) -> Samples:
+def _samples(
+    source: SourceModel, graph: GraphView, data: DataSource | None, config: CompressionConfig, origin: str = ""
+) -> Samples:
     if data is not None:
-        return load_samples(data, graph)
+        return load_samples(data, graph, origin)
     samples, problem = choose_samples(source, graph, config.provider, config.seed)
     if samples is None:
         what = f"no synthetic inputs were found that the model runs with: {problem}"
@@ -318,10 +327,17 @@ def _refuse_nothing(analysis: Analysis, plans: Sequence[GroupPlan], config: Comp
     if not plans:
         what = "there is nothing to compress: no Conv, Gemm or MatMul with constant weights makes channels"
         raise UnsupportedGraphError(what, where=analysis.source.name, mend="onnxfuse compresses neural networks")
-    reasons = dict.fromkeys(f"{plan.group.name}: {plan.reason or 'it has one channel'}" for plan in plans)
-    what = "nothing can be compressed as asked; " + "; ".join(list(reasons)[:3])
+    reasons = Counter(plan.reason or "it can't have fewer channels" for plan in plans).most_common(_MOST_REASONS)
+    total = f"of {len(plans)} groups" if len(plans) > 1 else "of 1 group"
+    what = "nothing can be compressed as asked: "
+    what += "; ".join(f"{_shortened(reason)} ({count} {total})" for reason, count in reasons)
     mend = "`onnxfuse inspect` lists every group with its reason; widen --scope, --only or --skip if they exclude it"
     raise UnsupportedGraphError(what, where=analysis.source.name, mend=mend)
+
+
+def _shortened(text: str) -> str:
+    """Cut the middle out of a long text: exporters join the names of many layers into one."""
+    return text if len(text) <= _LONGEST_REASON else f"{text[: _LONGEST_REASON // 2]}...{text[-_LONGEST_REASON // 3 :]}"
 
 
 def _proven(
@@ -341,9 +357,9 @@ def _proven(
         edits = collect_edits(analysis.graph, analysis.shapes, analysis.channels, state)
         return apply_edits(analysis.graph, edits, {})
 
-    source = analysis.source
-    original = Session(source.path or source.model, config.provider, name=f"the original model {source.name!r}")
-    proof = prove_coupling(original, groups, permute, next(samples.feeds()))
+    watched = watched_values(analysis.graph, analysis.channels)
+    feeds = next(samples.feeds())
+    proof = prove_coupling(analysis.source.model, groups, permute, feeds, watched, config.provider)
     if proof.note:
         return analysis, f"the coupling was not proven on this model: {proof.note}"
     if not proof.refuted:

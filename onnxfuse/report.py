@@ -1,6 +1,7 @@
 """What a run did, as plain data: for people as text, for machines as JSON, in short in the model itself."""
 
 import json
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -74,8 +75,8 @@ class _Report:
         return asdict(self)
 
     def to_json(self) -> str:
-        """Return the report as JSON, one object."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, default=_plain)
+        """Return the report as JSON, one object; numbers that JSON does not have are strings, such as ``"inf"``."""
+        return json.dumps(_plain(self.to_dict()), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,10 +193,21 @@ def metadata_of(
         "source_sha256": source.sha256,
         "groups": {p.group.name: [p.group.channels, p.kept] for p in plans if p.kept < p.group.channels},
     }
-    return {"onnxfuse.version": metadata.version("onnxfuse"), "onnxfuse.report": json.dumps(short)}
+    return {"onnxfuse.version": metadata.version("onnxfuse"), "onnxfuse.report": json.dumps(_plain(short))}
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, np.generic):
-        return value.item()
-    return str(value)
+    """Return what JSON can hold: no types of NumPy, no infinities, no NaN."""
+    match value:
+        case Mapping():
+            return {str(key): _plain(member) for key, member in value.items()}
+        case list() | tuple():
+            return [_plain(member) for member in value]
+        case np.generic():
+            return _plain(value.item())
+        case float():
+            return value if math.isfinite(value) else str(value)
+        case None | bool() | int():
+            return value
+        case _:
+            return str(value)

@@ -232,7 +232,8 @@ class Net:
     ) -> str:
         """Add a node whose integers are attributes before version ``since`` and inputs from it on."""
         if self.opset < since:
-            return self.node(op, x, name=name, **slots, **attributes)
+            stated: dict[str, Any] = {**slots, **attributes}
+            return self.node(op, x, name=name, **stated)
         inputs = ["" if v is None else self.constant(np.array(v, np.int64)) for v in slots.values()]
         while inputs and not inputs[-1]:
             inputs.pop()

@@ -5,8 +5,10 @@ documentation, so the command line and the Python API can't say different things
 """
 
 import logging
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +31,7 @@ __all__ = ["main"]
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 EXIT_DEFECT = 70
+_PIPE_WIDTH = 100_000
 
 _WHAT = Group("What to compress, and how much", sort_key=1)
 _HOW = Group("How channels are fused", sort_key=2)
@@ -42,12 +45,21 @@ Verbose = Annotated[bool, Parameter(alias="-v", negative="", group=_OUTPUT)]
 Quiet = Annotated[bool, Parameter(alias="-q", negative="", group=_OUTPUT)]
 Json = Annotated[bool, Parameter(name="--json", negative="", group=_OUTPUT)]
 
+
+
+def _shown_default(value: object) -> object:
+    """Leave out of the help that a flag or a list is not given by default."""
+    return None if value is False or value == () else value
+
+
 app = App(
     name="onnxfuse",
     help="Compress trained ONNX files by fusing their channels with optimal transport.",
     version=__version__,
     help_epilogue="Exit codes: 0 done, 2 usage, 3 model, 4 nothing to compress, 5 data, 6 provider, 7 ONNX Runtime, "
-    "8 proof failed, 9 output, 10 solver, 11 compression, 70 a defect of onnxfuse.",
+    "8 proof failed, 9 output, 10 solver, 11 compression, 70 a defect of onnxfuse, 130 interrupted.",
+    default_parameter=Parameter(negative_iterable=(), show_default=_shown_default),
+    suppress_keyboard_interrupt=False,
 )
 
 
@@ -103,7 +115,7 @@ def compress(
     """
     config = config or CompressionConfig()
     if report is not None:
-        check_output_path(report)
+        _check_report_path(report, {"the model": model, "the output": output, "the calibration file": calibration})
     with shown_progress(quiet=quiet) as progress:
         result = run_compress(model, output, config=config, calibration=calibration, progress=progress)
     if report is not None:
@@ -152,6 +164,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, or one that tells the kind of error (see `onnxfuse.errors`).
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if threading.current_thread() is threading.main_thread():
+        # Whoever ends the program in good order (a job's time limit) finds no half-written files either.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     verbose = "-v" in words or "--verbose" in words
     logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, stream=sys.stderr, format="%(message)s")
     errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
@@ -191,7 +206,22 @@ def _print(what: object) -> None:
     if isinstance(what, str):
         sys.stdout.write(what + "\n")
     else:
-        Console(soft_wrap=False).print(what)
+        # On a terminal, long names fold; in a pipe every group is one line, whatever its length.
+        console = Console()
+        Console(width=console.width if console.is_terminal else _PIPE_WIDTH).print(what, crop=False)
+
+
+def _check_report_path(path: Path, others: Mapping[str, Path | None]) -> None:
+    """Refuse a report that could not be written in the end, or that would overwrite something else.
+
+    Raises:
+        OutputError: It can't be written, or it is one of ``others``.
+    """
+    target = check_output_path(path)
+    for word, other in others.items():
+        if other is not None and target.resolve() == other.resolve():
+            what = f"the report and {word} are the same file"
+            raise OutputError(what, where=str(path), mend="choose another path for --report")
 
 
 def _write_report(path: Path, text: str) -> None:

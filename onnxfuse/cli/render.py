@@ -1,6 +1,6 @@
 """Reports as tables for people."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -12,40 +12,44 @@ from onnxfuse.report import CompressionReport, GroupReport, InspectReport, Model
 __all__ = ["compression_tables", "inspection_tables", "validation_tables"]
 
 _MOST_GROUPS = 20
+_MOST_INPUTS = 6
 
 
 def inspection_tables(report: InspectReport, *, verbose: bool) -> RenderableType:
     """Show what `inspect` found."""
-    inputs = ", ".join(f"{n} {'x'.join(map(str, d)) or 'scalar'}" for n, d in report.input_shapes.items())
     opsets = ", ".join(f"{domain} {version}" for domain, version in report.opset.items())
-    head = Text(
-        f"{report.model}\n"
-        f"opset {opsets}, IR {report.ir_version}, {_bytes(report.cost.bytes)}, "
-        f"{report.cost.parameters:,} parameters, {report.cost.macs:,} MACs with {inputs}\n"
-        f"{100 * report.compressible_share:.1f} % of the parameters follow channels that can be fused"
+    head = _lines(
+        report.model,
+        f"opset {opsets}, IR {report.ir_version}, {_bytes(report.cost.bytes)}",
+        f"inputs: {_inputs(report.input_shapes)}",
+        f"{report.cost.parameters:,} parameters, {report.cost.macs:,} MACs",
+        f"{100 * report.compressible_share:.1f} % of the parameters follow channels that can be fused",
     )
     table = _table("coupling group", "channels", "parameters", "state")
     for group in report.groups:
         state = f"frozen: {group.frozen}" if group.frozen else ("residual stream" if group.residual else "free")
-        table.add_row(group.name, str(group.channels_before), f"{group.parameters:,}", state)
-        if verbose:
-            table.add_row(Text("  " + ", ".join(group.nodes), style="dim"), "", "", "")
-    return Group(head, table, *_notes(report.notes))
+        _add(table, group.name, str(group.channels_before), f"{group.parameters:,}", state)
+    nodes = [f"{group.name}: {', '.join(group.nodes)}" for group in report.groups] if verbose else []
+    more = [Text("nodes whose weights follow the channels", style="bold"), *map(Text, nodes)] if nodes else []
+    return Group(head, *([table] if report.groups else []), *more, *_notes(report.notes))
 
 
 def compression_tables(report: CompressionReport, *, verbose: bool) -> RenderableType:
     """Show what `compress` did."""
-    shown = report.groups if verbose else [g for g in report.groups if g.channels_after < g.channels_before]
-    table = _table("coupling group", "channels", "state")
-    for group in shown if verbose else shown[:_MOST_GROUPS]:
-        table.add_row(group.name, f"{group.channels_before} -> {group.channels_after}", _state(group))
-    hidden = len(report.groups) - min(len(shown), len(shown) if verbose else _MOST_GROUPS)
-    more = [Text(f"{hidden} more groups; -v shows them all", style="dim")] if hidden else []
+    fused = [g for g in report.groups if g.channels_after < g.channels_before]
+    shown = report.groups if verbose else fused[:_MOST_GROUPS]
+    states = [_state(group) for group in shown]
+    table = _table("coupling group", "channels", *(["state"] if any(states) else []))
+    for group, state in zip(shown, states, strict=True):
+        _add(table, group.name, f"{group.channels_before} -> {group.channels_after}", *([state] if any(states) else []))
+    hidden = {"more fused": len(fused) - _MOST_GROUPS, "kept as they are": len(report.groups) - len(fused)}
+    words = ", ".join(f"{count} {word}" for word, count in hidden.items() if count > 0)
+    more = [Text(f"groups not shown: {words} (-v shows all)", style="dim")] if words and not verbose else []
     seconds = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in report.seconds.items())
-    last = Text(f"written to {report.output}" if report.output else "kept in memory")
+    last = _lines(f"written to {report.output}" if report.output else "kept in memory")
     return Group(
         _cost_table(report.before, report.after),
-        table,
+        *([table] if shown else []),
         *more,
         _drift_table(report.drift),
         *_notes(report.notes),
@@ -71,14 +75,18 @@ def _cost_table(before: ModelCost, after: ModelCost) -> Table:
         ("file", _bytes(before.bytes), _bytes(after.bytes), after.bytes, before.bytes),
     )
     for name, was, now, part, whole in rows:
-        table.add_row(name, was, now, f"{100 * part / whole:.1f} %" if whole else "-")
+        _add(table, name, was, now, f"{100 * part / whole:.1f} %" if whole else "-")
     return table
 
 
 def _drift_table(drift: Drift) -> RenderableType:
+    head = _lines(f"drift on {drift.data}, run on {drift.provider}")
+    if not drift.outputs:
+        return Group(head, Text("no output is a tensor of numbers, so there is nothing to compare", style="yellow"))
     table = _table("output", "max |diff|", "mean |diff|", "cosine", "SQNR dB", "same top-1")
     for o in drift.outputs:
-        table.add_row(
+        _add(
+            table,
             o.name,
             f"{o.max_abs:.4g}",
             f"{o.mean_abs:.4g}",
@@ -86,7 +94,7 @@ def _drift_table(drift: Drift) -> RenderableType:
             "-" if o.sqnr_db is None else f"{o.sqnr_db:.1f}",
             "-" if o.top1_agreement is None else f"{100 * o.top1_agreement:.1f} %",
         )
-    return Group(Text(f"drift on {drift.data}, {drift.samples} run on {drift.provider}"), table)
+    return Group(head, table)
 
 
 def _state(group: GroupReport) -> str:
@@ -108,10 +116,28 @@ def _table(*columns: str) -> Table:
     return table
 
 
+def _add(table: Table, *cells: str) -> None:
+    """Add a row of plain text: names may hold brackets and colons, which are markup in a string."""
+    table.add_row(*map(Text, cells))
+
+
+def _lines(*lines: str) -> Text:
+    """Text that is never wrapped, so that paths can be copied."""
+    return Text("\n".join(lines), no_wrap=True, overflow="ignore")
+
+
+def _inputs(shapes: Mapping[str, Sequence[int]]) -> str:
+    """Name the inputs with their shapes, but not hundreds of them."""
+    words = [f"{name} {'x'.join(map(str, dims)) or 'scalar'}" for name, dims in shapes.items()]
+    more = len(words) - _MOST_INPUTS
+    return ", ".join([*words[:_MOST_INPUTS], *([f"{more} more"] if more > 0 else [])]) or "none"
+
+
 def _bytes(count: int) -> str:
     size = float(count)
     for unit in ("B", "kB", "MB"):
-        if size < 1000:
+        # What would be shown as 1000.0 is 1.0 of the next unit.
+        if size < 999.95:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.2f} GB"

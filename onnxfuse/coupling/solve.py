@@ -309,6 +309,7 @@ class _Solver:
         for atom in order:
             if _producer(members[atom]) is not None:
                 counts[_name(members[atom])] = counts.get(_name(members[atom]), 0) + 1
+        taken: dict[str, int] = {}
         for atom in order:
             first = _producer(members[atom])
             if first is None:
@@ -318,6 +319,9 @@ class _Solver:
             if counts[name] > 1:
                 where = positions(self.unifier.resolve(self.axes[first.operand][first.axis]), atom, {})
                 name = f"{name}:{where.min()}-{where.max() + 1}"
+            # Factors of one axis, such as channels and positions after a Flatten, are spread over the same range.
+            taken[name] = taken.get(name, 0) + 1
+            name = name if taken[name] == 1 else f"{name}#{taken[name]}"
             yield CouplingGroup(name, atom.size, tuple(members[atom]), atom.reason, atom.residual, atom)
 
     def _first(self, axes: Sequence[ParameterAxis], atom: Atom) -> tuple[int, int]:

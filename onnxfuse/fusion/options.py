@@ -18,17 +18,22 @@ class FusionOptions:
     """What a fusion method may be told. Each method uses the options that concern it.
 
     Attributes:
-        importance: Name in `IMPORTANCES`: what makes a channel worth keeping.
-        target: Name in `TARGETS`: the points that channels are transported to.
-        source_mass: Name in `MASSES`: how much each channel counts.
-        target_mass: Name in `MASSES`: how much each target gets.
-        p: Order of the norm of the ground cost, from 1 up to and including infinity.
-        normalised: Whether feature vectors are compared at Euclidean length 1, that is by direction.
-        bias_in_cost: Whether biases are part of the feature vectors (in the paper's text; not in its code).
-        solver: Name in `SOLVERS`: how the transport is solved.
-        regularisation: Weight of the entropic term, in mean ground costs, above 0; for the solver
-            ``entropic``.
-        output_norm: Whether a fused producer is the ``"sum"`` (as released) or the ``"mean"`` of its shares.
+        importance: What makes a channel worth keeping: ``l1``, ``l2`` or ``linf``, the norm of its weights;
+            ``lamp``, its share in what is left once all smaller ones are gone; ``bn-scale``, the scale of its
+            batch normalisation; ``random``.
+        target: What channels are transported to: the ``most-important`` channels, the centres of ``kmeans``
+            clusters, or the means of a ``gaussian-mixture``.
+        source_mass: How much each channel counts in the transport: ``uniform``, by ``importance``, or by the
+            ``softmax`` of the importances.
+        target_mass: How much each target gets: ``uniform``, by ``importance``, or by the ``softmax`` of the
+            importances.
+        p: Order of the norm of the ground cost, from 1 up to and including inf.
+        normalised: Whether channels are compared at Euclidean length 1, that is by direction.
+        bias_in_cost: Whether biases are compared too (in the paper's text; not in its code).
+        solver: How the transport is solved: ``exact``, or ``entropic`` (Sinkhorn; smoother plans).
+        regularisation: Weight of the entropic term, in mean ground costs, above 0; for ``entropic``.
+        output_norm: Whether a fused channel is the ``sum`` of its shares, as in the paper's released code, or
+            their ``mean``.
 
     Raises:
         ConfigError: An option has a value that it can't have; it says which are possible.

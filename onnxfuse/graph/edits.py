@@ -6,7 +6,7 @@ edited is taken from its result, and the rest from the original, byte for byte.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -239,8 +239,8 @@ def _drop_unused(model: onnx.ModelProto, graph: GraphView, released: set[str]) -
 def _sort_nodes(model: onnx.ModelProto, graph: GraphView) -> None:
     """Put the nodes in topological order, which the format demands even where runtimes do not."""
     constants = [n for n in model.graph.node if n.output and n.output[0] in graph.constant_nodes]
-    by_output = {n.output[0]: n for n in model.graph.node if n.output}
-    ordered = [view.outputs[0] for view in graph.nodes if view.outputs and view.outputs[0] in by_output]
+    by_output = {_first_output(n.output): n for n in model.graph.node}
+    ordered = [name for view in graph.nodes if (name := _first_output(view.outputs)) in by_output]
     nodes = [*constants, *(by_output[name] for name in ordered)]
     copies = []
     for node in nodes:
@@ -252,6 +252,11 @@ def _sort_nodes(model: onnx.ModelProto, graph: GraphView) -> None:
         raise InvariantError(what)
     del model.graph.node[:]
     model.graph.node.extend(copies)
+
+
+def _first_output(outputs: Iterable[str]) -> str:
+    """The first output that is not left out; no two nodes share it."""
+    return next((name for name in outputs if name), "")
 
 
 def _update_value_info(model: onnx.ModelProto, dims: Mapping[str, Sequence[int]]) -> None:

@@ -34,7 +34,10 @@ def split_labels(
     """
     if data is None:
         return None, None
-    arrays = dict(data) if isinstance(data, Mapping) else read_arrays(Path(data))
+    if isinstance(data, Mapping):
+        arrays = {name: np.asarray(array) for name, array in data.items()}
+    else:
+        arrays = read_arrays(Path(data))
     if LABELS not in arrays or LABELS in graph.inputs:
         return arrays, None
     labels = arrays.pop(LABELS)

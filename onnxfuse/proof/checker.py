@@ -1,5 +1,9 @@
 """The part of the proof that needs no run: ONNX's own checker, shapes included."""
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -8,6 +12,7 @@ from onnxfuse.errors import ProofError
 
 __all__ = ["check_structure"]
 
+_STDOUT = 1
 _CHECKER_ERRORS = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
 
 
@@ -36,7 +41,26 @@ def check_structure(path: Path, original: Path | onnx.ModelProto) -> str:
 
 def _problem(model: Path | onnx.ModelProto) -> str:
     try:
-        onnx.checker.check_model(model, full_check=True)
+        with _no_output():
+            onnx.checker.check_model(model, full_check=True)
     except _CHECKER_ERRORS as error:
         return str(error).strip().splitlines()[0]
     return ""
+
+
+@contextmanager
+def _no_output() -> Iterator[None]:
+    """Keep what the checker prints by itself, past Python, off standard output: a word on experimental operators."""
+    sys.stdout.flush()
+    try:
+        stdout = os.dup(_STDOUT)
+    except OSError:  # There is no standard output, so nothing can get onto it.
+        yield
+        return
+    try:
+        with Path(os.devnull).open("wb") as sink:
+            os.dup2(sink.fileno(), _STDOUT)
+        yield
+    finally:
+        os.dup2(stdout, _STDOUT)
+        os.close(stdout)

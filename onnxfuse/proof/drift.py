@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from onnxfuse.errors import ProofError
+from onnxfuse.errors import DataError, ProofError
 from onnxfuse.proof.runtime import Session
 from onnxfuse.proof.samples import Samples
 
@@ -25,8 +25,8 @@ class OutputDrift:
         mean_abs: Mean absolute difference.
         cosine: Cosine of the angle between the outputs as one long vector each, from -1 to 1; None if one is all zero.
         sqnr_db: Signal to difference, 10 log10(sum y^2 / sum (y - y')^2), in dB; None if the difference or y is zero.
-        top1_agreement: Share of samples with the same largest entry along the last axis, for outputs of shape
-            (samples, at least 2 classes); None for others.
+        top1_agreement: Share of samples with the same largest entry, for outputs of shape (samples, classes) or
+            (samples, classes, 1, 1) with at least 2 classes; None for others.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Drift:
 
 @dataclass
 class _Sums:
-    """Running sums over batches, float64."""
+    """Running sums over batches, float64, of the entries that are finite in the original's output."""
 
     count: int = 0
     max_abs: float = 0.0
@@ -68,10 +68,14 @@ class _Sums:
     rows: int = 0
     agreeing: int = 0
     classifies: bool = field(default=True)
+    left_out: int = 0
 
     def add(self, y: AnyArray, z: AnyArray) -> None:
-        classes = y.reshape(len(y), -1) if y.ndim >= 2 and all(d == 1 for d in y.shape[2:]) else y
-        a, b = y.astype(np.float64).ravel(), z.astype(np.float64).ravel()
+        a, b = y.astype(np.float64), z.astype(np.float64)
+        self._add_classes(a, b)
+        finite = np.isfinite(a)
+        self.left_out += int((~finite).sum())
+        a, b = a[finite], b[finite]
         gap = a - b
         self.count += a.size
         self.max_abs = max(self.max_abs, float(np.abs(gap).max(initial=0.0)))
@@ -80,13 +84,22 @@ class _Sums:
         self.original += float(a @ a)
         self.compressed += float(b @ b)
         self.difference += float(gap @ gap)
-        self.classifies = self.classifies and classes.ndim == 2 and classes.shape[1] > 1
+
+    def _add_classes(self, a: AnyArray, b: AnyArray) -> None:
+        is_map = a.ndim == 4 and a.shape[2:] == (1, 1)
+        self.classifies = self.classifies and (a.ndim == 2 or is_map) and a.shape[1] > 1
         if self.classifies:
-            same = classes.argmax(axis=1) == z.reshape(classes.shape).argmax(axis=1)
+            a, b = a.reshape(a.shape[:2]), b.reshape(a.shape[:2])
+            known = ~np.isnan(a).any(axis=1)
+            same = a[known].argmax(axis=1) == b[known].argmax(axis=1)
             self.rows += len(same)
             self.agreeing += int(same.sum())
 
     def result(self, name: str) -> OutputDrift:
+        if self.left_out and not self.count:
+            what = "the original model's output has no finite value on these inputs, so nothing can be compared"
+            mend = "check the samples, and that the original model runs well on them"
+            raise DataError(what, where=f"output {name!r}", mend=mend)
         product = math.sqrt(self.original * self.compressed)
         cosine = min(1.0, max(-1.0, self.dot / product)) if product else None
         sqnr = 10 * math.log10(self.original / self.difference) if self.original and self.difference else None
@@ -95,16 +108,17 @@ class _Sums:
 
 
 def measure_drift(original: Session, compressed: Session, samples: Samples) -> Drift:
-    """Run both models on the same samples and compare their outputs.
+    """Run both models on the same samples and compare their outputs wherever the original's are finite.
 
     Raises:
+        DataError: An output of the original is never finite.
         ProofError: Names, shapes or types of the outputs differ, or the compressed model's outputs are not finite where
             the original's are.
         RuntimeFailedError: A run failed.
     """
     if original.output_names != compressed.output_names:
-        what = f"the outputs are called {compressed.output_names}, in the original {original.output_names}"
-        raise ProofError(what)
+        what = f"the outputs are called {_listed(compressed)}, in the original {_listed(original)}"
+        raise ProofError(what, where=compressed.name, mend="compare a model with one that was made from it")
     sums: dict[str, _Sums] = {}
     for feeds in samples.feeds():
         before, after = original.run(feeds), compressed.run(feeds)
@@ -119,9 +133,15 @@ def measure_drift(original: Session, compressed: Session, samples: Samples) -> D
 def _check(name: str, y: AnyArray, z: Any) -> None:
     if not isinstance(z, np.ndarray) or y.shape != z.shape or y.dtype != z.dtype:
         form = f"{z.shape} of {z.dtype}" if isinstance(z, np.ndarray) else type(z).__name__
-        what = f"output {name!r} is {form}, in the original {y.shape} of {y.dtype}"
-        raise ProofError(what)
-    finite = np.isfinite(z.astype(np.float64))
-    if not finite.all() and np.isfinite(y.astype(np.float64)).all():
-        what = f"output {name!r} has {int((~finite).sum())} values that are not finite"
-        raise ProofError(what, mend="a lower ratio, or another method, keeps the numbers in range")
+        what = f"the output is {form}, in the original {y.shape} of {y.dtype}"
+        mend = "compare a model with one that was made from it"
+        raise ProofError(what, where=f"output {name!r}", mend=mend)
+    broken = ~np.isfinite(z.astype(np.float64)) & np.isfinite(y.astype(np.float64))
+    if broken.any():
+        what = f"the output has {int(broken.sum())} values that are not finite, where the original's are"
+        mend = "a lower ratio, or another method, keeps the numbers in range"
+        raise ProofError(what, where=f"output {name!r}", mend=mend)
+
+
+def _listed(session: Session) -> str:
+    return ", ".join(repr(name) for name in session.output_names)

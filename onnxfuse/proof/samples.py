@@ -6,6 +6,8 @@ samples on its own first axis (a batch), the array has the rank of the input; wh
 
 import math
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,8 @@ AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 _LARGEST_BATCH = 64
 # Choices of symbolic dimensions that need more numbers than this for one run are not tried.
 _MOST_NUMBERS = 2**26
+# What NumPy raises for files that are not its own, are cut short, hold pickles or are encrypted.
+_DAMAGED = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 # Sizes to try for symbolic dimensions other than the batch; the first that the model runs with is taken.
 _SIZES = (64, 32, 16, 224, 8, 4, 128, 256, 512, 1)
 
@@ -63,18 +67,21 @@ class Samples:
             }
 
 
-def load_samples(path: str | os.PathLike[str] | Mapping[str, AnyArray], graph: GraphView) -> Samples:
+def load_samples(
+    path: str | os.PathLike[str] | Mapping[str, AnyArray], graph: GraphView, origin: str = ""
+) -> Samples:
     """Read samples for a model's inputs and check that they fit.
 
     Args:
         path: An ``.npz`` file, or arrays by input name.
         graph: The model.
+        origin: Where arrays are from, for messages and reports; empty for a path.
 
     Raises:
         DataError: The file can't be read, or names, shapes, data types or numbers of samples do not fit.
     """
-    where = "the arrays given" if isinstance(path, Mapping) else str(path)
-    arrays = dict(path) if isinstance(path, Mapping) else read_arrays(Path(path))
+    where = origin or ("the arrays given" if isinstance(path, Mapping) else str(path))
+    arrays = _as_arrays(path) if isinstance(path, Mapping) else read_arrays(Path(path))
     names = list(graph.inputs)
     if len(names) == len(arrays) == 1 and next(iter(arrays)) == "arr_0":
         arrays = {names[0]: arrays["arr_0"]}
@@ -84,11 +91,15 @@ def load_samples(path: str | os.PathLike[str] | Mapping[str, AnyArray], graph: G
     ):
         if odd:
             what = f"there is {word} array called {odd[0]!r}"
-            raise DataError(what, where=where, mend=f"the model's inputs are: {', '.join(names)}")
+            raise DataError(what, where=where, mend=f"name the arrays like the model's inputs: {', '.join(names)}")
     counts = {name: len(a) if a.ndim else 0 for name, a in arrays.items()}
-    if len(set(counts.values())) > 1 or 0 in counts.values():
+    mend = "the first axis of every array runs over samples, at least one"
+    for name in (name for name, number in counts.items() if not number):
+        what = f"{name!r} has shape {arrays[name].shape}, so it holds no samples"
+        raise DataError(what, where=where, mend=mend)
+    if len(set(counts.values())) > 1:
         what = f"the arrays have different numbers of samples: {counts}"
-        raise DataError(what, where=where, mend="the first axis of every array runs over samples, at least one")
+        raise DataError(what, where=where, mend=mend)
     fitted = {name: _fit(name, a, graph.inputs[name], where) for name, a in arrays.items()}
     return _arrange(fitted, graph, where, f"{next(iter(counts.values()), 1)} samples from {where}")
 
@@ -118,10 +129,14 @@ def synthetic_samples(graph: GraphView, dims: Mapping[str, Sequence[int]], seed:
     return _arrange(arrays, graph, "synthetic inputs", origin)
 
 
-def candidate_dims(graph: GraphView) -> Iterator[dict[str, tuple[int, ...]]]:
+def candidate_dims(graph: GraphView, *, most: float = _MOST_NUMBERS) -> Iterator[dict[str, tuple[int, ...]]]:
     """Yield choices of concrete input shapes, most likely ones first.
 
     Symbolic first dimensions are taken for a batch, of 1; the others get one common size after the other.
+
+    Args:
+        graph: The model.
+        most: How many numbers an input may have; choices that need more are left out.
     """
     stated = {name: _stated_dims(info) for name, info in graph.inputs.items()}
     free = any(d is None for dims in stated.values() for d in dims[1:])
@@ -130,7 +145,7 @@ def candidate_dims(graph: GraphView) -> Iterator[dict[str, tuple[int, ...]]]:
             name: tuple(d if d is not None else (1 if i == 0 else size) for i, d in enumerate(dims))
             for name, dims in stated.items()
         }
-        if all(math.prod(dims) <= _MOST_NUMBERS for dims in chosen.values()):
+        if all(math.prod(dims) <= most for dims in chosen.values()):
             yield chosen
 
 
@@ -145,14 +160,32 @@ def read_arrays(path: Path) -> dict[str, AnyArray]:
         if isinstance(loaded, np.ndarray):
             return {"arr_0": loaded}
         with loaded as file:
-            return {name: file[name] for name in file.files}
+            arrays = {name: file[name] for name in file.files}
     except FileNotFoundError as error:
         what = "there is no such samples file"
         raise DataError(what, where=str(path), mend="check the path") from error
-    except (OSError, ValueError, EOFError) as error:
-        what = f"this is not a samples file: {error}"
-        mend = "write it with numpy.savez(path, input_name=array)"
-        raise DataError(what, where=str(path), mend=mend) from error
+    except IsADirectoryError as error:
+        what = "this is a folder, not a samples file"
+        raise DataError(what, where=str(path), mend="name the .npz file inside it") from error
+    except _DAMAGED as error:
+        raise _not_arrays(path) from error
+    except OSError as error:
+        what = f"the samples file can't be read: {error.strerror or error}"
+        raise DataError(what, where=str(path), mend="check its permissions") from error
+    # NumPy hands out what is in the archive but not an array as bytes.
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        raise _not_arrays(path)
+    return arrays
+
+
+def _not_arrays(path: Path) -> DataError:
+    what = "this is not an .npz file of plain arrays, or it is damaged"
+    return DataError(what, where=str(path), mend="write it with numpy.savez(path, input_name=array)")
+
+
+def _as_arrays(given: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
+    """Accept whatever NumPy can make arrays of, such as lists."""
+    return {name: np.asarray(array) for name, array in given.items()}
 
 
 def _stated_dims(info: onnx.ValueInfoProto) -> list[int | None]:
@@ -207,6 +240,9 @@ def _arrange(arrays: Mapping[str, AnyArray], graph: GraphView, where: str, origi
     if count < batch:
         what = f"{count} samples, but the model takes {batch} at a time"
         raise DataError(what, where=where, mend=f"give a multiple of {batch} samples")
+    used = count // batch * batch
+    if used < count:
+        origin = f"{origin}, {used} of them in full batches of {batch}"
     dims = {n: (batch, *a.shape[1:]) if n in batched else a.shape[1:] for n, a in arrays.items()}
     return Samples(arrays, dims, origin, batched, batch)
 

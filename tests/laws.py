@@ -1,0 +1,303 @@
+"""The laws that hold for every network, as assertions; each of them is shown to fail on what is wrong in test_laws.
+
+Nothing here knows how the package finds or fuses channels: networks are run before and after, and compared.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from onnxfuse.analysis import Analysis, analyse
+from onnxfuse.arrays import IntArray
+from onnxfuse.coupling.constraints import Rule
+from onnxfuse.coupling.groups import CouplingGroup, ParameterAxis, positions
+from onnxfuse.coupling.rules import DEFAULT_RULES
+from onnxfuse.coupling.solve import solve_coupling
+from onnxfuse.fusion.maps import ChannelMap
+from onnxfuse.fusion.rewrite import collect_edits, new_dims
+from onnxfuse.fusion.weights import WeightState
+from onnxfuse.graph.cost import measure_cost
+from onnxfuse.graph.edits import apply_edits
+from onnxfuse.graph.files import read_model
+from onnxfuse.graph.view import GraphView, Operand
+from onnxfuse.statistics.features import Role
+from tests.builders import AnyArray, Arrays, initializers, run_ort_all
+
+__all__ = [
+    "TOLERANCE",
+    "Fused",
+    "analysis_of",
+    "assert_only_weights_differ",
+    "assert_predicted",
+    "assert_same_bytes",
+    "assert_same_outputs",
+    "assert_same_shapes",
+    "assert_same_weights",
+    "assert_valid",
+    "free_groups",
+    "fuse",
+    "fused_outputs",
+    "group_called",
+    "macs_of_run",
+    "with_copies",
+    "with_unread",
+]
+
+# Largest difference of two outputs over their largest value. A permutation only changes the order of sums: float32 has
+# 24 bits, so 1e-5 leaves a factor of 100 for depth; float16 has 11.
+TOLERANCE: Mapping[str, float] = {"float64": 1e-11, "float32": 1e-5, "float16": 3e-2}
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A rewritten model, with what is needed to judge it."""
+
+    analysis: Analysis
+    state: WeightState
+    model: onnx.ModelProto
+
+
+def analysis_of(model: onnx.ModelProto, rules: tuple[Rule, ...] = DEFAULT_RULES) -> Analysis:
+    """Analyse a model by its stated shapes, with other rules if they are given."""
+    source = read_model(model)
+    found = analyse(source, GraphView(source.model), None)
+    if rules is DEFAULT_RULES:
+        return found
+    channels = solve_coupling(found.graph, found.shapes, rules)
+    return Analysis(found.source, found.graph, found.shapes, found.input_dims, channels, found.cost)
+
+
+def free_groups(analysis: Analysis) -> list[CouplingGroup]:
+    """Return the groups that may change."""
+    return [group for group in analysis.channels.groups if not group.frozen]
+
+
+def group_called(analysis: Analysis, name: str) -> CouplingGroup:
+    """Return the one group of that name."""
+    return next(group for group in analysis.channels.groups if group.name == name)
+
+
+def fuse(analysis: Analysis, maps: Mapping[str, ChannelMap]) -> Fused:
+    """Apply maps, by the name of the group, and rewrite the model."""
+    state = WeightState(analysis.graph, analysis.shapes, analysis.channels)
+    for group in analysis.channels.groups:
+        if group.name in maps:
+            state.fuse(group, maps[group.name])
+    edits = collect_edits(analysis.graph, analysis.shapes, analysis.channels, state)
+    model = apply_edits(analysis.graph, edits, new_dims(analysis.channels, state))
+    return Fused(analysis, state, model)
+
+
+def fused_outputs(
+    model: onnx.ModelProto, maps: Mapping[str, ChannelMap], feeds: Arrays, run: Callable[..., Mapping[str, AnyArray]]
+) -> Mapping[str, AnyArray]:
+    """Apply maps to a model and run the result."""
+    return run(fuse(analysis_of(model), maps).model, feeds)
+
+
+# Networks of which something is known -------------------------------------------------------------------------------
+
+
+def _where(analysis: Analysis, group: CouplingGroup, parameter: ParameterAxis) -> IntArray:
+    return positions(analysis.channels.layouts[parameter.operand][parameter.axis], group.atom, {})
+
+
+def _replaced(model: onnx.ModelProto, values: Mapping[str, AnyArray]) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    tensors = [(t.name, t) for t in copy.graph.initializer]
+    for node in copy.graph.node:
+        stored = [a.t for a in node.attribute if node.op_type == "Constant" and a.name == "value"]
+        tensors.extend((node.output[0], t) for t in stored)
+    for name, tensor in tensors:
+        if name in values:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values[name], name))
+    return copy
+
+
+def with_copies(analysis: Analysis, group: CouplingGroup, labels: IntArray) -> onnx.ModelProto | None:
+    """Make the channels of a group copies of each other where their labels are equal.
+
+    Returns:
+        The model with other weights; None if some of them are not stored as they are read.
+    """
+    values = initializers(analysis.source.model)
+    changed: dict[str, AnyArray] = {}
+    first = np.array([np.flatnonzero(labels == label)[0] for label in labels])
+    for parameter in group.parameters:
+        if parameter.role is Role.CONSUMER:
+            continue
+        name = parameter.operand.name
+        if name not in values:
+            return None
+        array = changed.setdefault(name, values[name].copy())
+        rows = np.moveaxis(array, parameter.axis, 0)
+        where = _where(analysis, group, parameter)
+        rows[where.ravel()] = rows[where[first].ravel()]
+    return _replaced(analysis.source.model, changed)
+
+
+def with_unread(analysis: Analysis, group: CouplingGroup, dropped: IntArray) -> onnx.ModelProto | None:
+    """Make the consumers' weights for some channels zero, so that nothing reads them.
+
+    Returns:
+        The model with other weights; None if some of them are not stored as they are read.
+    """
+    values = initializers(analysis.source.model)
+    changed: dict[str, AnyArray] = {}
+    for parameter in group.parameters:
+        if parameter.role is not Role.CONSUMER:
+            continue
+        name = parameter.operand.name
+        if name not in values:
+            return None
+        array = changed.setdefault(name, values[name].copy())
+        np.moveaxis(array, parameter.axis, 0)[_where(analysis, group, parameter)[dropped].ravel()] = 0
+    return _replaced(analysis.source.model, changed)
+
+
+# Assertions ---------------------------------------------------------------------------------------------------------
+
+
+def assert_same_outputs(expected: Arrays, actual: Arrays, *, tolerance: float | None = None) -> None:
+    """Assert that two runs say the same: names, shapes, types, NaN where NaN was, and values nearly.
+
+    Differences are measured against the largest value of all outputs, and against a thousandth where all are tiny.
+    """
+    assert expected.keys() == actual.keys()
+    for name, want in expected.items():
+        got = actual[name]
+        assert (got.shape, got.dtype) == (want.shape, want.dtype), name
+        if want.dtype.kind != "f":
+            np.testing.assert_array_equal(got, want, err_msg=name)
+            continue
+        limit = TOLERANCE[want.dtype.name] if tolerance is None else tolerance
+        both = np.nan_to_num(np.abs(want.astype(np.float64)), nan=0.0, posinf=0.0)
+        scale = max(float(both.max(initial=0.0)), 1e-3)
+        np.testing.assert_allclose(
+            got.astype(np.float64), want.astype(np.float64), rtol=0, atol=limit * scale, err_msg=name
+        )
+
+
+def assert_same_shapes(expected: Arrays, actual: Arrays) -> None:
+    """Assert that two runs have results of the same names and shapes."""
+    assert {n: a.shape for n, a in expected.items()} == {n: a.shape for n, a in actual.items()}
+
+
+def assert_same_weights(original: onnx.ModelProto, model: onnx.ModelProto) -> None:
+    """Assert that every constant is the same, bit by bit."""
+    before, after = initializers(original), initializers(model)
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert (value.shape, value.dtype) == (after[name].shape, after[name].dtype), name
+        assert value.tobytes() == after[name].tobytes(), name
+
+
+def assert_same_bytes(original: onnx.ModelProto, model: onnx.ModelProto) -> None:
+    """Assert that two models are the same in everything but the entries that onnxfuse adds to the metadata."""
+    assert _plain(original) == _plain(model)
+
+
+def _plain(model: onnx.ModelProto) -> bytes:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    entries = [(p.key, p.value) for p in copy.metadata_props if not p.key.startswith("onnxfuse")]
+    del copy.metadata_props[:]
+    for key, value in entries:
+        copy.metadata_props.add(key=key, value=value)
+    data: bytes = copy.SerializeToString(deterministic=True)
+    return data
+
+
+def assert_only_weights_differ(original: onnx.ModelProto, model: onnx.ModelProto) -> None:
+    """Assert that a rewritten model has the nodes, names, versions, interface and documentation of the original."""
+
+    def frame(proto: onnx.ModelProto) -> list[object]:
+        weights = set(initializers(proto))
+        nodes = [n for n in proto.graph.node if n.op_type != "Constant"]
+        return [
+            proto.ir_version,
+            sorted((o.domain, o.version) for o in proto.opset_import),
+            (proto.producer_name, proto.producer_version, proto.domain, proto.model_version, proto.doc_string),
+            [(p.key, p.value) for p in proto.metadata_props if not p.key.startswith("onnxfuse")],
+            (proto.graph.name, proto.graph.doc_string),
+            [i.SerializeToString(deterministic=True) for i in proto.graph.input if i.name not in weights],
+            [o.SerializeToString(deterministic=True) for o in proto.graph.output],
+            [(n.name, n.op_type, n.domain, list(n.output), n.doc_string) for n in nodes],
+            [[i for i in n.input if i not in weights] for n in nodes],
+            [sorted(a.name for a in n.attribute) for n in nodes],
+            [f.SerializeToString(deterministic=True) for f in proto.functions],
+        ]
+
+    for before, after in zip(frame(original), frame(model), strict=True):
+        assert before == after
+
+
+def assert_valid(model: onnx.ModelProto) -> None:
+    """Assert that ONNX's own checker, shapes included, has nothing to say."""
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise AssertionError(str(error)) from error
+
+
+def assert_predicted(fused: Fused, feeds: Arrays) -> None:
+    """Assert that the written model has the shapes and the cost that were predicted for it.
+
+    The feeds have the input shapes of the analysis; the model is run with every value as an output.
+    """
+    graph, shapes = fused.analysis.graph, fused.analysis.shapes
+    channels, widths = fused.analysis.channels, fused.state.widths
+    seen = {name: value.shape for name, value in run_ort_all(fused.model, feeds).items()}
+    for name, dims in seen.items():
+        if Operand(name) in channels.layouts:
+            assert channels.dims(Operand(name), widths) == dims, f"{name} is {dims}"
+
+    def predicted(operand: Operand) -> tuple[int, ...] | None:
+        if operand in channels.layouts:
+            return channels.dims(operand, widths)
+        return shapes.dims.get(operand.name)
+
+    cost = measure_cost(graph, shapes, predicted)
+    assert cost.macs == macs_of_run(fused.model, feeds)
+    stored = {name: value.shape for name, value in initializers(fused.model).items()}
+    for operand in channels.layouts:
+        if operand.is_constant:
+            node = next(n for n in fused.model.graph.node if _same_node(n, graph.nodes[operand.node].outputs))
+            name = node.input[operand.slot]
+            if name in stored:
+                assert channels.dims(operand, widths) == stored[name], name
+
+
+def _same_node(proto: onnx.NodeProto, outputs: tuple[str, ...]) -> bool:
+    return tuple(proto.output) == outputs
+
+
+def macs_of_run(model: onnx.ModelProto, feeds: Arrays) -> int:
+    """Count the multiply-accumulates of convolutions and products by the shapes of a real run, one by one."""
+    seen = {**run_ort_all(model, feeds), **initializers(model), **feeds}
+    dims = {name: list(array.shape) for name, array in seen.items()}
+    total = 0
+    for node in model.graph.node:
+        if node.domain:
+            continue
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        shape = [dims[name] if name else [] for name in node.input]
+        match node.op_type:
+            case "Conv":
+                n, out, *space = dims[node.output[0]]
+                total += n * out * math.prod(space) * math.prod(shape[1][1:])
+            case "ConvTranspose":
+                n, into, *space = shape[0]
+                total += n * into * math.prod(space) * math.prod(shape[1][1:])
+            case "Gemm":
+                rows, columns = dims[node.output[0]]
+                total += rows * columns * shape[0][0 if attributes.get("transA") else 1]
+            case "MatMul":
+                total += math.prod(dims[node.output[0]]) * shape[0][-1]
+            case _:
+                pass
+    return total

@@ -1,0 +1,100 @@
+#!/usr/bin/env python3
+"""What the compression of a ResNet-18 costs, stage by stage, and what it gains in ONNX Runtime.
+
+All groups of the paper's CIFAR ResNet-18 (random weights) at ratio 0.5, by every method. Methods, and original and
+compressed network, are run in turn within one process, so that ratios mean something on a machine that does other
+things too; the seconds alone do not.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from rich.console import Console
+from timing import interleaved, median_ratio
+
+import onnxfuse
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tests.networks import INPUT_NAME, resnet18
+
+METHODS = ("prune", "fold", "intra-fusion")
+RATIO = 0.5
+THREADS = (1, 2)
+BATCHES = (1, 32)
+
+
+def compression_times(model: onnx.ModelProto, rounds: int) -> Iterator[str]:
+    """Yield a Markdown table of the median seconds of each stage."""
+    runs: dict[str, list[onnxfuse.CompressionReport]] = {method: [] for method in METHODS}
+    # A row of the table is a stage; the whole is more than their sum, by what stands between them.
+    totals = interleaved({method: partial(_compress, model, method, runs[method]) for method in METHODS}, rounds)
+    stages = list(runs[METHODS[0]][0].seconds)
+    yield f"| median seconds of {rounds} rounds | {' | '.join(f'`{method}`' for method in METHODS)} |"
+    yield f"| --- |{' ---: |' * len(METHODS)}"
+    for stage in stages:
+        medians = (statistics.median(report.seconds[stage] for report in runs[method][1:]) for method in METHODS)
+        yield f"| {stage} | {' | '.join(f'{median:.2f}' for median in medians)} |"
+    yield f"| whole | {' | '.join(f'{statistics.median(totals[method]):.2f}' for method in METHODS)} |"
+    ratios = (median_ratio(totals[method], totals[METHODS[0]]) for method in METHODS)
+    yield f"| times `{METHODS[0]}` | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |"
+
+
+def _compress(model: onnx.ModelProto, method: str, reports: list[onnxfuse.CompressionReport]) -> None:
+    reports.append(onnxfuse.compress(model, ratio=RATIO, method=method, provider="cpu").report)
+
+
+def latencies(model: onnx.ModelProto, rounds: int) -> Iterator[str]:
+    """Yield a Markdown table of the latency of the original and the compressed network in ONNX Runtime."""
+    result = onnxfuse.compress(model, ratio=RATIO, provider="cpu")
+    before, after = result.report.before, result.report.after
+    yield f"MACs {before.macs:,} -> {after.macs:,}: {before.macs / after.macs:.2f} times fewer."
+    yield ""
+    yield "| threads | batch | original, ms | compressed, ms | times faster |"
+    yield "| ---: | ---: | ---: | ---: | ---: |"
+    for threads in THREADS:
+        for batch in BATCHES:
+            image = np.random.default_rng(0).standard_normal((batch, 3, 32, 32)).astype(np.float32)
+            functions = {
+                "original": _runner(model, threads, image),
+                "compressed": _runner(result.model, threads, image),
+            }
+            times = interleaved(functions, rounds, warm_up=3)
+            milliseconds = (f"{1000 * statistics.median(times[name]):.1f}" for name in functions)
+            ratio = median_ratio(times["original"], times["compressed"])
+            yield f"| {threads} | {batch} | {' | '.join(milliseconds)} | {ratio:.2f} |"
+
+
+def _runner(
+    model: onnx.ModelProto, threads: int, image: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+) -> Callable[[], object]:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return partial(session.run, None, {INPUT_NAME: image})
+
+
+def main() -> int:
+    """Print both tables, line by line as they are measured."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of compression (default: 5)")
+    parser.add_argument("--runs", type=int, default=30, help="rounds of inference (default: 30)")
+    options = parser.parse_args()
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    model = resnet18()
+    for part in (compression_times(model, options.rounds), latencies(model, options.runs)):
+        for line in part:
+            console.print(line)
+        console.print()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+#!/usr/bin/env python3
+"""Times of several functions, called in turn, so that what else the machine does hits all of them alike.
+
+Run by itself, it shows how finely this machine's clock resolves nothing at all.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+__all__ = ["interleaved", "median_ratio"]
+
+
+def interleaved(
+    functions: Mapping[str, Callable[[], object]], rounds: int, *, warm_up: int = 1
+) -> dict[str, list[float]]:
+    """Call every function once a round and return the seconds of each call, by name.
+
+    Args:
+        functions: What to call, by name.
+        rounds: How often.
+        warm_up: Rounds before those, which are not counted.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for turn in range(warm_up + rounds):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            if turn >= warm_up:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def median_ratio(numerators: list[float], denominators: list[float]) -> float:
+    """Return the median over the rounds of one time divided by the other.
+
+    Example:
+        >>> median_ratio([2.0, 6.0, 4.0], [1.0, 2.0, 1.0])
+        3.0
+    """
+    return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
+
+
+def main() -> int:
+    """Show the time of a function that does nothing."""
+    seconds = interleaved({"nothing": lambda: None}, rounds=1000)
+    sys.stdout.write(f"nothing takes {1e9 * statistics.median(seconds['nothing']):.0f} ns\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
