@@ -94,8 +94,8 @@ class CompressionConfig:
 
     def __post_init__(self) -> None:
         """Check every field; strings are accepted for the enumerations."""
-        if not isinstance(self.ratio, Real) or not 0 <= self.ratio < 1:
-            what = f"the ratio is {self.ratio}"
+        if not _is_number(self.ratio, Real) or not 0 <= self.ratio < 1:
+            what = f"the ratio is {self.ratio!r}"
             mend = "give the share of channels to remove: 0 or more, and less than 1"
             raise ConfigError(what, where="--ratio", mend=mend)
         if self.method != AUTO:
@@ -103,8 +103,8 @@ class CompressionConfig:
                 METHODS[self.method]
             except RegistryError as error:
                 raise ConfigError(error.what, where="--method", mend=f"{error.mend}, {AUTO}") from None
-        if not isinstance(self.seed, Integral) or self.seed < 0:
-            what = f"the seed is {self.seed}"
+        if not _is_number(self.seed, Integral) or self.seed < 0:
+            what = f"the seed is {self.seed!r}"
             raise ConfigError(what, where="--seed", mend="give a whole number from 0 on")
         for name, kind in (("scope", Scope), ("order", Order), ("provider", Provider)):
             object.__setattr__(self, name, _member(kind, getattr(self, name), f"--{name}"))
@@ -140,6 +140,11 @@ class CompressionConfig:
             **{k: v for k, v in options.items() if k in own},
             fusion=FusionOptions(**{k: v for k, v in options.items() if k in fusion}),
         )
+
+
+def _is_number(value: object, kind: type[Any]) -> bool:
+    """Whether a value is a number at all; NumPy's are."""
+    return isinstance(value, kind)
 
 
 def _member(kind: type[StrEnum], value: str, flag: str) -> StrEnum:

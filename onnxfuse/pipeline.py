@@ -387,8 +387,10 @@ def _fused_model(
     for done, plan in enumerate(work):
         progress("fuse", done, len(work))
         rng = np.random.default_rng([config.seed, plans.index(plan)])
+        # Channels that may not be mixed are dropped instead, by the same importance.
+        find_map = METHODS["prune"] if plan.group.unmixable else method
         try:
-            state.fuse(plan.group, method(state.features(plan.group), plan.kept, config.fusion, rng))
+            state.fuse(plan.group, find_map(state.features(plan.group), plan.kept, config.fusion, rng))
         except OnnxFuseError as error:
             error.where = error.where or f"group {plan.group.name!r}"
             raise

@@ -46,6 +46,8 @@ class Net:
         rng: Source of weights.
         style: How constants are stored from here on.
         stored: Element type that weights are stored in; a Cast follows them where it is not that of the net.
+        stated: Values whose shape the file states.
+        turned: Values whose first axis is not the batch.
         types: Type of every value.
         values: Every constant.
     """
@@ -77,6 +79,7 @@ class Net:
         self.functions: list[onnx.FunctionProto] = []
         self.symbolic: str = ""
         self.stated: list[str] = []
+        self.turned: set[str] = set()
 
     # Values ------------------------------------------------------------------------------------------------------
 
@@ -320,7 +323,7 @@ class Net:
     def _info(self, name: str) -> onnx.ValueInfoProto:
         tensor = self.types[name].tensor_type
         dims: list[int | str] = list(self.dims(name))
-        if self.symbolic and dims:
+        if self.symbolic and dims and name not in self.turned:
             dims[0] = self.symbolic
         return helper.make_tensor_value_info(name, tensor.elem_type, dims)
 

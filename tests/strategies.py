@@ -21,7 +21,12 @@ OPSETS = (7, 8, 9, 10, 11, 12, 13, 14, 16, 17, 18, 20, 21, 22, 23, 24, 25, 26)
 
 
 # Weights of 11 and of 8 bits are off by up to 2^-11 and 2^-8, and depth and normalisations make more of it.
-ROUNDING = {TensorProto.DOUBLE: 1e-5, TensorProto.FLOAT: 1e-5, TensorProto.FLOAT16: 2e-2, TensorProto.BFLOAT16: 1e-1}
+ROUNDING: dict[int, float] = {
+    TensorProto.DOUBLE: 1e-5,
+    TensorProto.FLOAT: 1e-5,
+    TensorProto.FLOAT16: 2e-2,
+    TensorProto.BFLOAT16: 1e-1,
+}
 
 
 # Layouts ------------------------------------------------------------------------------------------------------------
@@ -375,10 +380,12 @@ class _Grower:
         """A product with the constant on the left, on the transposed matrix; or a Gemm that transposes by itself."""
         net, out = self.net, self.width()
         y = net.node("Transpose", x, perm=[1, 0])
+        net.turned.add(y)
         if self.chance():
             return net.gemm(y, out, transA=1, transB=self.number(0, 1))
-        y = net.node("MatMul", net.weight(out, net.dims(x)[1]), y)
-        y = net.node("Add", y, net.vector(out, 1))
+        z = net.node("MatMul", net.weight(out, net.dims(x)[1]), y)
+        y = net.node("Add", z, net.vector(out, 1))
+        net.turned.update((y, z))
         return net.node("Transpose", y, perm=[1, 0])
 
     def vector(self, x: str) -> str:
@@ -430,7 +437,8 @@ def nets(
     _Grower(draw, net).grow(draw(st.integers(1, blocks)))
     computed = [o for n in net.nodes for o in n.output if o not in net.values and net.dims(o)]
     if draw(st.booleans()):
-        net.stated = [name for name in computed if net.types[name].tensor_type.elem_type == dtype]
+        shaped = [n for n in computed if net.types[n].tensor_type.elem_type == dtype]
+        net.stated = [n for n in shaped if n not in net.turned or not net.symbolic]
     larger = dict(net.feeds)
     if net.symbolic:
         larger = {n: np.concatenate([a, a[::-1] * 0.5, a + 1]).astype(a.dtype) for n, a in net.feeds.items()}

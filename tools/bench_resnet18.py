@@ -17,13 +17,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from rich.console import Console
-from timing import interleaved, median_ratio
 
 import onnxfuse
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.networks import INPUT_NAME, resnet18
+from tools.timing import interleaved, median_ratio
 
 METHODS = ("prune", "fold", "intra-fusion")
 RATIO = 0.5
@@ -34,7 +34,6 @@ BATCHES = (1, 32)
 def compression_times(model: onnx.ModelProto, rounds: int) -> Iterator[str]:
     """Yield a Markdown table of the median seconds of each stage."""
     runs: dict[str, list[onnxfuse.CompressionReport]] = {method: [] for method in METHODS}
-    # A row of the table is a stage; the whole is more than their sum, by what stands between them.
     totals = interleaved({method: partial(_compress, model, method, runs[method]) for method in METHODS}, rounds)
     stages = list(runs[METHODS[0]][0].seconds)
     yield f"| median seconds of {rounds} rounds | {' | '.join(f'`{method}`' for method in METHODS)} |"

@@ -6,8 +6,11 @@ fails, with an exit status other than 0.
 """
 
 import sys
+from pathlib import Path
 
-import environment
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tools import environment
 
 CHECKS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("ruff: faults and style", ("-m", "ruff", "check")),

@@ -9,7 +9,9 @@ import shlex
 import sys
 from pathlib import Path
 
-import environment
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tools import environment
 
 MODELS = Path("models")
 RESULT = Path("build", "digits_small.onnx")

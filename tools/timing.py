@@ -1,11 +1,6 @@
-#!/usr/bin/env python3
-"""Times of several functions, called in turn, so that what else the machine does hits all of them alike.
-
-Run by itself, it shows how finely this machine's clock resolves nothing at all.
-"""
+"""Times of several functions, called in turn, so that what else the machine does hits all of them alike."""
 
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 
@@ -40,14 +35,3 @@ def median_ratio(numerators: list[float], denominators: list[float]) -> float:
         3.0
     """
     return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
-
-
-def main() -> int:
-    """Show the time of a function that does nothing."""
-    seconds = interleaved({"nothing": lambda: None}, rounds=1000)
-    sys.stdout.write(f"nothing takes {1e9 * statistics.median(seconds['nothing']):.0f} ns\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,7 +8,8 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -44,7 +45,6 @@ Parameter(name="*", group=_WHAT)(CompressionConfig)
 Verbose = Annotated[bool, Parameter(alias="-v", negative="", group=_OUTPUT)]
 Quiet = Annotated[bool, Parameter(alias="-q", negative="", group=_OUTPUT)]
 Json = Annotated[bool, Parameter(name="--json", negative="", group=_OUTPUT)]
-
 
 
 def _shown_default(value: object) -> object:
@@ -164,14 +164,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, or one that tells the kind of error (see `onnxfuse.errors`).
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if threading.current_thread() is threading.main_thread():
-        # Whoever ends the program in good order (a job's time limit) finds no half-written files either.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
     verbose = "-v" in words or "--verbose" in words
     logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, stream=sys.stderr, format="%(message)s")
     errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     try:
-        app(words, exit_on_error=False, print_error=False, result_action="return_value")
+        with _terminable():
+            app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except OnnxFuseError as error:
         if verbose:
             errors.print_exception()
@@ -189,6 +187,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         errors.print("  mend: run again with -v and report what it prints")
         return EXIT_DEFECT
     return 0
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let a request to end (a job's time limit) unwind like Ctrl-C, so that it leaves no temporary files either."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _usage_error(error: CycloptsError, errors: Console) -> int:

@@ -28,7 +28,9 @@ __all__ = [
     "Prod",
     "Residual",
     "Rule",
+    "SelectOnly",
     "Site",
+    "Statistic",
     "Tensor",
     "Weight",
     "cat",
@@ -110,6 +112,26 @@ class Residual:
 
 
 @dataclass(frozen=True, slots=True)
+class SelectOnly:
+    """The channels may be dropped or reordered but not mixed, for a reason that is shown to the user.
+
+    A product of two computed tensors, summed over the channels, is invariant under the same permutation of both, but
+    a linear map of both squares.
+    """
+
+    expr: Expr
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """The node computes a mean or an extremum over the channels, which only approximates the original's with fewer."""
+
+    expr: Expr
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Weight:
     """An axis of a weight takes part in fusion with this role."""
 
@@ -148,7 +170,9 @@ class ConstantSize:
     scale: int = 1
 
 
-Constraint: TypeAlias = Equal | Freeze | Residual | Weight | Normalises | AttributeSize | ConstantSize
+Constraint: TypeAlias = (
+    Equal | Freeze | Residual | SelectOnly | Statistic | Weight | Normalises | AttributeSize | ConstantSize
+)
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,8 @@ class CouplingGroup:
         parameters: Every axis of every weight that follows them, in graph order.
         frozen: Why they keep their number; empty if they need not.
         residual: Whether an addition of computed tensors ties them.
+        unmixable: Why they may be dropped but not mixed; empty if they may be mixed.
+        statistic: Which node computes a statistic over them, which fewer channels can only approximate; empty if none.
         atom: The atom that stands for them in layouts.
     """
 
@@ -56,6 +58,8 @@ class CouplingGroup:
     parameters: tuple[ParameterAxis, ...]
     frozen: str
     residual: bool
+    unmixable: str
+    statistic: str
     atom: Atom = field(repr=False)
 
     @property

@@ -30,17 +30,23 @@ class Atom:
         label: Where the atom came from, for messages.
         reason: Why it must keep its size; empty while it need not.
         residual: Whether an addition of computed tensors ties it (a residual stream).
+        unmixable: Why its indices may be dropped but not mixed; empty if they may be mixed.
+        statistic: Which node computes a statistic over its indices; empty if none does.
+        structural: Whether it counts parts that an operator's form gives (gates, groups, blocks) and not channels.
         binding: The layout that it was found to equal, or None.
     """
 
-    __slots__ = ("binding", "label", "reason", "residual", "size")
+    __slots__ = ("binding", "label", "reason", "residual", "size", "statistic", "structural", "unmixable")
 
-    def __init__(self, size: int, label: str = "", reason: str = "") -> None:
+    def __init__(self, size: int, label: str = "", reason: str = "", *, structural: bool = False) -> None:
         """Make an atom that nothing else is equal to yet."""
         self.size = size
         self.label = label
         self.reason = reason
+        self.structural = structural
         self.residual = False
+        self.unmixable = ""
+        self.statistic = ""
         self.binding: Layout | None = None
 
     def __repr__(self) -> str:
@@ -122,6 +128,16 @@ class Unifier:
         for atom in leaves(self.resolve(layout)):
             atom.residual = True
 
+    def forbid_mixing(self, layout: Layout, reason: str) -> None:
+        """Note that the indices of ``layout`` may be dropped but not mixed; the first reason stays."""
+        for atom in leaves(self.resolve(layout)):
+            atom.unmixable = atom.unmixable or reason
+
+    def mark_statistic(self, layout: Layout, reason: str) -> None:
+        """Note that a statistic is computed over the indices of ``layout``; the first reason stays."""
+        for atom in leaves(self.resolve(layout)):
+            atom.statistic = atom.statistic or reason
+
     def equate(self, left: Layout, right: Layout) -> None:
         """Make two layouts equal.
 
@@ -198,8 +214,13 @@ class Unifier:
             self.freeze(layout, atom.reason)
         if atom.residual:
             self.mark_residual(layout)
+        if atom.unmixable:
+            self.forbid_mixing(layout, atom.unmixable)
+        if atom.statistic:
+            self.mark_statistic(layout, atom.statistic)
         if isinstance(layout, Atom):
             layout.label = layout.label or atom.label
+            layout.structural = layout.structural and atom.structural
         atom.binding = layout
 
     def _equate_products(self, left: Sequence[Layout], right: Sequence[Layout]) -> None:
@@ -305,7 +326,8 @@ class Unifier:
     @staticmethod
     def _like(atom: Atom, size: int) -> Atom:
         part = Atom(size, atom.label, atom.reason)
-        part.residual = atom.residual
+        part.residual, part.unmixable, part.statistic = atom.residual, atom.unmixable, atom.statistic
+        part.structural = atom.structural
         return part
 
     def _product(self, factors: Iterable[Layout]) -> Layout:

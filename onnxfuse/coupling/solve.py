@@ -25,7 +25,9 @@ from onnxfuse.coupling.constraints import (
     Prod,
     Residual,
     Rule,
+    SelectOnly,
     Site,
+    Statistic,
     Tensor,
     Weight,
 )
@@ -183,8 +185,8 @@ class _Solver:
                     self.unifier.freeze(b, reason)
             case Freeze(expr, reason):
                 self.unifier.freeze(self._layout(expr), reason)
-            case Residual(expr):
-                self.unifier.mark_residual(self._layout(expr))
+            case Residual() | SelectOnly() | Statistic():
+                self._mark(constraint)
             case Weight(axis, role):
                 self.weights[axis.operand, axis.axis] = role
             case Normalises():
@@ -194,13 +196,23 @@ class _Solver:
             case ConstantSize(slot, index, expr, scale):
                 self.sizes.append(SizeEntry(node.index, self._layout(expr), "", slot, index, scale))
 
+    def _mark(self, constraint: Residual | SelectOnly | Statistic) -> None:
+        layout = self._layout(constraint.expr)
+        match constraint:
+            case Residual():
+                self.unifier.mark_residual(layout)
+            case SelectOnly():
+                self.unifier.forbid_mixing(layout, constraint.reason)
+            case Statistic():
+                self.unifier.mark_statistic(layout, constraint.reason)
+
     def _layout(self, expr: Expr) -> Layout:
         match expr:
             case AxisRef(operand, axis):
                 return self.axes[operand][axis]
             case Fresh():
                 if expr not in self.fresh:
-                    self.fresh[expr] = Atom(expr.size, expr.label, expr.fixed)
+                    self.fresh[expr] = Atom(expr.size, expr.label, expr.fixed, structural=bool(expr.fixed))
                 return self.fresh[expr]
             case Cat(parts):
                 return Concat(tuple(self._layout(part) for part in parts))
@@ -307,13 +319,13 @@ class _Solver:
         order = sorted(members, key=lambda atom: self._first(members[atom], atom))
         counts: dict[str, int] = {}
         for atom in order:
-            if _producer(members[atom]) is not None:
+            if _producer(members[atom]) is not None and not atom.structural:
                 counts[_name(members[atom])] = counts.get(_name(members[atom]), 0) + 1
         taken: dict[str, int] = {}
         for atom in order:
             first = _producer(members[atom])
-            if first is None:
-                # Nothing makes these channels but the graph's inputs: there is nothing to fuse.
+            if first is None or atom.structural:
+                # Nothing makes these channels but the graph's inputs, or they are gates or groups, not channels.
                 continue
             name = _name(members[atom])
             if counts[name] > 1:
@@ -322,7 +334,10 @@ class _Solver:
             # Factors of one axis, such as channels and positions after a Flatten, are spread over the same range.
             taken[name] = taken.get(name, 0) + 1
             name = name if taken[name] == 1 else f"{name}#{taken[name]}"
-            yield CouplingGroup(name, atom.size, tuple(members[atom]), atom.reason, atom.residual, atom)
+            reason = atom.reason or ("it has one channel" if atom.size == 1 else "")
+            yield CouplingGroup(
+                name, atom.size, tuple(members[atom]), reason, atom.residual, atom.unmixable, atom.statistic, atom
+            )
 
     def _first(self, axes: Sequence[ParameterAxis], atom: Atom) -> tuple[int, int]:
         first = _producer(axes) or axes[0]
@@ -415,7 +430,7 @@ def _references(constraint: Constraint) -> Iterator[AxisRef]:
         case Equal(left, right):
             yield from _axis_refs(left)
             yield from _axis_refs(right)
-        case Freeze(expr, _) | Residual(expr):
+        case Freeze(expr, _) | Residual(expr) | SelectOnly(expr, _) | Statistic(expr, _):
             yield from _axis_refs(expr)
         case Weight() | Normalises() | AttributeSize() | ConstantSize():
             return

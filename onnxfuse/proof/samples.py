@@ -67,9 +67,7 @@ class Samples:
             }
 
 
-def load_samples(
-    path: str | os.PathLike[str] | Mapping[str, AnyArray], graph: GraphView, origin: str = ""
-) -> Samples:
+def load_samples(path: str | os.PathLike[str] | Mapping[str, AnyArray], graph: GraphView, origin: str = "") -> Samples:
     """Read samples for a model's inputs and check that they fit.
 
     Args:

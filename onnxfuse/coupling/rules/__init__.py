@@ -5,7 +5,17 @@ that file's ``RULES``, and list a new file here. The tests run every rule throug
 """
 
 from onnxfuse.coupling.constraints import Rule
-from onnxfuse.coupling.rules import convolution, elementwise, linear, normalisation, pooling, shape
+from onnxfuse.coupling.rules import (
+    convolution,
+    einsum,
+    elementwise,
+    indexing,
+    linear,
+    normalisation,
+    pooling,
+    recurrent,
+    shape,
+)
 
 __all__ = ["DEFAULT_RULES"]
 
@@ -16,4 +26,7 @@ DEFAULT_RULES: tuple[Rule, ...] = (
     *normalisation.RULES,
     *pooling.RULES,
     *shape.RULES,
+    *indexing.RULES,
+    *einsum.RULES,
+    *recurrent.RULES,
 )

@@ -6,7 +6,7 @@ broadcasts the others. The scalars do not matter to the coupling: a linear map o
 
 from collections.abc import Iterator
 
-from onnxfuse.coupling.constraints import AxisRef, Constraint, Equal, Freeze, Rule, Site, Tensor, Weight
+from onnxfuse.coupling.constraints import AxisRef, Constraint, Equal, Freeze, Rule, SelectOnly, Site, Tensor, Weight
 from onnxfuse.statistics.features import Role
 
 __all__ = ["RULES"]
@@ -60,9 +60,11 @@ def _contraction(
     columns: AxisRef | None,
 ) -> Iterator[Constraint]:
     yield Equal(inner_a, inner_b)
-    if a.is_weight == b.is_weight:
-        what = "two constants" if a.is_weight else "two computed tensors"
-        yield Freeze(inner_a, f"{site.node.title} multiplies {what} over this axis")
+    if a.is_weight and b.is_weight:
+        yield Freeze(inner_a, f"{site.node.title} multiplies two constants over it")
+        return
+    if not a.is_weight and not b.is_weight:
+        yield SelectOnly(inner_a, f"{site.node.title} multiplies two computed tensors over it")
         return
     constant_inner, constant_outer = (inner_b, columns) if b.is_weight else (inner_a, rows)
     yield Weight(constant_inner, Role.CONSUMER)

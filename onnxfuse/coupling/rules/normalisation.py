@@ -1,12 +1,25 @@
 """Normalisation with statistics per channel: scale and shift follow the channels they belong to.
 
-Layer normalisation computes its statistics over the channels themselves, so dropping or merging channels changes them:
-its normalised axes are frozen.
+Layer normalisation computes its statistics over the channels themselves: with fewer channels they are an estimate of
+what they were, which is noted with the group.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from onnxfuse.coupling.constraints import Constraint, Equal, Freeze, Normalises, Rule, Site, Weight
+from onnxfuse.coupling.constraints import (
+    AxisRef,
+    Constraint,
+    Equal,
+    Freeze,
+    Fresh,
+    Normalises,
+    Rule,
+    Site,
+    Statistic,
+    Tensor,
+    Weight,
+    prod,
+)
 from onnxfuse.statistics.features import Role
 
 __all__ = ["RULES"]
@@ -40,20 +53,45 @@ def instance_normalization(site: Site) -> Iterator[Constraint]:
 
 
 def layer_normalization(site: Site) -> Iterator[Constraint]:
-    """LayerNormalization: the axes from ``axis`` on are frozen, those before are free."""
+    """LayerNormalization, RMSNormalization and SimplifiedLayerNormalization over the axes from ``axis`` on."""
     x, y = site.input(0), site.output()
     first = int(site.attribute("axis", -1)) % x.rank
     for axis_x, axis_y in zip(x.axes, y.axes, strict=True):
         yield Equal(axis_x, axis_y)
-    for axis in x.axes[first:]:
-        yield Freeze(axis, f"the statistics of {site.node.title} run over it")
-    for parameter in (site.input(1), site.optional_input(2)):
-        if parameter is not None:
-            yield from (Freeze(axis, f"a parameter of {site.node.title}") for axis in parameter.axes)
+    yield from (Statistic(axis, f"the statistics of {site.node.title} run over it") for axis in x.axes[first:])
+    yield from _per_channel(site.input(1), x.axes[first:], Role.CARRIED)
+    bias = site.optional_input(2)
+    if bias is not None:
+        yield from _per_channel(bias, x.axes[first:], Role.BIAS)
     for statistic in site.outputs[1:]:
         if statistic is not None:
             yield from (Equal(statistic[i], x[i]) for i in range(first))
             yield from (Freeze(axis, f"a statistic of {site.node.title}") for axis in statistic.axes[first:])
+
+
+def group_normalization(site: Site) -> Iterator[Constraint]:
+    """GroupNormalization: groups x channels, with the statistics of a group over its channels.
+
+    Before version 21 scale and shift are per group, from then on per channel.
+    """
+    x, y, scale, shift = site.input(0), site.output(), site.input(1), site.input(2)
+    for axis_x, axis_y in zip(x.axes, y.axes, strict=True):
+        yield Equal(axis_x, axis_y)
+    count = int(site.attribute("num_groups"))
+    groups = Fresh(count, "groups", f"the groups of {site.node.title} are kept")
+    inside = Fresh(x.dims[1] // count, "channels of a group")
+    yield Equal(x[1], prod(groups, inside))
+    yield Statistic(inside, f"the statistics of {site.node.title} run over it")
+    for parameter, role in ((scale, Role.CARRIED), (shift, Role.BIAS)):
+        yield Equal(parameter[0], x[1] if parameter.dims[0] == x.dims[1] else groups)
+        yield Weight(parameter[0], role)
+
+
+def _per_channel(parameter: Tensor, axes: Sequence[AxisRef], role: Role) -> Iterator[Constraint]:
+    for axis, channels in zip(parameter.axes[::-1], axes[::-1], strict=False):
+        if parameter.dims[axis.axis] > 1:
+            yield Equal(axis, channels)
+            yield Weight(axis, role)
 
 
 def lrn(site: Site) -> Iterator[Constraint]:
@@ -82,7 +120,11 @@ def softmax(site: Site) -> Iterator[Constraint]:
 RULES = (
     Rule("BatchNormalization", batch_normalization),
     Rule("InstanceNormalization", instance_normalization),
-    Rule("LayerNormalization", layer_normalization, since=17),
+    Rule("LayerNormalization", layer_normalization),
+    Rule("RMSNormalization", layer_normalization),
+    # ONNX Runtime keeps both under ONNX's own domain too.
+    Rule("SimplifiedLayerNormalization", layer_normalization),
+    Rule("GroupNormalization", group_normalization),
     *(Rule(op, lrn) for op in ("LRN", "LpNormalization")),
     *(Rule(op, softmax) for op in ("Softmax", "LogSoftmax", "Hardmax")),
 )

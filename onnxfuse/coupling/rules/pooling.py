@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from onnxfuse.coupling.constraints import Constraint, Equal, Freeze, Rule, Site
+from onnxfuse.coupling.constraints import Constraint, Equal, Freeze, Rule, Site, Statistic
 
 __all__ = ["RULES"]
 
@@ -31,13 +31,16 @@ def reduce(site: Site) -> Iterator[Constraint]:
         return
     if not axes:
         axes = [] if site.attribute("noop_with_empty_axes", 0) else list(range(x.rank))
-    yield from _reduced(site, {axis % x.rank for axis in axes}, keep=bool(site.attribute("keepdims", 1)))
+    kind = site.node.op.removeprefix("Reduce")
+    reduced = {axis % x.rank for axis in axes}
+    yield from _reduced(site, reduced, keep=bool(site.attribute("keepdims", 1)), average=kind in _AVERAGING)
 
 
 def arg_reduce(site: Site) -> Iterator[Constraint]:
     """ArgMax and ArgMin: positions along the axis, which is fixed."""
     x = site.input(0)
-    yield from _reduced(site, {int(site.attribute("axis", 0)) % x.rank}, keep=bool(site.attribute("keepdims", 1)))
+    reduced = {int(site.attribute("axis", 0)) % x.rank}
+    yield from _reduced(site, reduced, keep=bool(site.attribute("keepdims", 1)), average=False)
 
 
 def resize(site: Site) -> Iterator[Constraint]:
@@ -57,19 +60,23 @@ def resize(site: Site) -> Iterator[Constraint]:
         yield from (site.entry_size("", 3, i, y[i]) for i in range(x.rank))
 
 
-def _reduced(site: Site, reduced: set[int], *, keep: bool) -> Iterator[Constraint]:
+def _reduced(site: Site, reduced: set[int], *, keep: bool, average: bool) -> Iterator[Constraint]:
+    """The axes of a reduction; an average over fewer channels is still one, a sum or a position is something else."""
     x, y = site.input(0), site.output()
     kept = [i for i in range(x.rank) if keep or i not in reduced]
     for i in range(x.rank):
-        if i in reduced:
-            yield Freeze(x[i], f"{site.node.title} reduces over it")
-        else:
+        if i not in reduced:
             yield Equal(x[i], y[kept.index(i)])
+        elif average:
+            yield Statistic(x[i], f"{site.node.title} averages over it")
+        else:
+            yield Freeze(x[i], f"{site.node.title} reduces over it")
     if keep:
         yield from (Freeze(y[i], f"{site.node.title} reduces over it") for i in reduced)
 
 
 _POOLS = ("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
+_AVERAGING = frozenset({"Mean", "Max", "Min"})
 _REDUCTIONS = ("Mean", "Sum", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
 
 RULES = (

@@ -1,0 +1,458 @@
+"""The command line as its users see it: what is printed where, which files are written, what the help says."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxfuse
+from onnxfuse import cli as command_line
+from onnxfuse.cli import app as app_module
+from onnxfuse.cli.render import compression_tables, inspection_tables
+from onnxfuse.config import CompressionConfig
+from onnxfuse.fusion.methods import METHODS
+from onnxfuse.fusion.options import FusionOptions
+from onnxfuse.importance import IMPORTANCES
+from onnxfuse.registry import Registry
+from onnxfuse.transport import MASSES, SOLVERS, TARGETS
+from tests.conftest import Command, MakeMlp, Outcome
+
+REGISTRIES: dict[str, Registry[Any]] = {
+    "method": METHODS,
+    "importance": IMPORTANCES,
+    "target": TARGETS,
+    "source-mass": MASSES,
+    "target-mass": MASSES,
+    "solver": SOLVERS,
+}
+
+
+def assert_quiet(outcome: Outcome) -> None:
+    """Assert success without a word on stderr and without terminal codes on stdout."""
+    assert outcome.code == 0, outcome.err
+    assert outcome.err == ""
+    assert "\x1b" not in outcome.out
+
+
+def one_object(text: str) -> dict[str, Any]:
+    """Read the one JSON object that a text is; NaN and infinity are not JSON."""
+
+    def refuse(word: str) -> float:
+        raise ValueError(word)
+
+    found = json.loads(text, parse_constant=refuse)
+    assert isinstance(found, dict)
+    return found
+
+
+def help_of(text: str) -> dict[str, str]:
+    """Return the help of every flag on one line each: the boxes are taken off, and folded lines joined."""
+    found: dict[str, str] = {}
+    flag = ""
+    for line in text.splitlines():
+        inside = line.strip("│ ")
+        match = re.match(r"(?:\* +)?--([a-z-]+)", inside)
+        if match:
+            flag = match[1]
+        if flag and line.startswith("│"):
+            found[flag] = f"{found.get(flag, '')} {inside}"
+    return found
+
+
+def words_of(text: str) -> set[str]:
+    """Return the words of a text; names with hyphens are one word."""
+    return {word.strip(".,:;()[]'") for word in text.split()}
+
+
+@pytest.mark.parametrize(
+    "outcome", [Outcome(1, "", ""), Outcome(0, "", "a warning"), Outcome(0, "\x1b[1mbold\x1b[0m", "")]
+)
+def test_the_check_for_quiet_runs_can_fail(outcome: Outcome) -> None:
+    with pytest.raises(AssertionError):
+        assert_quiet(outcome)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"a": 1} {"b": 2}', 'note\n{"a": 1}', '{"a": NaN}'])
+def test_the_check_for_one_object_can_fail(text: str) -> None:
+    with pytest.raises((ValueError, AssertionError)):
+        one_object(text)
+
+
+# Real processes ------------------------------------------------------------------------------------------------------
+
+
+def test_inspect_prints_groups_and_reasons(process: Command, digits: Path) -> None:
+    outcome = process("inspect", digits)
+    assert_quiet(outcome)
+    lines = [line.rstrip() for line in outcome.out.splitlines()]
+    assert lines[:5] == [
+        str(digits),
+        "opset ai.onnx 17, IR 8, 161.1 kB",
+        "inputs: image 1x1x8x8",
+        "38,234 parameters, 828,736 MACs",
+        "100.0 % of the parameters follow channels that can be fused",
+    ]
+    assert lines[5].split() == ["coupling", "group", "channels", "parameters", "state"]
+    assert "/block1/conv1/Conv        16       4,672  free" in lines
+    assert "/fc/Gemm                  10         330  frozen: graph output 'logits'" in lines
+    assert len(lines) == 12
+
+
+def test_compress_writes_one_file_and_says_what_it_did(process: Command, digits: Path, models: Path) -> None:
+    before = digits.read_bytes()
+    calibration = models / "digits_calibration.npz"
+    outcome = process("compress", digits.name, "-o", "small.onnx", "--calibration", calibration, cwd=digits.parent)
+    assert_quiet(outcome)
+    assert sorted(os.listdir(digits.parent)) == ["digits.onnx", "small.onnx"]
+    assert digits.read_bytes() == before
+    assert "parameters    38,234   18,281  47.8 %" in outcome.out
+    assert "/block1/conv1/Conv  16 -> 11" in outcome.out
+    assert "groups not shown: 1 kept as they are (-v shows all)" in outcome.out
+    assert f"drift on 256 samples from {calibration}, run on " in outcome.out
+    assert outcome.out.splitlines()[-1] == "written to small.onnx"
+    onnx.checker.check_model(str(digits.parent / "small.onnx"), full_check=True)
+
+
+def test_validate_prints_drift_and_accuracy(process: Command, digits: Path, models: Path) -> None:
+    data = models / "digits_test.npz"
+    outcome = process("validate", digits, models / "digits_folded.onnx", "--data", data, "--provider", "cpu")
+    assert_quiet(outcome)
+    assert f"drift on 450 samples from {data}, run on cpu" in outcome.out
+    assert "100.0 %" in outcome.out
+    last = outcome.out.splitlines()[-1]
+    assert re.fullmatch(r"top-1 accuracy on 450 labelled samples: original 99\.78 %, compressed 99\.78 %", last)
+
+
+def test_json_is_one_object_and_nothing_else(process: Command, digits: Path) -> None:
+    inspected = process("inspect", digits, "--json")
+    assert_quiet(inspected)
+    assert one_object(inspected.out)["cost"]["parameters"] == 38234
+    compressed = process("compress", digits, "-o", "s.onnx", "--json", "--p", "inf", "--report", "s.json")
+    assert_quiet(compressed)
+    report = one_object(compressed.out)
+    assert report["after"]["parameters"] == 18281
+    assert report["config"]["p"] == "inf"
+    written = (digits.parent.parent / "s.json").read_text(encoding="utf-8")
+    assert one_object(written) == report
+    validated = process("validate", digits, "s.onnx", "--json")
+    assert_quiet(validated)
+    assert one_object(validated.out)["drift"]["outputs"][0]["name"] == "logits"
+
+
+def test_quiet_prints_nothing(process: Command, digits: Path) -> None:
+    outcome = process("compress", digits, "-o", "s.onnx", "-q")
+    assert outcome == Outcome(0, "", "")
+
+
+def test_verbose_shows_a_traceback_of_an_error(process: Command, tmp_path: Path) -> None:
+    outcome = process("compress", "missing.onnx", "-o", "s.onnx", "-v")
+    assert outcome.code == 3
+    assert outcome.out == ""
+    assert "Traceback" in outcome.err
+    assert outcome.err.endswith("onnxfuse: there is no such file\n  at:   missing.onnx\n  mend: check the path\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_verbose_no_traceback(process: Command) -> None:
+    outcome = process("compress", "missing.onnx", "-o", "s.onnx")
+    assert outcome == Outcome(3, "", "onnxfuse: there is no such file\n  at:   missing.onnx\n  mend: check the path\n")
+
+
+INTERRUPTED = """
+import sys, time
+from onnxfuse import pipeline
+from onnxfuse.cli import main
+
+def slow(*_):
+    print("proving", flush=True)
+    time.sleep(60)
+
+pipeline.measure_drift = slow
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to send to one process")
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_during_the_proof_leaves_nothing(digits: Path, sent: signal.Signals) -> None:
+    folder = digits.parent
+    (folder / "small.onnx").write_bytes(b"an earlier result")
+    words = [sys.executable, "-c", INTERRUPTED, "compress", "digits.onnx", "-o", "small.onnx"]
+    with subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "proving\n"
+        assert len(list(folder.iterdir())) == 3  # the staged result is there while it is being proven
+        running.send_signal(sent)
+        _, err = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert err == "onnxfuse: interrupted; nothing was written\n"
+    assert sorted(os.listdir(folder)) == ["digits.onnx", "small.onnx"]
+    assert (folder / "small.onnx").read_bytes() == b"an earlier result"
+
+
+# Help ----------------------------------------------------------------------------------------------------------------
+
+
+def test_every_command_has_help(cli: Command) -> None:
+    for words in ([], ["--help"], ["inspect", "--help"], ["compress", "--help"], ["validate", "--help"]):
+        outcome = cli(*words)
+        assert outcome.code == 0
+        assert "Usage: onnxfuse" in outcome.out
+        assert "Exit codes: 0 done" in outcome.out
+        assert outcome.err == ""
+
+
+def test_version(cli: Command) -> None:
+    assert cli("--version").out == f"{onnxfuse.__version__}\n"
+
+
+def test_every_option_is_a_flag_in_its_group(cli: Command) -> None:
+    text = cli("compress", "--help").out
+    found = help_of(text)
+    options = {f.name for f in fields(CompressionConfig)} | {f.name for f in fields(FusionOptions)}
+    for name in options - {"fusion"}:
+        assert name.replace("_", "-") in found
+    assert {"calibration", "report", "json", "verbose", "quiet", "output"} <= found.keys()
+    titles = ["What to compress, and how much", "How channels are fused", "Output"]
+    assert [title for title in re.findall(r"╭─ (.+?) ─", text) if title != "Arguments"] == titles
+    assert not re.search(r"--empty|\(\)|default: False", text)
+
+
+def missing_names(registry: Registry[Any], help_text: str) -> list[str]:
+    """Return the names in a registry that a help text does not mention."""
+    return [name for name in registry if name not in words_of(help_text)]
+
+
+@pytest.mark.parametrize("flag", REGISTRIES)
+def test_help_names_every_member_of_a_registry(cli: Command, flag: str) -> None:
+    found = help_of(cli("compress", "--help").out)
+    # A word cut by a line break would count as missing, so the check holds for the width of a plain terminal.
+    text = re.sub(r"\[default: .*", "", found[flag])
+    assert missing_names(REGISTRIES[flag], text) == []
+
+
+def test_a_name_that_the_help_lacks_is_found() -> None:
+    solvers: Registry[int] = Registry("solver")
+    solvers.register("exact")(1)
+    solvers.register("unheard-of")(2)
+    assert missing_names(solvers, "How it is solved: exact, or not.") == ["unheard-of"]
+
+
+def test_help_says_no_words_of_the_code(cli: Command) -> None:
+    for command in ("inspect", "compress", "validate"):
+        text = cli(command, "--help").out
+        assert not re.search(r"IMPORTANCES|METHODS|TARGETS|MASSES|SOLVERS|``|None|Args:", text)
+
+
+# Flags ---------------------------------------------------------------------------------------------------------------
+
+
+def test_every_fusion_option_reaches_the_report(cli: Command, digits: Path) -> None:
+    words = {
+        "ratio": 0.5, "method": "intra-fusion", "scope": "hidden", "order": "forward", "seed": 3,
+        "importance": "l2", "target": "most-important", "source-mass": "importance", "target-mass": "softmax",
+        "p": 2.0, "solver": "entropic", "regularisation": 0.1, "output-norm": "mean", "provider": "cpu",
+    }  # fmt: skip
+    flags = [part for name, value in words.items() for part in (f"--{name}", value)]
+    flags += ["--no-normalised", "--bias-in-cost", "--no-prove"]
+    outcome = cli("compress", digits, "-o", digits.with_name("s.onnx"), "--json", *flags)
+    assert_quiet(outcome)
+    config = one_object(outcome.out)["config"]
+    assert {name: config[name.replace("-", "_")] for name in words} == words
+    assert (config["normalised"], config["bias_in_cost"], config["prove"]) == (False, True, False)
+
+
+@pytest.mark.parametrize("method", ["auto", *METHODS])
+def test_every_method_gives_a_proven_file(cli: Command, digits: Path, method: str) -> None:
+    outcome = cli("compress", digits, "-o", digits.with_name("s.onnx"), "--method", method, "--json", "--no-prove")
+    report = one_object(outcome.out)
+    assert report["after"]["parameters"] == 18281
+    assert report["config"]["method_used"] == ("intra-fusion" if method == "auto" else method)
+
+
+@pytest.mark.parametrize("importance", IMPORTANCES)
+def test_every_importance_gives_a_proven_file(cli: Command, digits: Path, importance: str) -> None:
+    words = ["--importance", importance, "--method", "prune", "--no-prove", "--json"]
+    outcome = cli("compress", digits, "-o", digits.with_name("s.onnx"), *words)
+    assert one_object(outcome.out)["after"]["parameters"] == 18281
+
+
+def widths(outcome: Outcome) -> dict[str, tuple[int, int]]:
+    """Return the channels of every group before and after."""
+    report = one_object(outcome.out)
+    return {g["name"]: (g["channels_before"], g["channels_after"]) for g in report["groups"]}
+
+
+def test_only_and_skip_choose_groups_by_pattern(cli: Command, digits: Path) -> None:
+    words = ["compress", digits, "-o", digits.with_name("s.onnx"), "--json", "--no-prove", "--ratio", "0.5"]
+    only = widths(cli(*words, "--only", "/block1/*", "--only", "/conv/Conv"))
+    assert {name for name, (before, after) in only.items() if after < before} == {"/block1/conv1/Conv", "/conv/Conv"}
+    skip = widths(cli(*words, "--skip", "/block?/conv1/Conv"))
+    assert {name for name, (before, after) in skip.items() if after < before} == {"/conv/Conv", "/block2/conv2/Conv"}
+    both = widths(cli(*words, "--only", "/block*", "--skip", "/block2/*"))
+    assert [name for name, (before, after) in both.items() if after < before] == [
+        "/block1/conv1/Conv",
+        "/block3/conv1/Conv",
+    ]
+
+
+def test_scope_hidden_leaves_residual_streams(cli: Command, digits: Path) -> None:
+    words = ["compress", digits, "-o", digits.with_name("s.onnx"), "--json", "--no-prove", "--scope", "hidden"]
+    outcome = cli(*words)
+    groups = one_object(outcome.out)["groups"]
+    assert {g["name"]: g["frozen"] for g in groups if g["residual"]} == dict.fromkeys(
+        ("/conv/Conv", "/block2/conv2/Conv"), "a residual addition ties it, and the scope is hidden"
+    )
+
+
+@pytest.mark.parametrize(("ratio", "kept"), [("0", 16), ("0.3", 11), ("0.5", 8), ("0.99", 1)])
+def test_ratio_is_the_share_removed(cli: Command, digits: Path, ratio: str, kept: int) -> None:
+    outcome = cli("compress", digits, "-o", digits.with_name("s.onnx"), "--json", "--no-prove", "--ratio", ratio)
+    assert widths(outcome)["/block1/conv1/Conv"] == (16, kept)
+
+
+def test_default_ratio(cli: Command, digits: Path) -> None:
+    outcome = cli("compress", digits, "-o", digits.with_name("s.onnx"), "--json", "--no-prove")
+    assert one_object(outcome.out)["config"]["ratio"] == 0.3
+
+
+def test_same_seed_same_bytes(cli: Command, digits: Path) -> None:
+    first, second, third = (digits.with_name(f"{i}.onnx") for i in range(3))
+    for path, seed in ((first, 1), (second, 1), (third, 2)):
+        cli("compress", digits, "-o", path, "--importance", "random", "--seed", seed, "--no-prove", "-q")
+    assert first.read_bytes() == second.read_bytes()
+    assert first.read_bytes() != third.read_bytes()
+
+
+# Tables --------------------------------------------------------------------------------------------------------------
+
+
+def test_names_with_brackets_and_colons_are_shown_as_they_are(cli: Command, make_mlp: MakeMlp, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(make_mlp(names=("first[relu]:smile:[/x]", "second[bold]")), path)
+    text = cli("inspect", path, "-v").out
+    assert "\nfirst[relu]:smile:[/x]" in text
+    assert "\nsecond[bold]" in text
+    text = cli("compress", path, "-o", tmp_path / "s.onnx", "-v").out
+    assert re.search(r"^first\[relu\]:smile:\[/x\] +6 -> 4$", text, re.MULTILINE)
+
+
+def test_long_names_and_paths_stay_on_their_line_in_a_pipe(cli: Command, make_mlp: MakeMlp, tmp_path: Path) -> None:
+    name = ";".join(f"functional_1/layer_{i}/BiasAdd" for i in range(12))
+    folder = tmp_path / ("folder" * 15)
+    folder.mkdir()
+    onnx.save(make_mlp(names=(name, "second")), folder / "m.onnx")
+    text = cli("compress", folder / "m.onnx", "-o", folder / "s.onnx").out
+    assert f"\n{name}    6 -> 4\n" in text
+    assert f"\nwritten to {folder / 's.onnx'}\n" in text
+    assert cli("inspect", folder / "m.onnx").out.splitlines()[0] == str(folder / "m.onnx")
+
+
+def test_many_inputs_are_counted_not_listed(cli: Command, tmp_path: Path) -> None:
+    names = [f"input_{i}" for i in range(100)]
+    x = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 2]) for name in names]
+    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 2])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Sum", names, ["y"])], "g", x, [y])
+    path = tmp_path / "m.onnx"
+    onnx.save(onnx.helper.make_model(graph, ir_version=8, opset_imports=[onnx.helper.make_opsetid("", 17)]), path)
+    shown = cli("inspect", path).out.splitlines()[2]
+    assert shown == f"inputs: {', '.join(f'{name} 1x2' for name in names[:6])}, 94 more"
+
+
+def test_more_than_twenty_groups_are_cut_short(cli: Command, tmp_path: Path) -> None:
+    layers = 25
+    rng = np.random.default_rng(0)
+    weights = [onnx.numpy_helper.from_array(rng.normal(size=(4, 4)).astype(np.float32), f"w{i}") for i in range(layers)]
+    nodes = []
+    for i in range(layers):
+        nodes.append(onnx.helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"h{i}"], name=f"layer{i}"))
+        nodes.append(onnx.helper.make_node("Relu", [f"h{i}"], [f"x{i + 1}"], name=f"relu{i}"))
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in ("x0", f"x{layers}")]
+    graph = onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    model = onnx.helper.make_model(graph, ir_version=8, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    onnx.save(model, tmp_path / "m.onnx")
+    words = ["compress", tmp_path / "m.onnx", "-o", tmp_path / "s.onnx", "--no-prove"]
+    short = cli(*words).out
+    assert "layer19" in short
+    assert "layer20" not in short
+    assert "groups not shown: 4 more fused, 1 kept as they are (-v shows all)" in short
+    long = cli(*words, "-v").out
+    assert all(f"layer{i} " in long for i in range(layers))
+    assert "groups not shown" not in long
+
+
+def test_a_model_without_numeric_outputs_is_told_to_have_no_drift(cli: Command, tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[n, 4] x) => (seq(float[n, 4]) y) {
+      a = Constant <value = float[4, 4] {1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7}> ()
+      h = MatMul (x, a)
+      r = Relu (h)
+      b = Constant <value = float[4, 4] {1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7}> ()
+      z = MatMul (r, b)
+      y = SequenceConstruct (z)
+    }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    outcome = cli("compress", tmp_path / "m.onnx", "-o", tmp_path / "s.onnx")
+    assert outcome.code == 0
+    assert "no output is a tensor of numbers, so there is nothing to compare" in outcome.out
+
+
+def test_words_of_the_checker_stay_off_the_streams(process: Command, zoo: Path, tmp_path: Path) -> None:
+    model = zoo / "models" / "squeezenet_tensor_input.onnx"
+    if not model.is_file():
+        pytest.skip(f"there is no {model}")
+    outcome = process("compress", model, "-o", tmp_path / "s.onnx", "--json", "--no-prove", "--ratio", "0.9")
+    assert_quiet(outcome)
+    assert one_object(outcome.out)["drift"]["outputs"] == []
+
+
+def test_tables_show_no_empty_columns(models: Path) -> None:
+    report = onnxfuse.compress(models / "digits_folded.onnx", only=("/block?/conv1/Conv",), prove=False).report
+    shown = app_module.Console(width=80)
+    with shown.capture() as capture:
+        shown.print(compression_tables(report, verbose=False))
+    assert "state" not in capture.get()
+    assert "kept in memory" in capture.get()
+
+
+def test_a_terminal_folds_long_names(make_mlp: MakeMlp) -> None:
+    report = onnxfuse.inspect(make_mlp(names=("layer" * 40, "second")))
+    shown = app_module.Console(width=80)
+    with shown.capture() as capture:
+        shown.print(inspection_tables(report, verbose=True))
+    table = capture.get().split("coupling group")[1].split("nodes whose weights")[0]
+    assert all(len(line) <= 80 for line in table.splitlines())
+    assert "layer" * 40 in "".join(line.split(" ")[0] for line in table.splitlines())
+
+
+# What main itself does -----------------------------------------------------------------------------------------------
+
+
+def test_a_defect_is_called_one(cli: Command, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_args: object, **_options: object) -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(app_module, "run_inspect", broken)
+    outcome = cli("inspect", digits)
+    assert outcome.code == 70
+    assert outcome.err == (
+        "onnxfuse: a defect of onnxfuse: ZeroDivisionError: by zero\n"
+        "  mend: run again with -v and report what it prints\n"
+    )
+    with pytest.raises(ZeroDivisionError):
+        command_line.main(["inspect", str(digits), "-v"])
+
+
+def test_the_handler_of_the_caller_comes_back(cli: Command) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli("--version").code == 0
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,0 +1,1 @@
+"""Programs for developers, each run by itself; the package never imports them."""
