@@ -79,7 +79,7 @@ class RandomNet:
         model: The model.
         feeds: Inputs, at the shapes that the analysis assumes (a batch of 1 where it is open).
         larger: Inputs of a batch of 3 where it is open, else the same.
-        rounding: How much outputs may change, over the largest, because changed weights are rounded when they are stored.
+        rounding: How much outputs may change, over the largest, because changed weights are rounded in the file.
         label: What it is made of, for messages.
     """
 
@@ -142,7 +142,7 @@ class _Grower:
         """Arithmetic with a constant for every channel, or with a scalar."""
         net = self.net
         shape = (net.channels(x), *[1] * (len(net.dims(x)) - 2)) if self.chance() else ()
-        op = self.pick("Add", "Sub", "Mul", "Div", "Max")
+        op = self.pick("Add", "Sub", "Mul", "Div", *(["Max"] if net.opset >= 8 else []))
         k = net.vector(*shape, low=0.5, high=1.5)
         return net.node(op, *((k, x) if op in {"Add", "Sub", "Mul"} and self.chance() else (x, k)))
 

@@ -18,6 +18,7 @@ CHECKS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("mypy: types", ("-m", "mypy")),
     ("import-linter: who may import whom", ("-c", "from importlinter.cli import lint_imports_command as main; main()")),
     ("docs/operators.md: as the rules say", ("tools/make_operator_table.py", "--check")),
+    ("docs: examples", ("-m", "doctest", "CONTRIBUTING.md", "docs/architecture.md", "README.md")),
     ("models/: as the manifest says", ("tools/train_digits.py", "--verify")),
     ("pytest: tests and examples", ("-m", "pytest", "-n", "auto")),
 )

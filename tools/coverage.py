@@ -17,6 +17,16 @@ import onnxfuse
 
 RATIO = 0.3
 MOST_REASONS = 3
+COLUMNS = (
+    "file",
+    "parameters",
+    "groups (free)",
+    "compressible",
+    "params -",
+    "MACs -",
+    "s",
+    "what stops most of the rest",
+)
 
 
 @dataclass(frozen=True)
@@ -83,24 +93,36 @@ def top_reasons(report: onnxfuse.InspectReport) -> tuple[str, ...]:
     return tuple(f"{reason} ({count:,})" for reason, count in counts.most_common(MOST_REASONS))
 
 
+def cells(row: Coverage) -> tuple[str, ...]:
+    """Return what a row of a table says, column by column."""
+    return (
+        row.file,
+        f"{row.parameters:,}",
+        f"{row.groups} ({row.free_groups})",
+        f"{100 * row.compressible:.1f} %",
+        f"{100 * row.parameters_removed:.1f} %",
+        f"{100 * row.macs_removed:.1f} %",
+        f"{row.seconds:.1f}",
+        row.problem or (row.reasons[0] if row.reasons else ""),
+    )
+
+
 def table(rows: Sequence[Coverage]) -> Table:
-    """Show the results."""
+    """Return a table for a terminal."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("file", "parameters", "groups (free)", "compressible", "params -", "MACs -", "s"):
-        shown.add_column(name, justify="left" if name == "file" else "right", no_wrap=True)
-    shown.add_column("what stops the rest")
+    for name in COLUMNS[:-1]:
+        shown.add_column(name, justify="left" if name == COLUMNS[0] else "right", no_wrap=True)
+    shown.add_column(COLUMNS[-1])
     for row in rows:
-        shown.add_row(
-            row.file,
-            f"{row.parameters:,}",
-            f"{row.groups} ({row.free_groups})",
-            f"{100 * row.compressible:.1f} %",
-            f"{100 * row.parameters_removed:.1f} %",
-            f"{100 * row.macs_removed:.1f} %",
-            f"{row.seconds:.1f}",
-            row.problem or (row.reasons[0] if row.reasons else ""),
-        )
+        shown.add_row(*cells(row))
     return shown
+
+
+def markdown(rows: Sequence[Coverage]) -> str:
+    """Return the same as Markdown."""
+    lines = [COLUMNS, ("---", *["---:"] * (len(COLUMNS) - 2), "---")]
+    lines += [tuple(cell.replace("|", "\\|") for cell in cells(row)) for row in rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def main() -> int:
@@ -108,7 +130,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="its .onnx files are measured")
     parser.add_argument("--method", default="auto", help="fusion method (default: auto)")
-    parser.add_argument("--json", action="store_true", help="print one JSON list with all reasons")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON list with all reasons")
+    form.add_argument("--markdown", action="store_true", help="print a Markdown table")
     options = parser.parse_args()
     rows = [measure(path, options.method) for path in sorted(options.folder.glob("*.onnx"))]
     if not rows:
@@ -116,6 +140,8 @@ def main() -> int:
         return 1
     if options.json:
         sys.stdout.write(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    elif options.markdown:
+        sys.stdout.write(markdown(rows))
     else:
         Console().print(table(rows))
     return 0

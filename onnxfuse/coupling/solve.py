@@ -51,8 +51,14 @@ __all__ = ["solve_coupling"]
 logger = logging.getLogger(__name__)
 
 # Operators that pass a weight on with its elements merely moved or cast, so that its axes keep their meaning.
-_REARRANGING = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+_REARRANGING = frozenset(
+    {"Cast", "DequantizeLinear", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+)
 _WEIGHT_TYPES = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
+# What a DequantizeLinear may read a weight as.
+_STORED_TYPES = frozenset(
+    {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16, TensorProto.INT32}
+)
 _LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
@@ -143,7 +149,8 @@ class _Solver:
 
         A weight matrix that is merely rearranged is followed to where it is stored instead.
         """
-        follows = node.op in _REARRANGING and len(self.shapes.dims[name]) > 1 if name in self.shapes.dims else False
+        is_stored = node.op == "DequantizeLinear"
+        follows = node.op in _REARRANGING and (is_stored or len(self.shapes.dims.get(name, ())) > 1)
         return name in self.shapes.fixed and not follows and name not in self.graph.outputs
 
     def _operand(self, node: NodeView, slot: int) -> Operand:
@@ -348,7 +355,10 @@ class _Solver:
         """Freeze atoms on an axis of a constant that no rule gave a role: nobody would resize it."""
         for operand, axes in self.axes.items():
             value = self.shapes.static.get(operand.name)
-            if not operand.is_constant or (value is not None and value.dtype.kind in "iub"):
+            if not operand.is_constant:
+                continue
+            is_stored_weight = self.graph.nodes[operand.node].op == "DequantizeLinear"
+            if value is not None and value.dtype.kind in "iub" and not is_stored_weight:
                 continue
             title = self.graph.nodes[operand.node].title
             for axis, layout in enumerate(axes):
@@ -360,7 +370,10 @@ class _Solver:
     def _freeze_odd_types(self) -> None:
         """Freeze what is stored in a type that weights can't be averaged in (integers, 8-bit floats)."""
         for operand, axis in self.weights:
-            if operand.is_constant and self.shapes.types.get(operand.name) not in _WEIGHT_TYPES:
+            kinds = _WEIGHT_TYPES
+            if operand.is_constant and self.graph.nodes[operand.node].op == "DequantizeLinear":
+                kinds = _WEIGHT_TYPES | _STORED_TYPES
+            if operand.is_constant and self.shapes.types.get(operand.name) not in kinds:
                 reason = f"{self.graph.nodes[operand.node].title} reads {operand.name!r}, which is not stored as floats"
                 self.unifier.freeze(self.axes[operand][axis], reason)
 

@@ -16,8 +16,9 @@ from onnxfuse.arrays import FloatArray, IntArray
 from onnxfuse.coupling.groups import ChannelGraph, CouplingGroup, ParameterAxis, positions
 from onnxfuse.coupling.layout import Atom
 from onnxfuse.fusion.maps import ChannelMap
+from onnxfuse.fusion.quantised import Encoding, decode, encode, fitting_encoding
 from onnxfuse.graph.shapes import Shapes
-from onnxfuse.graph.view import GraphView, Operand
+from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView, Operand
 from onnxfuse.statistics.features import ChannelFeatures, MemberFeatures, Role
 
 __all__ = ["WeightState", "map_axis"]
@@ -89,18 +90,26 @@ class WeightState:
         self.widths: dict[Atom, int] = {}
         self._arrays: dict[Operand, FloatArray] = {}
         self._changed: set[Operand] = set()
+        self._mixed: set[Operand] = set()
         self._norm_after = {maker: norm for norm, makers in channels.batch_norms.items() for maker in makers}
 
     def array(self, operand: Operand) -> FloatArray:
         """Return the present value of a weight as one node reads it, float64."""
         if operand not in self._arrays:
-            self._arrays[operand] = self._original(operand).astype(np.float64)
+            value = self._original(operand).astype(np.float64)
+            self._arrays[operand] = decode(value, self._encoding(operand.node)) if self._is_stored(operand) else value
         return self._arrays[operand]
 
     def changed(self) -> Iterator[tuple[Operand, np.ndarray[Any, np.dtype[Any]]]]:
         """Yield every weight that a map has acted on, cast once to the data type that the file has."""
-        for operand in sorted(self._changed, key=lambda o: (o.node, o.slot)):
-            yield operand, self._arrays[operand].astype(self._original(operand).dtype)
+        values = {operand: self._arrays[operand] for operand in self._changed}
+        for operand in self._changed:
+            if self._is_stored(operand):
+                values.update(self._stored(operand))
+        for node in self.graph.nodes:
+            values.update(self._stored_bias(node, values))
+        for operand in sorted(values, key=lambda o: (o.node, o.slot)):
+            yield operand, values[operand].astype(self._original(operand).dtype)
 
     def features(self, group: CouplingGroup) -> ChannelFeatures:
         """Return what importances and costs may see of a group, on the weights as they are now."""
@@ -140,6 +149,8 @@ class WeightState:
             matrix = _matrix(channel_map, parameter.role)
             current = results.get(parameter.operand, self.array(parameter.operand))
             results[parameter.operand] = self._mapped(current, parameter, atom, widths, matrix)
+            if not channel_map.is_selection:
+                self._mixed.add(parameter.operand)
         for norm in norms:
             results.update(self._mapped_norm(norm, group, channel_map, widths, before[norm]))
         self._arrays.update(results)
@@ -204,6 +215,67 @@ class WeightState:
             return node
         before = (self.graph.producers.get(name) for name in self.graph.nodes[node].inputs)
         return next((maker for maker in before if maker in makers), None)
+
+    # Quantised weights ------------------------------------------------------------------------------------------
+
+    def _is_stored(self, operand: Operand) -> bool:
+        """Whether an operand is the integers of a weight behind a DequantizeLinear."""
+        return operand.is_constant and operand.slot == 0 and self.graph.nodes[operand.node].op == "DequantizeLinear"
+
+    def _operand(self, node: int, slot: int) -> Operand | None:
+        inputs = self.graph.nodes[node].inputs
+        return Operand(inputs[slot], node, slot) if slot < len(inputs) and inputs[slot] else None
+
+    def _encoding(self, node: int) -> Encoding:
+        """Return how the weight of a DequantizeLinear is stored, at its present width."""
+        scale, zero = self._operand(node, 1), self._operand(node, 2)
+        scales = self.array(scale) if scale is not None else np.ones(())
+        zeros = self.array(zero) if zero is not None else np.zeros(scales.shape)
+        # A negative axis counts from the end of a weight whose rank the operand knows.
+        axis = int(self.graph.nodes[node].attributes.get("axis", 1))
+        weight = self._operand(node, 0)
+        rank = 1 if weight is None else self._original(weight).ndim
+        return Encoding(scales, zeros, axis % max(rank, 1))
+
+    def _stored(self, operand: Operand) -> dict[Operand, FloatArray]:
+        """Return the integers of a changed weight, and its scales where they had to change."""
+        encoding, dtype = self._encoding(operand.node), self._original(operand).dtype
+        values: dict[Operand, FloatArray] = {}
+        if operand in self._mixed:
+            encoding = fitting_encoding(self._arrays[operand], encoding, dtype)
+            scale = self._operand(operand.node, 1)
+            if scale is not None:
+                values[scale] = encoding.scale
+        values[operand] = encode(self._arrays[operand], encoding, dtype)
+        return values
+
+    def _stored_bias(self, node: NodeView, values: Mapping[Operand, FloatArray]) -> dict[Operand, FloatArray]:
+        """Return a linear node's integer bias anew where the scale of its weight has changed.
+
+        Runtimes compute in integers and take for granted that the scale of the bias is that of the input times that of
+        the weight, whatever the file says; so it has to be.
+        """
+        makers = [self._dequantizer(node, slot) for slot in (0, 1, 2)]
+        if makers[0] is None or makers[1] is None or makers[2] is None or node.domain != DEFAULT_DOMAIN:
+            return {}
+        scales = [self._operand(maker, 1) for maker in makers if maker is not None]
+        weight, bias = self._operand(makers[1], 0), self._operand(makers[2], 0)
+        if weight not in values or bias is None or None in scales or not self._is_stored(bias):
+            return {}
+        if weight not in self._mixed and bias not in self._mixed:
+            return {}
+        x_scale, w_scale, b_scale = (scale for scale in scales if scale is not None)
+        scale = self.array(x_scale).reshape(-1)[0] * values.get(w_scale, self.array(w_scale))
+        width = self.array(bias).shape
+        shape = self.array(b_scale).shape if self.array(b_scale).size == 1 else width
+        encoding = Encoding(np.broadcast_to(scale, shape).astype(np.float32).astype(np.float64), np.zeros(()), 0)
+        return {b_scale: encoding.scale, bias: encode(self.array(bias), encoding, self._original(bias).dtype)}
+
+    def _dequantizer(self, node: NodeView, slot: int) -> int | None:
+        if node.op not in {"Conv", "ConvTranspose", "Gemm"} or slot >= len(node.inputs):
+            return None
+        maker = self.graph.producers.get(node.inputs[slot])
+        return maker if maker is not None and self.graph.nodes[maker].op == "DequantizeLinear" else None
 
     # Writing ----------------------------------------------------------------------------------------------------
 
@@ -290,7 +362,7 @@ def _matrix(channel_map: ChannelMap, role: Role) -> FloatArray:
             return channel_map.output
         case Role.CONSUMER:
             return channel_map.input.T
-        case Role.CARRIED:
+        case Role.CARRIED | Role.ENCODING:
             return channel_map.carried
 
 

@@ -26,6 +26,8 @@ class Role(StrEnum):
     """Index c of the axis reads channel c: transformed by the input map, B transposed."""
     CARRIED = "carried"
     """Index c of the axis belongs to channel c (a scale, a slope): carried along as a weighted mean."""
+    ENCODING = "encoding"
+    """Index c of the axis says how channel c of a quantised weight is stored: computed anew with the weight."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from onnxfuse.coupling.rules import (
     linear,
     normalisation,
     pooling,
+    quantisation,
     recurrent,
     shape,
 )
@@ -29,4 +30,5 @@ DEFAULT_RULES: tuple[Rule, ...] = (
     *indexing.RULES,
     *einsum.RULES,
     *recurrent.RULES,
+    *quantisation.RULES,
 )
