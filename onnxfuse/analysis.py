@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -90,7 +90,7 @@ def analyse(source: SourceModel, graph: GraphView, samples: Samples | None) -> A
     if unknown and samples:
         observed = _observe(source, unknown, dims, samples)
         shapes = infer_shapes(graph, dims, observed)
-    channels = solve_coupling(graph, shapes)
+    channels = _without_broken(graph, solve_coupling(graph, shapes))
     cost = measure_cost(graph, shapes, lambda operand: shapes.dims.get(operand.name))
     return Analysis(source, graph, shapes, dims, channels, cost)
 
@@ -133,6 +133,28 @@ def compressible_share(analysis: Analysis) -> float:
     statistics = {n.inputs[slot] for n in analysis.graph.nodes if n.op == "BatchNormalization" for slot in (3, 4)}
     total = sum(int(t.sum()) for name, t in free.items() if name in analysis.graph.constants and name not in statistics)
     return total / max(analysis.cost.parameters, 1)
+
+
+def _without_broken(graph: GraphView, channels: ChannelGraph) -> ChannelGraph:
+    """Freeze the groups with weights that are NaN or infinite: no mean or sum of such channels means anything."""
+    broken = {name: not _is_finite(graph.array(name)) for name in _weight_names(graph, channels)}
+    groups = []
+    for group in channels.groups:
+        names = [p.operand.name for p in group.parameters if broken.get(p.operand.name)]
+        reason = f"weight {names[0]!r} has values that are NaN or infinite" if names else ""
+        groups.append(replace(group, frozen=group.frozen or reason) if reason else group)
+    return replace(channels, groups=tuple(groups))
+
+
+def _weight_names(graph: GraphView, channels: ChannelGraph) -> set[str]:
+    """The constants that groups which are not frozen would change."""
+    free = (p.operand.name for group in channels.groups if not group.frozen for p in group.parameters)
+    return {name for name in free if name in graph.constants}
+
+
+def _is_finite(array: np.ndarray[Any, np.dtype[Any]]) -> bool:
+    # Types that NumPy knows only by their size, such as bfloat16, are of kind V.
+    return array.dtype.kind not in "fV" or bool(np.isfinite(array.astype(np.float32)).all())
 
 
 def _single_dims(graph: GraphView, samples: Samples) -> dict[str, tuple[int, ...]]:

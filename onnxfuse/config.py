@@ -62,6 +62,7 @@ class CompressionConfig:
         skip: A shell pattern: groups whose name fits do not change. May be given several times.
         order: In which order groups are fused; each one sees the weights that those before it have changed.
             ``backward`` is from the output to the input, as the paper's released code does.
+        refit: Whether to fit the readers of fused channels anew on the calibration samples, front to back.
         prove: Whether to prove the coupling on this model first, by permuting the channels of every group in ONNX
             Runtime; groups that fail are kept as they are.
         provider: Where ONNX Runtime runs: ``cuda`` or not at all, ``cpu``, or ``auto``, which is CUDA where it
@@ -87,6 +88,7 @@ class CompressionConfig:
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     order: Order = Order.BACKWARD
+    refit: bool = False
     prove: bool = True
     provider: Provider = Provider.AUTO
     seed: int = 0

@@ -63,7 +63,7 @@ class ConfigError(OnnxFuseError, ValueError):
     exit_code = 2
 
 
-class RegistryError(OnnxFuseError, LookupError):
+class RegistryError(OnnxFuseError, KeyError):
     """A name is not in a registry, or is there already."""
 
     exit_code = 2

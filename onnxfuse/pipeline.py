@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -34,6 +35,7 @@ from onnxfuse.errors import (
 )
 from onnxfuse.fusion.maps import ChannelMap
 from onnxfuse.fusion.methods import METHODS
+from onnxfuse.fusion.refit import Refit, refit_readers
 from onnxfuse.fusion.rewrite import collect_edits, new_dims
 from onnxfuse.fusion.weights import WeightState
 from onnxfuse.graph.edits import apply_edits
@@ -194,7 +196,14 @@ def compress(
             _refuse_nothing(analysis, plans, config)
             notes.append(note)
     with clock.stage("fuse"):
-        result, dims = _fused_model(analysis, plans, config, progress)
+        state, applied = _fuse_groups(analysis, plans, config, progress)
+    refits: list[Refit] = []
+    if config.refit:
+        with clock.stage("refit"):
+            refits = refit_readers(
+                analysis, state, applied, samples, config.provider, config.seed, partial(progress, "refit")
+            )
+    result, dims = _edited_model(analysis, state)
     cost = cost_of(result, analysis.input_dims, dims)
     _set_metadata(result, metadata_of(source, analysis.cost, cost, plans, config))
     with _place(target) as temporary, clock.stage("prove"):
@@ -211,6 +220,7 @@ def compress(
         after=ModelCost(cost.parameters, cost.macs, size),
         input_shapes=analysis.input_dims,
         groups=tuple(_group_report(analysis, plan.group, plan.kept, plan.reason) for plan in plans),
+        refits=tuple(refits),
         drift=drift,
         provider=str(compressed.provider),
         seconds=clock.seconds,
@@ -371,14 +381,15 @@ def _proven(
     return replace(analysis, channels=replace(analysis.channels, groups=frozen)), note
 
 
-def _fused_model(
+def _fuse_groups(
     analysis: Analysis, plans: Sequence[GroupPlan], config: CompressionConfig, progress: Progress
-) -> tuple[onnx.ModelProto, Mapping[str, tuple[int, ...]]]:
+) -> tuple[WeightState, list[tuple[CouplingGroup, ChannelMap]]]:
     """Fuse the groups one after the other, each on the weights that the groups before it have left.
 
     Returns:
-        The new model, and the shapes of its computed values.
+        The fused weights, and the map that each group was fused with.
     """
+    applied = []
     state = WeightState(analysis.graph, analysis.shapes, analysis.channels)
     method = METHODS[config.method_name]
     work = sorted((p for p in plans if p.kept < p.group.channels), key=lambda p: _last_producer(p.group))
@@ -390,10 +401,17 @@ def _fused_model(
         # Channels that may not be mixed are dropped instead, by the same importance.
         find_map = METHODS["prune"] if plan.group.unmixable else method
         try:
-            state.fuse(plan.group, find_map(state.features(plan.group), plan.kept, config.fusion, rng))
+            channel_map = find_map(state.features(plan.group), plan.kept, config.fusion, rng)
+            state.fuse(plan.group, channel_map)
         except OnnxFuseError as error:
             error.where = error.where or f"group {plan.group.name!r}"
             raise
+        applied.append((plan.group, channel_map))
+    return state, applied
+
+
+def _edited_model(analysis: Analysis, state: WeightState) -> tuple[onnx.ModelProto, Mapping[str, tuple[int, ...]]]:
+    """Return the new model, and the shapes of its computed values."""
     edits = collect_edits(analysis.graph, analysis.shapes, analysis.channels, state)
     dims = new_dims(analysis.channels, state)
     known = {**analysis.shapes.dims, **dims}

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from onnxfuse.config import CompressionConfig
+from onnxfuse.fusion.refit import Refit
 from onnxfuse.graph.cost import Cost
 from onnxfuse.graph.files import SourceModel
 from onnxfuse.planning.widths import GroupPlan
@@ -120,6 +121,7 @@ class CompressionReport(_Report):
         after: What the result costs.
         input_shapes: The concrete input shapes that MACs hold for.
         groups: What happened to each coupling group, in graph order.
+        refits: What the refit did to each reader of fused channels; empty without ``refit``.
         drift: How far the outputs moved, on which data.
         provider: Where the proof ran: ``cpu`` or ``cuda``.
         seconds: Wall time of each stage.
@@ -135,6 +137,7 @@ class CompressionReport(_Report):
     after: ModelCost
     input_shapes: Mapping[str, Sequence[int]]
     groups: tuple[GroupReport, ...]
+    refits: tuple[Refit, ...]
     drift: Drift
     provider: str
     seconds: Mapping[str, float]

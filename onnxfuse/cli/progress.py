@@ -13,6 +13,7 @@ _TITLES = {
     "couple": "finding coupled channels",
     "prove coupling": "proving the coupling",
     "fuse": "fusing",
+    "refit": "fitting readers anew",
     "prove": "proving",
 }
 

@@ -97,6 +97,7 @@ class ChannelGraph:
         groups: All coupling groups in graph order, frozen ones too.
         layouts: The axes of every operand of known shape, resolved.
         sizes: Every place in the file that states a size that may change.
+        targets: Constants that can stand for a target shape computed at run time, by (node, slot) that reads it.
         batch_norms: Index of a BatchNormalization node that folds exactly, to the indices of the nodes that it folds
             into: a linear node, and any that add a bias to its result, none of which anything else reads.
         normalising: Index of every BatchNormalization node in inference form.
@@ -105,6 +106,7 @@ class ChannelGraph:
     groups: tuple[CouplingGroup, ...]
     layouts: Mapping[Operand, tuple[Layout, ...]]
     sizes: Sequence[SizeEntry]
+    targets: Mapping[tuple[int, int], IntArray]
     batch_norms: Mapping[int, tuple[int, ...]]
     normalising: Sequence[int]
 

@@ -41,7 +41,8 @@ from onnxfuse.coupling.groups import (
 )
 from onnxfuse.coupling.layout import Atom, Concat, Layout, LayoutMismatchError, Product, Unifier, leaves
 from onnxfuse.coupling.rules import DEFAULT_RULES
-from onnxfuse.coupling.shape_values import Origin, SizeOf, Stated, trace_shape_values
+from onnxfuse.coupling.shape_values import Origin, ShapeTrace, SizeOf, Stated, trace_shape_values
+from onnxfuse.coupling.target_shapes import Int64Array, constant_target
 from onnxfuse.graph.shapes import Shapes
 from onnxfuse.graph.view import GraphView, NodeView, Operand
 from onnxfuse.statistics.features import Role
@@ -90,6 +91,7 @@ class _Solver:
         self.fresh: dict[Fresh, Atom] = {}
         self.weights: dict[tuple[Operand, int], Role] = {}
         self.sizes: list[SizeEntry] = []
+        self.targets: dict[tuple[int, int], Int64Array | None] = {}
         self.normalising: list[int] = []
         self.weight_values: set[str] = set()
 
@@ -106,7 +108,8 @@ class _Solver:
         resolve = self.unifier.resolve
         layouts = {operand: tuple(resolve(axis) for axis in axes) for operand, axes in self.axes.items()}
         sizes = [self._resolved(entry) for entry in self.sizes]
-        return ChannelGraph(groups, layouts, sizes, self._foldable(), tuple(self.normalising))
+        targets = {key: target for key, target in self.targets.items() if target is not None}
+        return ChannelGraph(groups, layouts, sizes, targets, self._foldable(), tuple(self.normalising))
 
     # One node ---------------------------------------------------------------------------------------------------
 
@@ -245,11 +248,9 @@ class _Solver:
                     self.unifier.freeze(axis, reason)
 
     def _freeze_value(self, name: str, reason: str) -> None:
-        self._tensor(Operand(name))
-        for operand, axes in self.axes.items():
-            if operand.name == name:
-                for axis in axes:
-                    self.unifier.freeze(axis, reason)
+        if self._tensor(Operand(name)) is not None:
+            for axis in self.axes[Operand(name)]:
+                self.unifier.freeze(axis, reason)
 
     # The whole graph --------------------------------------------------------------------------------------------
 
@@ -262,22 +263,48 @@ class _Solver:
         stated = {(entry.node, entry.slot, entry.index): entry for entry in self.sizes if not entry.attribute}
         settled = []
         for entry in self.sizes:
-            node = self.graph.nodes[entry.node]
-            if entry.attribute or self._operand(node, entry.slot).is_constant:
+            if (
+                entry.attribute
+                or self._operand(self.graph.nodes[entry.node], entry.slot).is_constant
+                or self._has_target(entry, trace)
+            ):
                 settled.append(entry)
-                continue
-            table = trace.origins.get(node.inputs[entry.slot])
-            made_of: Origin = None if table is None or entry.index is None else table.ravel().tolist()[entry.index]
-            if isinstance(made_of, Stated) and made_of not in trace.used:
-                settled.append(SizeEntry(made_of.node, entry.layout, "", made_of.slot, made_of.index, entry.scale))
-                others = [stated.get(place) for place in trace.readers.get(made_of, ())]
-                if not all(other is not None and self._same(other, entry) for other in others):
-                    self.unifier.freeze(
-                        entry.layout, f"the number that {node.title} takes its size from has other uses"
-                    )
-            elif not (isinstance(made_of, SizeOf) and self._equal(self._axis(made_of), entry.layout)):
-                self.unifier.freeze(entry.layout, f"{node.title} takes its size from a computation")
+            else:
+                settled.extend(self._settle_computed(entry, trace, stated))
         self.sizes = settled
+
+    def _has_target(self, entry: SizeEntry, trace: ShapeTrace) -> bool:
+        """Whether the node that reads a computed target shape can get a constant instead; the constant is noted."""
+        key = entry.node, entry.slot
+        if key not in self.targets:
+            node = self.graph.nodes[entry.node]
+            name, x, y = node.inputs[entry.slot], self._operand(node, 0), Operand(node.outputs[0])
+            self.targets[key] = None
+            if name in trace.origins and name in self.shapes.static:
+                self.targets[key] = constant_target(
+                    node,
+                    trace.origins[name].ravel().tolist(),
+                    self.shapes.static[name].ravel().tolist(),
+                    (self.shapes.dims[x.name], self.shapes.dims[y.name]),
+                    lambda i: self._equal(self.axes[x][i], self.axes[y][i]),
+                )
+        target = self.targets[key]
+        return target is not None and entry.index is not None and bool(target[entry.index] > 1)
+
+    def _settle_computed(
+        self, entry: SizeEntry, trace: ShapeTrace, stated: Mapping[tuple[int, int, int | None], SizeEntry]
+    ) -> Iterator[SizeEntry]:
+        """Find the number in the file behind a computed size, if nothing else depends on it."""
+        node = self.graph.nodes[entry.node]
+        table = trace.origins.get(node.inputs[entry.slot])
+        made_of: Origin = None if table is None or entry.index is None else table.ravel().tolist()[entry.index]
+        if isinstance(made_of, Stated) and made_of not in trace.used:
+            yield SizeEntry(made_of.node, entry.layout, "", made_of.slot, made_of.index, entry.scale)
+            others = [stated.get(place) for place in trace.readers.get(made_of, ())]
+            if not all(other is not None and self._same(other, entry) for other in others):
+                self.unifier.freeze(entry.layout, f"the number that {node.title} takes its size from has other uses")
+        elif not (isinstance(made_of, SizeOf) and self._equal(self._axis(made_of), entry.layout)):
+            self.unifier.freeze(entry.layout, f"{node.title} takes its size from a computation")
 
     def _axis(self, size: SizeOf) -> Layout:
         return self.axes[size.operand][size.axis]
@@ -324,27 +351,36 @@ class _Solver:
         self._freeze_odd_types()
         self._freeze_products(members)
         order = sorted(members, key=lambda atom: self._first(members[atom], atom))
-        counts: dict[str, int] = {}
-        for atom in order:
-            if _producer(members[atom]) is not None and not atom.structural:
-                counts[_name(members[atom])] = counts.get(_name(members[atom]), 0) + 1
-        taken: dict[str, int] = {}
-        for atom in order:
-            first = _producer(members[atom])
-            if first is None or atom.structural:
-                # Nothing makes these channels but the graph's inputs, or they are gates or groups, not channels.
-                continue
-            name = _name(members[atom])
-            if counts[name] > 1:
-                where = positions(self.unifier.resolve(self.axes[first.operand][first.axis]), atom, {})
-                name = f"{name}:{where.min()}-{where.max() + 1}"
-            # Factors of one axis, such as channels and positions after a Flatten, are spread over the same range.
-            taken[name] = taken.get(name, 0) + 1
-            name = name if taken[name] == 1 else f"{name}#{taken[name]}"
+        channels = [a for a in order if _producer(members[a]) is not None and not a.structural]
+        # What is left out: nothing makes them but the graph's inputs, or they are gates or groups, not channels.
+        names = self._names(channels, members)
+        for atom in channels:
             reason = atom.reason or ("it has one channel" if atom.size == 1 else "")
+            axes = tuple(members[atom])
             yield CouplingGroup(
-                name, atom.size, tuple(members[atom]), reason, atom.residual, atom.unmixable, atom.statistic, atom
+                names[atom], atom.size, axes, reason, atom.residual, atom.unmixable, atom.statistic, atom
             )
+
+    def _names(self, channels: Sequence[Atom], members: Mapping[Atom, Sequence[ParameterAxis]]) -> dict[Atom, str]:
+        """Name atoms after the node that makes them, with their range where it makes several, all names different.
+
+        Factors of one axis, such as channels and positions after a Flatten, have one range: those that may change are
+        named first, the others are numbered.
+        """
+        ranges: dict[str, dict[Atom, str]] = {}
+        for atom in channels:
+            first = _producer(members[atom]) or members[atom][0]
+            where = positions(self.unifier.resolve(self.axes[first.operand][first.axis]), atom, {})
+            ranges.setdefault(_name(members[atom]), {})[atom] = f":{where.min()}-{where.max() + 1}"
+        names: dict[Atom, str] = {}
+        taken: dict[str, int] = {}
+        for name, parts in ranges.items():
+            several = len(set(parts.values())) > 1
+            for atom in sorted(parts, key=lambda atom: bool(atom.reason)):
+                full = name + parts[atom] * several
+                taken[full] = taken.get(full, 0) + 1
+                names[atom] = full if taken[full] == 1 else f"{full}#{taken[full]}"
+        return names
 
     def _first(self, axes: Sequence[ParameterAxis], atom: Atom) -> tuple[int, int]:
         first = _producer(axes) or axes[0]
@@ -396,7 +432,7 @@ class _Solver:
         for index in self.normalising:
             chain: list[int] = []
             node = self.graph.nodes[index]
-            channels = self.unifier.resolve(self.axes[Operand(node.inputs[0])][1])
+            channels = self.unifier.resolve(self.axes[self._operand(node, 0)][1])
             value = node.inputs[0]
             while self.graph.sole_reader(value) is node and (maker := self.graph.producers.get(value)) is not None:
                 node = self.graph.nodes[maker]

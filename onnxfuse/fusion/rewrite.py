@@ -19,7 +19,7 @@ def collect_edits(graph: GraphView, shapes: Shapes, channels: ChannelGraph, stat
     edits: list[Edit] = [SetInput(o.node, o.slot, value) for o, value in state.changed()]
     changed = [e for e in channels.sizes if layout_size(e.layout, state.widths) != layout_size(e.layout, {})]
     edits.extend(_attribute_edits(graph, [e for e in changed if e.attribute], state))
-    edits.extend(_constant_edits(graph, shapes, [e for e in changed if not e.attribute], state))
+    edits.extend(_constant_edits(graph, shapes, channels, [e for e in changed if not e.attribute], state))
     return edits
 
 
@@ -48,12 +48,19 @@ def _attribute_edits(graph: GraphView, entries: list[SizeEntry], state: WeightSt
     yield from (SetAttribute(node, name, value) for (node, name), value in values.items())
 
 
-def _constant_edits(graph: GraphView, shapes: Shapes, entries: list[SizeEntry], state: WeightState) -> Iterator[Edit]:
+def _constant_edits(
+    graph: GraphView, shapes: Shapes, channels: ChannelGraph, entries: list[SizeEntry], state: WeightState
+) -> Iterator[Edit]:
     values: dict[tuple[int, int], np.ndarray[Any, np.dtype[Any]]] = {}
     for entry in entries:
         key = entry.node, entry.slot
         if key not in values:
             name = graph.nodes[entry.node].inputs[entry.slot]
-            values[key] = np.array(graph.array(name) if name in graph.constants else shapes.static[name])
+            stored = graph.array(name) if name in graph.constants else shapes.static[name]
+            values[key] = np.array(channels.targets.get(key, stored))
         values[key].flat[entry.index or 0] = entry.scale * layout_size(entry.layout, state.widths)
-    yield from (SetInput(node, slot, value) for (node, slot), value in values.items())
+    for (node, slot), value in values.items():
+        yield SetInput(node, slot, value)
+        if (node, slot) in channels.targets and graph.nodes[node].attributes.get("allowzero", 0):
+            # The constant uses 0 for "copy"; no size of the target is 0.
+            yield SetAttribute(node, "allowzero", 0)

@@ -15,6 +15,7 @@ import numpy as np
 from onnxfuse.arrays import FloatArray, IntArray
 from onnxfuse.coupling.groups import ChannelGraph, CouplingGroup, ParameterAxis, positions
 from onnxfuse.coupling.layout import Atom
+from onnxfuse.errors import InvariantError
 from onnxfuse.fusion.maps import ChannelMap
 from onnxfuse.fusion.quantised import Encoding, decode, encode, fitting_encoding
 from onnxfuse.graph.shapes import Shapes
@@ -132,8 +133,14 @@ class WeightState:
             )
         return ChannelFeatures(group.channels, tuple(members))
 
-    def fuse(self, group: CouplingGroup, channel_map: ChannelMap) -> None:
-        """Let a map act on every weight of a group."""
+    def fuse(self, group: CouplingGroup, channel_map: ChannelMap, *, readers: bool = True) -> None:
+        """Let a map act on every weight of a group.
+
+        Args:
+            group: The group.
+            channel_map: The map.
+            readers: Whether it acts on the consumers too; without, they keep reading the original channels.
+        """
         atom = group.atom
         widths = {**self.widths, atom: channel_map.kept}
         norms = [n for n in self.channels.normalising if any(p.operand.node == n for p in group.parameters)]
@@ -144,7 +151,7 @@ class WeightState:
             self._scale_outputs(makers, self._factor_inside(norm, group), group)
         results: dict[Operand, FloatArray] = {}
         for parameter in group.parameters:
-            if parameter.operand.node in norms:
+            if parameter.operand.node in norms or (parameter.role is Role.CONSUMER and not readers):
                 continue
             matrix = _matrix(channel_map, parameter.role)
             current = results.get(parameter.operand, self.array(parameter.operand))
@@ -158,6 +165,54 @@ class WeightState:
         self.widths = widths
         for norm, makers in folded.items():
             self._scale_outputs(makers, 1.0 / self._factor_inside(norm, group, zero=1.0), group)
+
+    def replace(self, operand: Operand, value: FloatArray) -> None:
+        """Give a weight a new value of the shape that it has now."""
+        if self.array(operand).shape != value.shape:
+            what = f"a weight of shape {self.array(operand).shape} can't become {value.shape}"
+            raise InvariantError(what, where=operand.name)
+        self._arrays[operand] = value
+        self._changed.add(operand)
+        self._mixed.add(operand)
+
+    def output_shift(self, node: NodeView) -> Operand | None:
+        """Return what can shift the outputs of a linear node one by one: its norm's mean, its bias, an added constant.
+
+        Returns:
+            A vector with one entry for each output; None if there is none.
+        """
+        norm = self._norm_after.get(node.index)
+        if norm is not None:
+            return self._operand(norm, _MEAN)
+        if len(node.inputs) > 2 and node.inputs[2]:
+            return self._shifting(node.index, 2)
+        reader = self.graph.sole_reader(node.outputs[0])
+        if reader is not None and reader.op == "Add" and reader.domain == DEFAULT_DOMAIN:
+            return self._shifting(reader.index, 1 - list(reader.inputs).index(node.outputs[0]))
+        return None
+
+    def shift_outputs(self, node: NodeView, shift: FloatArray) -> None:
+        """Add to the outputs of a linear node, at the operand that `output_shift` names.
+
+        Args:
+            node: The node.
+            shift: Shape (outputs,), float64.
+        """
+        operand = self.output_shift(node)
+        if operand is None:
+            what = "there is nothing that shifts the outputs"
+            raise InvariantError(what, where=node.title)
+        value = self.array(operand)
+        # A normalisation subtracts its mean.
+        sign = -1.0 if node.index in self._norm_after else 1.0
+        self.replace(operand, value + sign * shift.reshape(value.shape))
+
+    def _shifting(self, node: int, slot: int) -> Operand | None:
+        operand = self._operand(node, slot)
+        if operand is None or not (operand.name in self.graph.constants or operand.name in self.shapes.static):
+            return None
+        is_vector = self.array(operand).size == max(self.array(operand).shape, default=0) > 1
+        return operand if is_vector and not self._is_stored(operand) else None
 
     # Reading ----------------------------------------------------------------------------------------------------
 

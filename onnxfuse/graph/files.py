@@ -57,6 +57,9 @@ def read_model(source: str | os.PathLike[str] | onnx.ModelProto) -> SourceModel:
         model = onnx.ModelProto()
         model.CopyFrom(source)
         _check_has_graph(model, "the model object")
+        if any(external_data_helper.uses_external_data(t) for t in _tensors(model.graph)):
+            what = "the weights of the model object are in files, and it does not say in which folder"
+            raise ModelError(what, where="the model object", mend="give its path, or load it with onnx.load")
         return SourceModel(model, None, model.ByteSize(), "")
     path = Path(source)
     data = _read_bytes(path)

@@ -151,7 +151,8 @@ class _Trial:
 
 def _tolerance(y: AnyArray, plain: AnyArray) -> float:
     """Return the relative change that rounding may explain; 0 for a value that can't be judged by."""
-    if y.size < 2 or np.ptp(np.nan_to_num(y.astype(np.float64))) == 0:
+    values = y.astype(np.float64)
+    if y.size < 2 or not np.isfinite(values).all() or np.ptp(values) == 0:
         return 0.0
     noise = _distance(y, plain)
     if not noise <= _NOISIEST:

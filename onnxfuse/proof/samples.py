@@ -62,7 +62,7 @@ class Samples:
         """Yield the feeds of one run after the other."""
         for start in range(0, self.count, self.batch):
             yield {
-                name: np.ascontiguousarray(a[start : start + self.batch] if name in self.batched else a[start])
+                name: np.asarray(a[start : start + self.batch] if name in self.batched else a[start], order="C")
                 for name, a in self.arrays.items()
             }
 
@@ -154,11 +154,13 @@ def read_arrays(path: Path) -> dict[str, AnyArray]:
         DataError: There is no such file, or it is not one of NumPy's.
     """
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"arr_0": loaded}
-        with loaded as file:
-            arrays = {name: file[name] for name in file.files}
+        # NumPy leaves a file open that it opened itself and can't read.
+        with path.open("rb") as stream:
+            loaded = np.load(stream, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return {"arr_0": loaded}
+            with loaded as file:
+                arrays = {name: file[name] for name in file.files}
     except FileNotFoundError as error:
         what = "there is no such samples file"
         raise DataError(what, where=str(path), mend="check the path") from error

@@ -6,6 +6,7 @@ that file's ``RULES``, and list a new file here. The tests run every rule throug
 
 from onnxfuse.coupling.constraints import Rule
 from onnxfuse.coupling.rules import (
+    contrib,
     convolution,
     einsum,
     elementwise,
@@ -31,4 +32,5 @@ DEFAULT_RULES: tuple[Rule, ...] = (
     *einsum.RULES,
     *recurrent.RULES,
     *quantisation.RULES,
+    *contrib.RULES,
 )

@@ -20,7 +20,7 @@ from onnxfuse.coupling.constraints import (
 )
 from onnxfuse.statistics.features import Role
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "conv"]
 
 
 def conv(site: Site) -> Iterator[Constraint]:

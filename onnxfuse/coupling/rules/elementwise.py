@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from onnxfuse.coupling.constraints import Constraint, Equal, Residual, Rule, Site, Weight
 from onnxfuse.statistics.features import Role
 
-__all__ = ["RULES", "UNARY"]
+__all__ = ["RULES", "UNARY", "unary"]
 
 UNARY = (
     *(

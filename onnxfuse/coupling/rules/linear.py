@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from onnxfuse.coupling.constraints import AxisRef, Constraint, Equal, Freeze, Rule, SelectOnly, Site, Tensor, Weight
 from onnxfuse.statistics.features import Role
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "gemm", "product"]
 
 
 def gemm(site: Site) -> Iterator[Constraint]:
@@ -30,10 +30,20 @@ def gemm(site: Site) -> Iterator[Constraint]:
 
 def matmul(site: Site) -> Iterator[Constraint]:
     """MatMul of any ranks; batch axes broadcast."""
+    yield from product(site, swap_a=False, swap_b=False)
+
+
+def product(site: Site, *, swap_a: bool, swap_b: bool) -> Iterator[Constraint]:
+    """A product over the last two axes of both inputs, each of which may be transposed.
+
+    Args:
+        site: The node: inputs A and B, output Y.
+        swap_a: Whether the last two axes of A change places first.
+        swap_b: Whether those of B do.
+    """
     a, b, y = site.input(0), site.input(1), site.output()
-    rows = a[-2] if a.rank > 1 else None
-    columns = b[-1] if b.rank > 1 else None
-    inner_b = b[-2] if b.rank > 1 else b[0]
+    rows, inner_a = _matrix_axes(a, swap=swap_a) if a.rank > 1 else (None, a[0])
+    inner_b, columns = _matrix_axes(b, swap=swap_b) if b.rank > 1 else (b[0], None)
     if rows is not None:
         yield Equal(rows, y[-2] if columns is not None else y[-1])
     if columns is not None:
@@ -47,7 +57,11 @@ def matmul(site: Site) -> Iterator[Constraint]:
                 yield Equal(operand[position], y[target])
                 if operand.is_weight:
                     yield Freeze(operand[position], f"{site.node.title} multiplies by a stack of matrices")
-    yield from _contraction(site, a, b, a[-1], inner_b, rows, columns)
+    yield from _contraction(site, a, b, inner_a, inner_b, rows, columns)
+
+
+def _matrix_axes(tensor: Tensor, *, swap: bool) -> tuple[AxisRef, AxisRef]:
+    return (tensor[-1], tensor[-2]) if swap else (tensor[-2], tensor[-1])
 
 
 def _contraction(

@@ -56,8 +56,9 @@ def resize(site: Site) -> Iterator[Constraint]:
         if settings is not None:
             yield from (Equal(axis, axis) for axis in settings.axes)
     sizes = site.optional_input(3)
-    if site.node.op == "Resize" and sizes is not None and sizes.rank == 1 and sizes.dims[0] == x.rank:
-        yield from (site.entry_size("", 3, i, y[i]) for i in range(x.rank))
+    if site.node.op == "Resize" and sizes is not None:
+        order = [int(axis) % x.rank for axis in site.attribute("axes", range(x.rank))]
+        yield from (site.entry_size("", 3, i, y[axis]) for i, axis in enumerate(order[: sizes.dims[0]]))
 
 
 def _reduced(site: Site, reduced: set[int], *, keep: bool, average: bool) -> Iterator[Constraint]:

@@ -39,6 +39,8 @@ def squeeze(site: Site) -> Iterator[Constraint]:
     yield Equal(prod(*x.axes), prod(*y.axes))
     for tensor in (x, y):
         yield from (Equal(axis, axis) for axis, size in zip(tensor.axes, tensor.dims, strict=True) if size == 1)
+    if site.node.op == "Squeeze" and site.integers("axes", 1) is None:
+        yield from (Freeze(axis, f"{site.node.title} names no axes, so it would drop one of size 1") for axis in x.axes)
 
 
 def transpose(site: Site) -> Iterator[Constraint]:

@@ -1,0 +1,167 @@
+"""Operators of ONNX Runtime's own domain, com.microsoft: fused forms of the standard ones, as its optimiser writes them.
+
+Sources: ContribOperators.md of ONNX Runtime.
+"""
+
+from collections.abc import Callable, Iterator
+
+from onnxfuse.coupling.constraints import (
+    AttributeSize,
+    AxisRef,
+    Constraint,
+    Equal,
+    Freeze,
+    Fresh,
+    Prod,
+    Residual,
+    Rule,
+    SelectOnly,
+    Site,
+    Statistic,
+    Weight,
+    cat,
+    prod,
+)
+from onnxfuse.coupling.rules.convolution import conv
+from onnxfuse.coupling.rules.elementwise import unary
+from onnxfuse.coupling.rules.linear import gemm, product
+from onnxfuse.statistics.features import Role
+
+__all__ = ["RULES"]
+
+_DOMAIN = "com.microsoft"
+
+
+def biased_activation(site: Site) -> Iterator[Constraint]:
+    """BiasGelu, FastGelu, BiasSplitGelu's first half: an activation of input plus bias along the last axis."""
+    yield from unary(site)
+    bias = site.optional_input(1)
+    if bias is not None:
+        yield Equal(bias[-1], site.input(0)[-1])
+        yield Weight(bias[-1], Role.BIAS)
+
+
+def fused_conv(site: Site) -> Iterator[Constraint]:
+    """FusedConv: a Conv with an activation, and a tensor that is added before it."""
+    yield from conv(site)
+    added = site.optional_input(3)
+    if added is not None:
+        y = site.output()
+        yield from (Equal(a, b) for a, b in zip(added.axes, y.axes, strict=True))
+        yield Residual(y[1])
+
+
+def fused_matmul(site: Site) -> Iterator[Constraint]:
+    """FusedMatMul, TransposeMatMul: MatMul whose last two axes may be transposed, with a factor."""
+    for name in ("transBatchA", "transBatchB"):
+        if site.attribute(name, 0):
+            what = f"{name} is set"
+            raise ValueError(what)
+    yield from product(site, swap_a=bool(site.attribute("transA", 0)), swap_b=bool(site.attribute("transB", 0)))
+
+
+def skip_layer_normalization(site: Site) -> Iterator[Constraint]:
+    """SkipLayerNormalization and its RMS form: the normalised sum of input, skip and bias."""
+    x, skip, y = site.input(0), site.input(1), site.output()
+    has_shift = site.node.op == "SkipLayerNormalization"
+    bias = site.optional_input(4 if has_shift else 3)
+    for position in range(1, x.rank + 1):
+        yield Equal(x[-position], y[-position])
+        if position <= skip.rank and skip.dims[-position] == x.dims[-position]:
+            yield Equal(skip[-position], x[-position])
+    yield Residual(x[-1])
+    yield Statistic(x[-1], f"the statistics of {site.node.title} run over it")
+    shift = site.optional_input(3) if has_shift else None
+    for parameter, role in ((site.input(2), Role.CARRIED), (shift, Role.BIAS), (bias, Role.BIAS)):
+        if parameter is not None:
+            yield Equal(parameter[0], x[-1])
+            yield Weight(parameter[0], role)
+    for extra in site.outputs[1:3]:
+        if extra is not None:
+            yield from (Freeze(axis, f"a statistic of {site.node.title}") for axis in extra.axes)
+    total = site.outputs[3] if len(site.outputs) > 3 else None
+    if total is not None:
+        yield from (Equal(a, b) for a, b in zip(total.axes, x.axes, strict=True))
+
+
+def attention(site: Site) -> Iterator[Constraint]:
+    """Attention: one weight makes queries, keys and values, each heads x head size, of one common size."""
+    x, w, y = site.input(0), site.input(1), site.output()
+    if site.attribute("qkv_hidden_sizes") or site.attribute("do_rotary", 0) or any(site.inputs[3:]):
+        what = "only the form with input, weight and bias is covered"
+        raise ValueError(what)
+    heads, size = _heads(site, y.dims[2])
+    hidden = prod(heads, size)
+    yield from (Equal(x[i], y[i]) for i in range(2))
+    yield Equal(x[2], w[0])
+    yield Equal(y[2], hidden)
+    yield Weight(w[0], Role.CONSUMER)
+    yield from _stacked(w[1], hidden, Role.PRODUCER)
+    bias = site.optional_input(2)
+    if bias is not None:
+        yield from _stacked(bias[0], hidden, Role.BIAS)
+    yield from _per_head(site, heads, size)
+
+
+def multi_head_attention(site: Site) -> Iterator[Constraint]:
+    """MultiHeadAttention: separate queries, keys and values of rank 3, each heads x head size."""
+    tensors = [site.optional_input(slot) for slot in range(3)]
+    query, key, value = tensors
+    y = site.output()
+    if query is None or key is None or value is None or any(t.rank != 3 for t in (query, key, value)):
+        what = "packed forms and cached keys of rank 4 are not covered"
+        raise ValueError(what)
+    if any(site.inputs[4:]) or any(site.outputs[1:]):
+        what = "masks, biases of the scores and caches are not covered"
+        raise ValueError(what)
+    heads, size = _heads(site, query.dims[2])
+    value_size = Fresh(value.dims[2] // heads.size, "value head size")
+    yield Equal(query[2], prod(heads, size))
+    yield Equal(key[2], prod(heads, size))
+    yield Equal(value[2], prod(heads, value_size))
+    yield Equal(y[2], prod(heads, value_size))
+    yield from (Equal(query[i], y[i]) for i in range(2))
+    yield from (Equal(key[i], value[i]) for i in range(2))
+    yield Equal(query[0], key[0])
+    bias = site.optional_input(3)
+    if bias is not None:
+        yield Equal(bias[0], cat(prod(heads, size), prod(heads, size), prod(heads, value_size)))
+        yield Weight(bias[0], Role.BIAS)
+    yield from _per_head(site, heads, size)
+
+
+def _heads(site: Site, hidden: int) -> tuple[Fresh, Fresh]:
+    count = int(site.attribute("num_heads"))
+    return Fresh(count, "attention heads", f"the heads of {site.node.title} are kept"), Fresh(
+        hidden // count, "head size"
+    )
+
+
+def _stacked(axis: AxisRef, hidden: Prod, role: Role) -> Iterator[Constraint]:
+    yield Equal(axis, cat(hidden, hidden, hidden))
+    yield Weight(axis, role)
+
+
+def _per_head(site: Site, heads: Fresh, size: Fresh) -> Iterator[Constraint]:
+    yield AttributeSize("num_heads", heads)
+    if "scale" in site.node.attributes:
+        yield SelectOnly(size, f"{site.node.title} multiplies queries with keys over it")
+    else:
+        # Without a stated factor the operator divides the scores by the root of the head size that it finds.
+        yield Freeze(size, f"{site.node.title} scales by the root of the head size")
+
+
+def _contrib(op: str, infer: Callable[[Site], Iterator[Constraint]]) -> Rule:
+    return Rule(op, infer, since=1, domain=_DOMAIN)
+
+
+RULES = (
+    *(_contrib(op, unary) for op in ("Gelu", "QuickGelu")),
+    *(_contrib(op, biased_activation) for op in ("BiasGelu", "FastGelu")),
+    _contrib("FusedConv", fused_conv),
+    _contrib("FusedGemm", gemm),
+    *(_contrib(op, fused_matmul) for op in ("FusedMatMul", "TransposeMatMul")),
+    *(_contrib(op, skip_layer_normalization) for op in ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")),
+    _contrib("Attention", attention),
+    _contrib("MultiHeadAttention", multi_head_attention),
+)
