@@ -22,6 +22,8 @@ from onnxfuse.proof.samples import Samples, candidate_dims, synthetic_samples
 
 __all__ = ["Analysis", "analyse", "choose_samples", "compressible_share", "cost_of", "group_parameters", "more_samples"]
 
+# The batch that shapes are inferred at where the model leaves it open.
+_BATCH = 2
 # Synthetic samples of the proof: about two seconds of one core's work, so that large models are proven on fewer.
 _SYNTHETIC_MACS = 20_000_000_000
 _MOST_SYNTHETIC = 32
@@ -36,10 +38,11 @@ class Analysis:
     Attributes:
         source: The model.
         graph: Its graph.
-        shapes: Shapes at one sample a run, as far as the model allows.
+        shapes: Shapes at the smallest batch that tells the batch axis from others.
         input_dims: The input shapes that they hold for.
         channels: Its coupling groups.
-        cost: What it costs at these shapes.
+        cost: What it costs for one sample.
+        batch: How many samples the shapes hold for, where the model leaves the batch open.
     """
 
     source: SourceModel
@@ -48,25 +51,34 @@ class Analysis:
     input_dims: Mapping[str, tuple[int, ...]]
     channels: ChannelGraph
     cost: Cost
+    batch: int = 1
+
+    @property
+    def sample_dims(self) -> dict[str, tuple[int, ...]]:
+        """The input shapes of one sample's run."""
+        is_open = _open_batches(self.graph)
+        return {name: (1, *d[1:]) if self.batch > 1 and name in is_open else d for name, d in self.input_dims.items()}
 
 
 def choose_samples(source: SourceModel, graph: GraphView, provider: Provider, seed: int) -> tuple[Samples | None, str]:
     """Find input shapes that the model runs with.
 
     Returns:
-        One synthetic sample, or None and the reason if the model runs with no choice that was tried.
+        One synthetic run, or None and the reason if the model runs with no choice that was tried.
     """
     session = Session(source.path or source.model, provider, name=f"the original model {source.name!r}")
     problem = ""
     for dims in candidate_dims(graph):
-        try:
-            samples = synthetic_samples(graph, dims, seed, count=1)
-            session.run(next(samples.feeds()))
-        except RuntimeFailedError as error:
-            problem = problem or error.what
-            continue
-        else:
-            return samples, ""
+        # Two samples at once where the model allows it: with a batch of 1, Reshape could not be told from Squeeze.
+        for count in (_BATCH, 1):
+            try:
+                samples = synthetic_samples(graph, dims, seed, count)
+                session.run(next(samples.feeds()))
+            except RuntimeFailedError as error:
+                problem = problem or error.what
+                continue
+            else:
+                return samples, ""
     return None, problem or "every choice of its symbolic dimensions makes inputs of over 256 MB"
 
 
@@ -84,7 +96,7 @@ def analyse(source: SourceModel, graph: GraphView, samples: Samples | None) -> A
         graph: Its graph.
         samples: Inputs that it runs with; None to go by the stated shapes alone.
     """
-    dims = _single_dims(graph, samples) if samples else next(candidate_dims(graph, most=math.inf))
+    dims, batch = _small_dims(graph, samples) if samples else (next(candidate_dims(graph, most=math.inf)), 1)
     shapes = infer_shapes(graph, dims)
     unknown = [o for node in graph.nodes for o in node.outputs if o and o not in shapes.dims]
     if unknown and samples:
@@ -92,16 +104,21 @@ def analyse(source: SourceModel, graph: GraphView, samples: Samples | None) -> A
         shapes = infer_shapes(graph, dims, observed)
     channels = _without_broken(graph, solve_coupling(graph, shapes))
     cost = measure_cost(graph, shapes, lambda operand: shapes.dims.get(operand.name))
-    return Analysis(source, graph, shapes, dims, channels, cost)
+    return Analysis(source, graph, shapes, dims, channels, Cost(cost.parameters, cost.macs // batch), batch)
 
 
-def cost_of(
-    model: onnx.ModelProto, dims: Mapping[str, Sequence[int]], known: Mapping[str, Sequence[int]] | None = None
-) -> Cost:
-    """Return what a model costs at given input shapes; ``known`` has shapes that inference may not be able to tell."""
+def cost_of(model: onnx.ModelProto, original: Analysis, known: Mapping[str, Sequence[int]] | None = None) -> Cost:
+    """Return what one sample's run of a model costs.
+
+    Args:
+        model: The model.
+        original: The analysis of a model with the same inputs.
+        known: Shapes of computed values that inference may not be able to tell, at the batch of ``original``.
+    """
     graph = GraphView(model)
-    shapes = infer_shapes(graph, dims, known)
-    return measure_cost(graph, shapes, lambda operand: shapes.dims.get(operand.name))
+    shapes = infer_shapes(graph, original.input_dims, known)
+    cost = measure_cost(graph, shapes, lambda operand: shapes.dims.get(operand.name))
+    return Cost(cost.parameters, cost.macs // original.batch)
 
 
 def group_parameters(analysis: Analysis, group: CouplingGroup) -> int:
@@ -157,14 +174,21 @@ def _is_finite(array: np.ndarray[Any, np.dtype[Any]]) -> bool:
     return array.dtype.kind not in "fV" or bool(np.isfinite(array.astype(np.float32)).all())
 
 
-def _single_dims(graph: GraphView, samples: Samples) -> dict[str, tuple[int, ...]]:
-    """The shapes of one sample's run: a batch that the file leaves open becomes 1."""
-    single = {}
-    for name, dims in samples.dims.items():
-        stated = graph.inputs[name].type.tensor_type.shape.dim
-        is_open = name in samples.batched and not (stated[0].HasField("dim_value") and stated[0].dim_value > 0)
-        single[name] = (1, *dims[1:]) if is_open else dims
-    return single
+def _open_batches(graph: GraphView) -> set[str]:
+    """Return the inputs whose first dimension the file leaves open."""
+    found = set()
+    for name, info in graph.inputs.items():
+        stated = info.type.tensor_type.shape.dim
+        if stated and not (stated[0].HasField("dim_value") and stated[0].dim_value > 0):
+            found.add(name)
+    return found
+
+
+def _small_dims(graph: GraphView, samples: Samples) -> tuple[dict[str, tuple[int, ...]], int]:
+    """Return the input shapes of a small run, and its batch; an open batch is made as small as is instructive."""
+    is_open = _open_batches(graph) & samples.batched
+    batch = min(samples.batch, _BATCH) if is_open == set(samples.arrays) else 1
+    return {name: (batch, *dims[1:]) if name in is_open else dims for name, dims in samples.dims.items()}, batch
 
 
 def _observe(

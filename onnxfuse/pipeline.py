@@ -134,7 +134,7 @@ def inspect(
         model=source.name,
         opset={domain or "ai.onnx": version for domain, version in graph.opsets.items()},
         ir_version=source.model.ir_version,
-        input_shapes=analysis.input_dims,
+        input_shapes=analysis.sample_dims,
         cost=ModelCost(analysis.cost.parameters, analysis.cost.macs, source.size_bytes),
         groups=groups,
         compressible_share=compressible_share(analysis),
@@ -204,7 +204,7 @@ def compress(
                 analysis, state, applied, samples, config.provider, config.seed, partial(progress, "refit")
             )
     result, dims = _edited_model(analysis, state)
-    cost = cost_of(result, analysis.input_dims, dims)
+    cost = cost_of(result, analysis, dims)
     _set_metadata(result, metadata_of(source, analysis.cost, cost, plans, config))
     with _place(target) as temporary, clock.stage("prove"):
         size = write_model(result, temporary)
@@ -218,7 +218,7 @@ def compress(
         output="" if target is None else str(target),
         before=ModelCost(analysis.cost.parameters, analysis.cost.macs, source.size_bytes),
         after=ModelCost(cost.parameters, cost.macs, size),
-        input_shapes=analysis.input_dims,
+        input_shapes=analysis.sample_dims,
         groups=tuple(_group_report(analysis, plan.group, plan.kept, plan.reason) for plan in plans),
         refits=tuple(refits),
         drift=drift,
@@ -270,7 +270,7 @@ def validate(
         }
     costs = []
     for source in sources:
-        cost = cost_of(source.model, analysis.input_dims)
+        cost = cost_of(source.model, analysis)
         costs.append(ModelCost(cost.parameters, cost.macs, source.size_bytes))
     return ValidationReport(
         original=sources[0].name,

@@ -27,7 +27,7 @@ class ParameterAxis:
 
     Attributes:
         operand: The weight as one node reads it.
-        node: Name of that node.
+        node: Name of the node that computes with it: that node, or one behind it where it only casts or moves elements.
         axis: Which axis.
         role: What it does with the channels.
     """

@@ -41,7 +41,7 @@ _MOVING = frozenset({"Concat", "Gather", "Identity", "Reshape", "Slice", "Squeez
 # Inputs that are sizes or positions by definition: a size that arrives here is not part of the computation itself.
 _SHAPE_SLOTS = frozenset(
     {
-        *(("Reshape", 1), ("Expand", 1), ("ConstantOfShape", 0), ("Tile", 1), ("Resize", 3), ("Pad", 1)),
+        *(("Reshape", 1), ("Expand", 1), ("ConstantOfShape", 0), ("Resize", 3), ("Pad", 1)),
         *(("Slice", slot) for slot in (1, 2, 3, 4)),
         *(("Split", 1), ("Upsample", 1), ("Squeeze", 1), ("Unsqueeze", 1)),
     }
@@ -56,19 +56,20 @@ class ShapeTrace:
         origins: Origin of every element, by value name; None where an element is computed, not moved.
         used: Numbers and axis sizes that take part in a computation, with the title of the first node that computes
             with them. They must stay as they are: an attention scale computed from the width would change with it.
-        readers: For every number in the file, where it arrives as a size: (node, slot, element) of the reading node.
+        readers: For every number in the file and every size read at run time, where it arrives as a size: (node, slot,
+            element) of the reading node.
     """
 
     origins: Mapping[str, _Origins]
     used: Mapping[Stated | SizeOf, str]
-    readers: Mapping[Stated, Sequence[tuple[int, int, int]]]
+    readers: Mapping[Stated | SizeOf, Sequence[tuple[int, int, int]]]
 
 
 def trace_shape_values(graph: GraphView, shapes: Shapes) -> ShapeTrace:
     """Trace every small integer tensor back to the numbers that it is made of."""
     origins: dict[str, _Origins] = {}
     used: dict[Stated | SizeOf, str] = {}
-    readers: dict[Stated, list[tuple[int, int, int]]] = {}
+    readers: dict[Stated | SizeOf, list[tuple[int, int, int]]] = {}
     for node in graph.nodes:
         if node.domain == DEFAULT_DOMAIN and node.op in {"Shape", "Size"}:
             _start(node, shapes, origins, used)
@@ -83,7 +84,7 @@ def _arrive(
     node: NodeView,
     origins: Mapping[str, _Origins],
     used: dict[Stated | SizeOf, str],
-    readers: dict[Stated, list[tuple[int, int, int]]],
+    readers: dict[Stated | SizeOf, list[tuple[int, int, int]]],
 ) -> None:
     """Note what a node that does not just move shape values does with those that it reads."""
     for slot, name in enumerate(node.inputs):
@@ -92,7 +93,7 @@ def _arrive(
                 continue
             if (node.op, slot) not in _SHAPE_SLOTS:
                 used.setdefault(origin, node.title)
-            elif isinstance(origin, Stated):
+            else:
                 readers.setdefault(origin, []).append((node.index, slot, index))
 
 

@@ -90,6 +90,7 @@ class _Solver:
         self.axes: dict[Operand, tuple[Layout, ...]] = {}
         self.fresh: dict[Fresh, Atom] = {}
         self.weights: dict[tuple[Operand, int], Role] = {}
+        self.users: dict[Operand, str] = {}
         self.sizes: list[SizeEntry] = []
         self.targets: dict[tuple[int, int], Int64Array | None] = {}
         self.normalising: list[int] = []
@@ -198,13 +199,21 @@ class _Solver:
             case Residual() | SelectOnly() | Statistic():
                 self._mark(constraint)
             case Weight(axis, role):
-                self.weights[axis.operand, axis.axis] = role
+                self._give_role(axis.operand, axis.axis, role, node)
             case Normalises():
                 self.normalising.append(node.index)
             case AttributeSize(name, expr, index, scale):
                 self.sizes.append(SizeEntry(node.index, self._layout(expr), name, -1, index, scale))
             case ConstantSize(slot, index, expr, scale):
                 self.sizes.append(SizeEntry(node.index, self._layout(expr), "", slot, index, scale))
+
+    def _give_role(self, operand: Operand, axis: int, role: Role, node: NodeView) -> None:
+        """Note what an axis of a weight does; in two roles at once it can't be mixed, but channels can be dropped."""
+        self.users.setdefault(operand, node.name)
+        if self.weights.setdefault((operand, axis), role) is not role:
+            self.unifier.forbid_mixing(
+                self.axes[operand][axis], f"{node.title} reads a weight that has another role too"
+            )
 
     def _mark(self, constraint: Residual | SelectOnly | Statistic) -> None:
         layout = self._layout(constraint.expr)
@@ -261,6 +270,10 @@ class _Solver:
             if isinstance(origin, SizeOf) and origin.operand in self.axes:
                 self.unifier.freeze(self.axes[origin.operand][origin.axis], f"{title} computes with its size")
         stated = {(entry.node, entry.slot, entry.index): entry for entry in self.sizes if not entry.attribute}
+        for origin, places in trace.readers.items():
+            loose = [self.graph.nodes[place[0]].title for place in places if place not in stated]
+            if loose and isinstance(origin, SizeOf) and origin.operand in self.axes:
+                self.unifier.freeze(self._axis(origin), f"{loose[0]} takes a bound from its size")
         settled = []
         for entry in self.sizes:
             if (
@@ -305,6 +318,8 @@ class _Solver:
                 self.unifier.freeze(entry.layout, f"the number that {node.title} takes its size from has other uses")
         elif not (isinstance(made_of, SizeOf) and self._equal(self._axis(made_of), entry.layout)):
             self.unifier.freeze(entry.layout, f"{node.title} takes its size from a computation")
+            if isinstance(made_of, SizeOf):
+                self.unifier.freeze(self._axis(made_of), f"{node.title} takes the size of another axis from it")
 
     def _axis(self, size: SizeOf) -> Layout:
         return self.axes[size.operand][size.axis]
@@ -330,21 +345,31 @@ class _Solver:
             if node.op not in _REARRANGING or node.outputs[0] not in self.weight_values:
                 continue
             source = self._operand(node, 0)
+            self.users.setdefault(source, self.users.get(Operand(node.outputs[0]), node.name))
             for axis, layout in enumerate(self.axes[source]):
-                for atom in leaves(self.unifier.resolve(layout)):
-                    found = roles.get((Operand(node.outputs[0]), atom), set())
+                moved = _moved_axis(node, axis, len(self.axes[source]))
+                for atom in dict.fromkeys(leaves(self.unifier.resolve(layout))):
+                    found = self._roles_behind(Operand(node.outputs[0]), moved, atom, roles)
+                    roles.setdefault((source, atom), set()).update(found)
                     if len(found) == 1:
-                        self.weights[source, axis] = next(iter(found))
-                        roles.setdefault((source, atom), set()).update(found)
+                        self._give_role(source, axis, next(iter(found)), node)
                     elif found:
                         self.unifier.freeze(atom, f"{node.title} passes on a weight with two roles")
+
+    def _roles_behind(
+        self, result: Operand, axis: int | None, atom: Atom, roles: Mapping[tuple[Operand, Atom], set[Role]]
+    ) -> set[Role]:
+        """Return the roles of one axis of a rearranged weight, or of all that an atom is on where axes merged."""
+        if axis is None:
+            return roles.get((result, atom), set())
+        return {self.weights[result, axis]} if (result, axis) in self.weights else set()
 
     def _groups(self) -> Iterator[CouplingGroup]:
         members: dict[Atom, list[ParameterAxis]] = {}
         for (operand, axis), role in sorted(self.weights.items(), key=lambda item: (item[0][0].node, item[0][0].slot)):
             if not operand.is_constant:
                 continue
-            name = self.graph.nodes[operand.node].name
+            name = self.users[operand]
             for atom in dict.fromkeys(leaves(self.unifier.resolve(self.axes[operand][axis]))):
                 members.setdefault(atom, []).append(ParameterAxis(operand, name, axis, role))
         self._freeze_unroled()
@@ -463,6 +488,18 @@ class _Solver:
             for (operand, axis), role in self.weights.items()
             if operand.node == node.index and self.unifier.resolve(self.axes[operand][axis]) == channels
         }
+
+
+def _moved_axis(node: NodeView, axis: int, rank: int) -> int | None:
+    """Return what an axis becomes in the result of a rearranging node; None where axes may merge or part."""
+    match node.op:
+        case "Cast" | "Identity":
+            return axis
+        case "Transpose":
+            order = [int(i) for i in node.attributes.get("perm", range(rank)[::-1])]
+            return order.index(axis)
+        case _:
+            return None
 
 
 def _producer(axes: Sequence[ParameterAxis]) -> ParameterAxis | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto, TypeProto, defs, helper, numpy_helper, shape_inference
+from onnx import TensorProto, TypeProto, checker, defs, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
 from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView
@@ -24,6 +24,14 @@ logger = logging.getLogger(__name__)
 _SMALL = 4096
 # What the reference implementation raises for an operator, version or data type that it does not know.
 _EVALUATION_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+# What inference raises for an operator that it does not know, and for nodes that are not as its schema says.
+_INFERENCE_ERRORS = (
+    checker.ValidationError,
+    defs.SchemaError,
+    shape_inference.InferenceError,
+    RuntimeError,
+    ValueError,
+)
 _NOT_STATIC = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"})
 
 
@@ -156,7 +164,7 @@ class _Inference:
             return shape_inference.infer_node_outputs(
                 schema, node.proto, types, data, opset_imports=self.opsets, ir_version=self.ir_version
             )
-        except (defs.SchemaError, shape_inference.InferenceError, RuntimeError, ValueError) as error:
+        except _INFERENCE_ERRORS as error:
             logger.debug("no shape inference for %s: %s", node.title, error)
             return {}
 

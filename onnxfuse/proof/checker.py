@@ -36,7 +36,7 @@ def check_structure(path: Path, original: Path | onnx.ModelProto) -> str:
     if _problem(original):
         return f"ONNX's checker rejects the original too: {problem}"
     what = f"ONNX's checker rejects the compressed model: {problem}"
-    raise ProofError(what, mend="this is a defect of onnxfuse; please report it with the model")
+    raise ProofError(what, where=str(path), mend="this is a defect of onnxfuse; please report it with the model")
 
 
 def _problem(model: Path | onnx.ModelProto) -> str:

@@ -130,19 +130,17 @@ def synthetic_samples(graph: GraphView, dims: Mapping[str, Sequence[int]], seed:
 def candidate_dims(graph: GraphView, *, most: float = _MOST_NUMBERS) -> Iterator[dict[str, tuple[int, ...]]]:
     """Yield choices of concrete input shapes, most likely ones first.
 
-    Symbolic first dimensions are taken for a batch, of 1; the others get one common size after the other.
+    Symbolic first dimensions are taken for a batch, of 1, and so are others of the same name; the rest gets one common
+    size after the other.
 
     Args:
         graph: The model.
         most: How many numbers an input may have; choices that need more are left out.
     """
-    stated = {name: _stated_dims(info) for name, info in graph.inputs.items()}
-    free = any(d is None for dims in stated.values() for d in dims[1:])
+    stated = _with_batch_of_one(graph)
+    free = any(d is None for dims in stated.values() for d in dims)
     for size in _SIZES if free else _SIZES[:1]:
-        chosen = {
-            name: tuple(d if d is not None else (1 if i == 0 else size) for i, d in enumerate(dims))
-            for name, dims in stated.items()
-        }
+        chosen = {name: tuple(size if d is None else d for d in dims) for name, dims in stated.items()}
         if all(math.prod(dims) <= most for dims in chosen.values()):
             yield chosen
 
@@ -186,6 +184,17 @@ def _not_arrays(path: Path) -> DataError:
 def _as_arrays(given: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
     """Accept whatever NumPy can make arrays of, such as lists."""
     return {name: np.asarray(array) for name, array in given.items()}
+
+
+def _with_batch_of_one(graph: GraphView) -> dict[str, list[int | None]]:
+    """The stated shapes of all inputs with every batch dimension as 1; None for other dimensions that are open."""
+    stated = {name: _stated_dims(info) for name, info in graph.inputs.items()}
+    symbols = {name: [d.dim_param for d in info.type.tensor_type.shape.dim] for name, info in graph.inputs.items()}
+    batches = {symbols[name][0] for name, dims in stated.items() if dims and dims[0] is None} - {""}
+    return {
+        name: [1 if d is None and (i == 0 or symbols[name][i] in batches) else d for i, d in enumerate(dims)]
+        for name, dims in stated.items()
+    }
 
 
 def _stated_dims(info: onnx.ValueInfoProto) -> list[int | None]:

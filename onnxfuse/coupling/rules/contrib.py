@@ -1,4 +1,4 @@
-"""Operators of ONNX Runtime's own domain, com.microsoft: fused forms of the standard ones, as its optimiser writes them.
+"""Operators of ONNX Runtime's domain com.microsoft: fused forms of the standard ones, as its optimiser writes them.
 
 Sources: ContribOperators.md of ONNX Runtime.
 """

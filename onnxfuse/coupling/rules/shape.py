@@ -163,6 +163,13 @@ def expand(site: Site) -> Iterator[Constraint]:
                 yield site.entry_size("", 1, target.dims[0] - position, y[-position])
 
 
+def constant_of_shape(site: Site) -> Iterator[Constraint]:
+    """ConstantOfShape: one value everywhere, so any axis may shrink with what its size is taken from."""
+    for i, axis in enumerate(site.output().axes):
+        yield Equal(axis, axis)
+        yield site.entry_size("", 0, i, axis)
+
+
 def shape(site: Site) -> Iterator[Constraint]:
     """Shape and Size read sizes at run time: the input is free, the result is a vector of rank entries."""
     yield from (Equal(axis, axis) for axis in site.input(0).axes)
@@ -179,5 +186,6 @@ RULES = (
     Rule("Slice", slice_),
     Rule("Pad", pad),
     Rule("Expand", expand),
+    Rule("ConstantOfShape", constant_of_shape),
     *(Rule(op, shape) for op in ("Shape", "Size")),
 )
