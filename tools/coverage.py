@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import shorten
 
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +18,7 @@ import onnxfuse
 
 RATIO = 0.3
 MOST_REASONS = 3
+MOST_LETTERS = 100
 COLUMNS = (
     "file",
     "parameters",
@@ -103,7 +105,7 @@ def cells(row: Coverage) -> tuple[str, ...]:
         f"{100 * row.parameters_removed:.1f} %",
         f"{100 * row.macs_removed:.1f} %",
         f"{row.seconds:.1f}",
-        row.problem or (row.reasons[0] if row.reasons else ""),
+        shorten(row.problem.partition(";")[0] or (row.reasons[0] if row.reasons else ""), MOST_LETTERS),
     )
 
 

@@ -63,10 +63,12 @@ def prepare(*, dev: bool) -> Path:
         return python()
     _stamp().unlink(missing_ok=True)
     steps = [
-        (f"making {VENV}", _make_venv),
         ("updating pip", _update_pip),
         ("installing onnxfuse and what it needs (some hundred megabytes the first time)", _install),
     ]
+    if Path(sys.prefix).resolve() != VENV.resolve():
+        # The environment that this very program runs in can't be made anew, only brought up to date.
+        steps.insert(0, (f"making {VENV}", _make_venv))
     if dev:
         steps.append(("installing the development tools", _install_dev))
     for number, (title, step) in enumerate(steps, start=1):

@@ -1,0 +1,930 @@
+"""Small networks, at least one for every operator that has a rule, with what is to be found in each of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from onnxfuse.coupling.rules.elementwise import UNARY
+from tests.builders import Net
+
+__all__ = ["EXAMPLES", "Example"]
+
+Middle: TypeAlias = Callable[[Net, str], str]
+WIDTH = 6
+INT64 = np.int64
+
+
+@dataclass(frozen=True)
+class Example:
+    """A network around one operator.
+
+    Attributes:
+        op: The operator.
+        label: What is special about it.
+        build: Writes the network.
+        free: Names of the groups that may change; no others may.
+        frozen: Names of groups that may not, with a part of the reason.
+        opset: Version of the operator set.
+        exact: Whether copies merge, and unread channels go, without a change.
+        domain: The operator's domain.
+    """
+
+    op: str
+    label: str
+    build: Callable[[Net], None]
+    free: tuple[str, ...] = ()
+    frozen: Mapping[str, str] = field(default_factory=dict)
+    opset: int = 17
+    exact: bool = True
+    domain: str = ""
+
+    def net(self) -> Net:
+        """Write the network anew."""
+        net = Net(self.opset, seed=5)
+        self.build(net)
+        return net
+
+    @property
+    def name(self) -> str:
+        """Operator and label."""
+        return f"{self.domain}{self.op}-{self.label}-{self.opset}"
+
+
+def close(net: Net, x: str) -> None:
+    """End a network with a layer that reads all channels of ``x``, cast if it is not made of floats."""
+    if net.types[x].tensor_type.elem_type != net.dtype:
+        x = net.node("Cast", x, to=net.dtype)
+    rank = len(net.dims(x))
+    if rank == 2:
+        net.output(net.gemm(x, 2, name="after"))
+    elif rank > 2:
+        net.output(net.conv(x, 2, 1, name="after"))
+    else:
+        net.output(net.node("MatMul", x, net.weight(net.dims(x)[0], 2), name="after"))
+
+
+def between(
+    op: str,
+    label: str,
+    middle: Middle,
+    *,
+    frozen: str = "",
+    opset: int = 17,
+    dims: Sequence[int] = (2, 4, 4),
+    batch: int = 1,
+    exact: bool = True,
+    width: int = WIDTH,
+) -> Example:
+    """Put something between a layer that makes six channels, called ``before``, and one that reads them."""
+
+    def build(net: Net) -> None:
+        x = net.input(batch, *dims)
+        h = net.gemm(x, width, name="before") if len(dims) == 1 else net.conv(x, width, name="before")
+        close(net, middle(net, h))
+
+    free = () if frozen else ("before",)
+    return Example(op, label, build, free, {"before": frozen} if frozen else {}, opset, exact)
+
+
+def pair(op: str, label: str, middle: Callable[[Net, str, str], str], *, opset: int = 17, **more: Any) -> Example:
+    """Let an operator join two layers, ``before`` and ``other``, into one group, or freeze it."""
+
+    def join(net: Net, h: str) -> str:
+        return middle(net, h, net.conv("x0", WIDTH, name="other"))
+
+    return between(op, label, join, opset=opset, **more)
+
+
+# Elementwise --------------------------------------------------------------------------------------------------------
+
+
+def _bent(op: str, **attributes: Any) -> Middle:
+    return lambda net, h: net.node(op, net.node("Sigmoid", h), **attributes)
+
+
+def _mask(net: Net, h: str) -> str:
+    return net.node("Greater", h, net.constant(0.0))
+
+
+def _as(net: Net, h: str, kind: int) -> str:
+    scaled = net.node("Mul", net.node("Sigmoid", h), net.constant(100.0))
+    return net.node("Cast", scaled, to=kind)
+
+
+UNARY_FORMS: dict[str, tuple[int, Middle]] = {
+    "Acosh": (17, lambda net, h: net.node("Acosh", net.node("Add", net.node("Abs", h), net.constant(1.5)))),
+    "BitwiseNot": (18, lambda net, h: net.node("BitwiseNot", _as(net, h, TensorProto.INT32))),
+    "Cast": (17, lambda net, h: net.node("Cast", net.node("Mul", h, net.constant(9.0)), to=TensorProto.INT32)),
+    "Clip": (17, lambda net, h: net.clip(h, -0.5, 0.5)),
+    "Dropout": (17, lambda net, h: net.dropout(h)),
+    "Gelu": (20, _bent("Gelu")),
+    "HardSwish": (17, _bent("HardSwish")),
+    "IsInf": (17, lambda net, h: net.node("IsInf", net.node("Div", net.constant(1.0), net.node("Relu", h)))),
+    "IsNaN": (17, lambda net, h: net.node("IsNaN", net.node("Sqrt", h))),
+    "Mish": (18, _bent("Mish")),
+    "Not": (17, lambda net, h: net.node("Not", _mask(net, h))),
+    "Relu": (17, lambda net, h: net.node("Relu", h)),
+    "Sign": (17, lambda net, h: net.node("Sign", h)),
+    "Ceil": (17, lambda net, h: net.node("Ceil", h)),
+    "Floor": (17, lambda net, h: net.node("Floor", h)),
+    "Round": (17, lambda net, h: net.node("Round", h)),
+    "Swish": (24, _bent("Swish", alpha=1.5)),
+    "ThresholdedRelu": (17, _bent("ThresholdedRelu", alpha=0.5)),
+}
+
+
+def _unary() -> list[Example]:
+    found = []
+    for op in UNARY:
+        opset, middle = UNARY_FORMS.get(op, (17, _bent(op)))
+        found.append(between(op, "plain", middle, opset=opset))
+    found.append(between("Clip", "attributes", lambda net, h: net.clip(h, -0.5, 0.5), opset=7))
+    found.append(between("Dropout", "attributes", lambda net, h: net.dropout(h), opset=7))
+
+    def with_mask(net: Net, h: str) -> str:
+        kept, mask = net.many("Dropout", [h], 2)
+        return net.node("Where", mask, kept, net.constant(0.0))
+
+    found.append(between("Dropout", "mask", with_mask))
+    return found
+
+
+def _convert(net: Net, h: str, kind: str) -> str:
+    """Return channels as what an operator takes."""
+    match kind:
+        case "bool":
+            return _mask(net, h)
+        case "int":
+            return _as(net, h, TensorProto.INT32)
+        case "uint":
+            return _as(net, h, TensorProto.UINT8)
+        case "positive":
+            return net.node("Sigmoid", h)
+        case _:
+            return h
+
+
+ADDITIVE = ("Add", "Sub", "Sum")
+BROADCASTING: dict[str, tuple[str, int, dict[str, Any]]] = {
+    **dict.fromkeys(("And", "Or", "Xor"), ("bool", 17, {})),
+    **dict.fromkeys(("BitwiseAnd", "BitwiseOr", "BitwiseXor"), ("int", 18, {})),
+    "BitShift": ("uint", 17, {"direction": "RIGHT"}),
+    **dict.fromkeys(("Div", "Mul", "Max", "Min", "Mean", "Add", "Sub", "Sum", "PRelu"), ("float", 17, {})),
+    **dict.fromkeys(("Equal",), ("int", 17, {})),
+    **dict.fromkeys(("Greater", "GreaterOrEqual", "Less", "LessOrEqual"), ("float", 17, {})),
+    "Mod": ("positive", 17, {"fmod": 1}),
+    "Pow": ("positive", 17, {}),
+}
+CONSTANTS: dict[str, Any] = {
+    "bool": np.array([True, False, True, True, False, True]),
+    "int": np.array([17, 3, 60, 40, 55, 99], np.int32),
+    "uint": np.array([0, 1, 2, 3, 4, 5], np.uint8),
+}
+
+
+def _broadcasting() -> list[Example]:
+    found = []
+    for op, (kind, opset, attributes) in BROADCASTING.items():
+
+        def two(net: Net, h: str, g: str, o: str = op, k: str = kind, a: dict[str, Any] = attributes) -> str:
+            g = net.node("Abs", g) if o in {"PRelu", "Div", "Mod"} else g
+            g = net.node("Add", g, net.constant(0.7)) if o in {"Div", "Mod"} else g
+            return net.node(o, _convert(net, h, k), _convert(net, g, k), **a)
+
+        def one(net: Net, h: str, o: str = op, k: str = kind, a: dict[str, Any] = attributes) -> str:
+            value = CONSTANTS.get(k, np.linspace(0.4, 1.3, WIDTH)).reshape(WIDTH, 1, 1)
+            return net.node(o, _convert(net, h, k), net.constant(value), **a)
+
+        def scalar(net: Net, h: str, o: str = op, k: str = kind, a: dict[str, Any] = attributes) -> str:
+            # One that does not make the result the same for all inputs: not And with False, nor Or with True.
+            value = CONSTANTS[k][[int(o != "And")]] if k in CONSTANTS else np.array([0.7])
+            return net.node(o, _convert(net, h, k), net.constant(value), **a)
+
+        stored = "" if kind in {"float", "positive"} else "not stored as floats"
+        found.append(pair(op, "two", two, opset=opset))
+        found.append(between(op, "channels", one, opset=opset, frozen=stored))
+        found.append(between(op, "scalar", scalar, opset=opset))
+    for op in ("Add", "Sub", "Mul", "Div", "Max", "Pow"):
+
+        def turned(net: Net, h: str, o: str = op) -> str:
+            value = net.constant(np.linspace(0.4, 1.3, WIDTH).reshape(1, WIDTH, 1, 1))
+            return net.node(o, value, net.node("Exp", h))
+
+        found.append(between(op, "constant first", turned))
+
+    def gate(net: Net, h: str) -> str:
+        squeezed = net.conv(net.node("GlobalAveragePool", h), 2, 1, name="squeeze")
+        return net.node("Mul", h, net.conv(squeezed, WIDTH, 1, name="excite"))
+
+    found.append(between("Mul", "gate", gate))
+    found[-1] = Example("Mul", "gate", found[-1].build, ("before", "squeeze"))
+    found.append(pair("Where", "two", lambda net, h, g: net.node("Where", _mask(net, h), h, g)))
+
+    def fill(net: Net, h: str) -> str:
+        return net.node("Where", _mask(net, h), h, net.constant(np.linspace(-1, 1, WIDTH).reshape(WIDTH, 1, 1)))
+
+    found.append(between("Where", "channels", fill))
+    found.append(pair("Sum", "three", lambda net, h, g: net.node("Sum", h, g, h)))
+    return found
+
+
+def _cast_like() -> list[Example]:
+    def cast(net: Net, h: str) -> str:
+        return net.node("CastLike", net.node("Mul", h, net.constant(5.0)), net.constant(np.array([1, 2], np.int32)))
+
+    return [between("CastLike", "plain", cast)]
+
+
+# Convolutions and products ------------------------------------------------------------------------------------------
+
+
+def _groups(net: Net, h: str) -> str:
+    return net.conv(h, WIDTH, name="grouped", group=2)
+
+
+def _convolutions() -> list[Example]:
+    def two(
+        label: str, middle: Middle, free: tuple[str, ...], frozen: dict[str, str] | None = None, **more: Any
+    ) -> Example:
+        plain = between("Conv", label, middle, **more)
+        return Example(plain.op, label, plain.build, free, frozen or {}, plain.opset)
+
+    options: dict[str, Any] = {"strides": [2, 1], "pads": [1, 0, 0, 1], "dilations": [1, 2]}
+    found = [
+        two("1d", lambda n, h: n.conv(h, 4, name="inner"), ("before", "inner"), dims=(2, 7)),
+        two("2d", lambda n, h: n.conv(h, 4, name="inner", **options), ("before", "inner"), dims=(2, 6, 6)),
+        two("3d", lambda n, h: n.conv(h, 4, name="inner", bias=False), ("before", "inner"), dims=(2, 3, 4, 3)),
+        two("groups", _groups, ("before", "grouped")),
+        two("depthwise", lambda n, h: n.conv(h, WIDTH, name="deep", group=WIDTH), ("before",)),
+        two(
+            "multiplier",
+            lambda n, h: n.conv(h, 2 * WIDTH, name="deep", group=WIDTH, bias=False),
+            ("deep",),
+            {"before": "the groups of 'deep' (Conv) are kept"},
+        ),
+        two("auto_pad", lambda n, h: n.conv(h, 4, name="inner", auto_pad="SAME_UPPER"), ("before", "inner")),
+    ]
+
+    def dynamic(net: Net, h: str) -> str:
+        kernel = net.node("Reshape", net.gemm(net.input(1, 3), 18, name="maker"), net.constant(np.array([3, 6, 1, 1])))
+        return net.node("Conv", h, kernel)
+
+    found.append(two("computed weight", dynamic, (), {"before": "computed at run time"}))
+    for group in (1, 2):
+        for bias in (True, False):
+
+            def transposed(net: Net, h: str, g: int = group, b: int = bias) -> str:
+                return net.conv_transpose(h, 4, bias=bool(b), group=g, name="up", strides=[2, 2], output_padding=[1, 0])
+
+            plain = between("ConvTranspose", f"groups {group}, bias {bias}", transposed)
+            found.append(Example(plain.op, plain.label, plain.build, ("before", "up")))
+    plain = between("ConvTranspose", "1d", lambda n, h: n.conv_transpose(h, 4, name="up"), dims=(2, 5))
+    found.append(Example(plain.op, plain.label, plain.build, ("before", "up")))
+    return found
+
+
+def _gemms() -> list[Example]:
+    found = []
+    for trans_a in (0, 1):
+        for trans_b in (0, 1):
+            for shape in ((4,), (1, 4), (3, 1), (1,), (), (3, 4), None):
+
+                def build(net: Net, ta: int = trans_a, tb: int = trans_b, c: tuple[int, ...] | None = shape) -> None:
+                    h = net.gemm(net.input(3, 5), WIDTH, name="before")
+                    h = net.node("Transpose", h, perm=[1, 0]) if ta else h
+                    weight = net.weight(*((4, WIDTH) if tb else (WIDTH, 4)), fan_in=WIDTH)
+                    bias = [] if c is None else [net.vector(*c)]
+                    y = net.node(*("Gemm", h, weight, *bias), name="inner", transA=ta, transB=tb, alpha=0.5, beta=2.0)
+                    net.output(net.gemm(net.node("Relu", y), 2, name="after"))
+
+                found.append(Example("Gemm", f"{trans_a}{trans_b} {shape}", build, ("before", "inner")))
+    return found
+
+
+def _matmuls() -> list[Example]:
+    def right(net: Net) -> None:
+        h = net.node("Relu", net.matmul(net.input(2, 3, 5), WIDTH, name="before"))
+        net.output(net.matmul(h, 2, name="after"))
+
+    def left(net: Net) -> None:
+        h = net.node("MatMul", net.weight(WIDTH, 5), net.input(2, 5, 3), name="before")
+        h = net.node("Relu", net.node("Add", h, net.vector(WIDTH, 1)))
+        net.output(net.node("MatMul", net.weight(2, WIDTH), h, name="after"))
+
+    def vector_first(net: Net) -> None:
+        h = net.node("MatMul", net.input(5), net.weight(5, WIDTH), name="before")
+        net.output(net.node("MatMul", net.node("Relu", h), net.weight(WIDTH, 2), name="after"))
+
+    def vector_last(net: Net) -> None:
+        h = net.node("MatMul", net.weight(WIDTH, 5), net.input(5), name="before")
+        net.output(net.node("MatMul", net.weight(2, WIDTH), net.node("Relu", h), name="after"))
+
+    def to_number(net: Net) -> None:
+        h = net.node("MatMul", net.input(4, 5), net.weight(5, WIDTH), name="before")
+        net.output(net.node("MatMul", h, net.weight(WIDTH), name="after"))
+
+    def stack(net: Net) -> None:
+        h = net.node("MatMul", net.input(3, 4, 5), net.weight(3, 5, WIDTH, fan_in=5), name="before")
+        net.output(net.node("MatMul", net.node("Relu", h), net.weight(3, WIDTH, 2, fan_in=WIDTH), name="after"))
+
+    def attention(net: Net) -> None:
+        x = net.input(1, 4, 5)
+        q, k, v = (net.matmul(x, WIDTH, name=name) for name in ("query", "key", "value"))
+        scores = net.node("MatMul", q, net.node("Transpose", k, perm=[0, 2, 1]), name="scores")
+        mixed = net.node("MatMul", net.node("Softmax", scores, axis=-1), v, name="mixed")
+        net.output(net.matmul(mixed, 2, name="after"))
+
+    def rearranged(net: Net) -> None:
+        h = net.node("Relu", net.node("MatMul", net.input(3, 5), net.weight(5, WIDTH), name="before"))
+        forms: dict[str, dict[str, Any]] = {"Identity": {}, "Transpose": {"perm": [1, 0]}}
+        for op, extra in forms.items():
+            stored = net.weight(4, net.dims(h)[1]) if op == "Transpose" else net.weight(net.dims(h)[1], 4)
+            h = net.node("Relu", net.node("MatMul", h, net.node(op, stored, **extra), name=f"behind {op}"))
+        net.output(net.gemm(h, 2, name="after"))
+
+    return [
+        Example("MatMul", "right", right, ("before",)),
+        Example("MatMul", "left", left, ("before",)),
+        Example("MatMul", "vector first", vector_first, ("before",)),
+        Example("MatMul", "vector last", vector_last, ("before",)),
+        Example("MatMul", "to a number", to_number, ("before",)),
+        Example("MatMul", "stack", stack, ("before",)),
+        Example("MatMul", "attention", attention, ("query", "value")),
+        Example("MatMul", "rearranged weights", rearranged, ("before", "behind Identity", "behind Transpose")),
+    ]
+
+
+# Normalisation, pools, reductions -----------------------------------------------------------------------------------
+
+
+def _normalisations() -> list[Example]:
+    def normalised(op: str, size: int = WIDTH, **attributes: Any) -> Middle:
+        return lambda net, h: net.node(op, h, net.vector(size, low=0.5, high=1.5), net.vector(size), **attributes)
+
+    def layer(net: Net, h: str) -> str:
+        h = net.node("Transpose", h, perm=[0, 2, 3, 1])
+        h = net.node("LayerNormalization", h, net.vector(WIDTH, low=0.5, high=1.5), net.vector(WIDTH))
+        return net.node("Transpose", h, perm=[0, 3, 1, 2])
+
+    def group(net: Net, h: str) -> str:
+        parameters = net.vector(WIDTH, low=0.5, high=1.5), net.vector(WIDTH)
+        return net.node("GroupNormalization", h, *parameters, like=h, num_groups=2)
+
+    def per_element(net: Net, h: str) -> str:
+        params = [net.vector(WIDTH, 4, 4, low=0.5, high=1.5) for _ in range(4)]
+        return net.node("BatchNormalization", h, *params, spatial=0)
+
+    def softmax(op: str, axis: int) -> Middle:
+        return lambda net, h: net.node(op, h, axis=axis)
+
+    def training(net: Net, h: str) -> str:
+        params = [net.vector(WIDTH, low=0.5, high=1.5) for _ in range(4)]
+        return net.many("BatchNormalization", [h, *params], 3, training_mode=1)[0]
+
+    found = [
+        between("BatchNormalization", "plain", lambda n, h: n.batch_norm(h, epsilon=1e-3)),
+        between("BatchNormalization", "training", training, frozen="not in inference form"),
+        between("BatchNormalization", "vectors", lambda n, h: n.batch_norm(h), dims=(3,), batch=4),
+        between("BatchNormalization", "old", lambda n, h: n.batch_norm(h), opset=7),
+        between("BatchNormalization", "per element", per_element, opset=8, frozen="not in inference form"),
+        between("InstanceNormalization", "plain", normalised("InstanceNormalization")),
+        between("LayerNormalization", "channels last", layer, exact=False),
+        between(
+            "LayerNormalization",
+            "vectors",
+            normalised("LayerNormalization"),
+            dims=(3,),
+            batch=4,
+            exact=False,
+        ),
+        between("GroupNormalization", "plain", group, opset=21, exact=False),
+        between("LRN", "plain", lambda n, h: n.node("LRN", h, size=3), frozen="mixes the channels"),
+        between("LpNormalization", "channels", lambda n, h: n.node("LpNormalization", h, axis=1), frozen="mixes"),
+        between("LpNormalization", "space", lambda n, h: n.node("LpNormalization", h, axis=-1)),
+        between(
+            "RMSNormalization",
+            "vectors",
+            lambda n, h: n.node("RMSNormalization", h, n.vector(WIDTH, low=0.5, high=1.5)),
+            opset=23,
+            dims=(3,),
+            batch=4,
+            exact=False,
+        ),
+        between(
+            "SimplifiedLayerNormalization",
+            "vectors",
+            lambda n, h: n.node("SimplifiedLayerNormalization", h, n.vector(WIDTH, low=0.5, high=1.5), like=h, axis=-1),
+            dims=(3,),
+            batch=4,
+            exact=False,
+        ),
+    ]
+    for op in ("Softmax", "LogSoftmax", "Hardmax"):
+        found += [
+            between(op, "channels", softmax(op, 1), frozen="normalises over it"),
+            between(op, "space", softmax(op, -1)),
+            between(op, "flattened", softmax(op, 2), opset=11),
+            between(op, "flattened channels", softmax(op, 1), opset=11, frozen="normalises over it"),
+        ]
+    return found
+
+
+def _pool(op: str, **attributes: Any) -> Middle:
+    return lambda net, h: net.node(op, h, **attributes)
+
+
+def _pools() -> list[Example]:
+    def indices(net: Net, h: str) -> str:
+        y, where = net.many("MaxPool", [h], 2, kernel_shape=[2, 2])
+        return net.node("Add", y, net.node("Mul", net.node("Cast", where, to=net.dtype), net.constant(0.01)))
+
+    found = [
+        between(op, "plain", _pool(op, kernel_shape=[2, 3], strides=[2, 1], pads=[0, 1, 1, 0]))
+        for op in ("MaxPool", "AveragePool", "LpPool")
+    ]
+    found += [between(op, "plain", _pool(op)) for op in ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")]
+    found.append(between("MaxPool", "indices", indices, frozen="depend on the number of channels"))
+    for op in ("ArgMax", "ArgMin"):
+        found.append(between(op, "space", _pool(op, axis=-1)))
+        found.append(between(op, "channels", _pool(op, axis=1, keepdims=0), frozen="reduces over it"))
+    return found
+
+
+def _reductions() -> list[Example]:
+    found = []
+    for kind in ("Mean", "Sum", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare"):
+
+        def reduced(net: Net, h: str, axes: Sequence[int] | None, keep: int = 1, k: str = kind) -> str:
+            return net.reduce(k, net.node("Sigmoid", h), axes, keepdims=keep)
+
+        for opset in (12, 18):
+            for axes, keep in (((2, 3), 0), ((-1,), 1)):
+                space = partial(reduced, axes=axes, keep=keep)
+                found.append(between(f"Reduce{kind}", f"space {axes} {keep}", space, opset=opset))
+        mixed = "" if kind in {"Mean", "Max", "Min"} else "reduces over it"
+        channels, everything = partial(reduced, axes=[1]), partial(reduced, axes=None)
+        found.append(between(f"Reduce{kind}", "channels", channels, frozen=mixed, exact=False))
+        found.append(between(f"Reduce{kind}", "everything", everything, frozen=mixed, exact=False))
+    return found
+
+
+def _resizes() -> list[Example]:
+    def resize(net: Net, h: str) -> str:
+        return net.node("Resize", h, "", "", net.constant(np.array([1, WIDTH, 7, 3], INT64)))
+
+    def resize_axes(net: Net, h: str) -> str:
+        return net.node("Resize", h, "", "", net.constant(np.array([5, WIDTH, 7], INT64)), axes=[2, 1, 3])
+
+    def resize_order(net: Net, h: str) -> str:
+        sizes = net.constant(np.array([5, 4, WIDTH, 1], INT64))
+        return net.node("Resize", h, "", "", sizes, axes=[2, 3, 1, 0])
+
+    return [
+        between("Upsample", "attribute", lambda n, h: n.upsample(h), opset=7),
+        between("Upsample", "input", lambda n, h: n.upsample(h), opset=9),
+        between("Resize", "first form", lambda n, h: n.upsample(h), opset=10),
+        between("Resize", "scales", lambda n, h: n.upsample(h), opset=13),
+        between("Resize", "sizes", resize),
+        between("Resize", "sizes of some axes", resize_axes, opset=18),
+        between("Resize", "sizes in another order", resize_order, opset=18),
+    ]
+
+
+# Rearranging --------------------------------------------------------------------------------------------------------
+
+
+def _computed_target(net: Net, h: str) -> str:
+    """What exporters write for x.view(x.size(0), -1) with the sizes read one by one."""
+    shape = net.node("Shape", h)
+    sizes = []
+    for axis in (0, 1):
+        size = net.node("Gather", shape, net.constant(np.array(axis, INT64)), axis=0)
+        sizes.append(net.unsqueeze(size, [0]))
+    target = net.node("Concat", *sizes, net.constant(np.array([16], INT64)), axis=0)
+    return net.node("Reshape", h, target, like=_typed(net, (1, WIDTH, 16)))
+
+
+def _stated_target(net: Net, h: str) -> str:
+    """A target of which the batch is read at run time and the rest is stated."""
+    batch = net.slice(net.node("Shape", h), [0], [1], [0])
+    target = net.node("Concat", batch, net.constant(np.array([WIDTH * 16], INT64)), axis=0)
+    return net.node("Reshape", h, target, like=_typed(net, (1, WIDTH * 16)))
+
+
+def _typed(net: Net, dims: Sequence[int]) -> str:
+    """Name a type that shape inference of one node alone can't tell."""
+    name = f"type{len(net.types)}"
+    net.types[name] = net.types["x0"].__class__()
+    net.types[name].CopyFrom(net.types["x0"])
+    shape = net.types[name].tensor_type.shape
+    del shape.dim[:]
+    for size in dims:
+        shape.dim.add().dim_value = size
+    return name
+
+
+def _reshapes() -> list[Example]:
+    def shuffled(net: Net, h: str) -> str:
+        h = net.reshape(h, 1, 2, 3, 4, 4)
+        return net.reshape(net.node("Transpose", h, perm=[0, 2, 1, 3, 4]), 1, WIDTH, 4, 4)
+
+    def last(net: Net, h: str) -> str:
+        return net.node("Flatten", net.node("Transpose", h, perm=[0, 2, 3, 1]))
+
+    def back(net: Net, h: str) -> str:
+        h = net.node("Relu", net.gemm(net.node("Flatten", h), WIDTH * 4, name="wide"))
+        return net.reshape(h, 1, WIDTH, 2, 2)
+
+    found = [
+        between("Reshape", "stated", lambda n, h: n.reshape(h, 1, WIDTH * 16)),
+        between("Reshape", "zero and minus one", lambda n, h: n.reshape(h, 0, -1)),
+        between("Reshape", "minus one and stated", lambda n, h: n.reshape(h, -1, WIDTH * 16)),
+        between("Reshape", "channels kept", lambda n, h: n.reshape(h, 1, WIDTH, -1)),
+        between("Reshape", "zeros", lambda n, h: n.reshape(h, 0, 0, 16)),
+        between("Reshape", "computed", _computed_target),
+        between("Reshape", "stated in a computation", _stated_target),
+        between("Reshape", "to one row", lambda n, h: n.reshape(h, -1)),
+        between("Flatten", "plain", lambda n, h: n.node("Flatten", h)),
+        between("Flatten", "channels last", last),
+        between("Flatten", "negative axis", lambda n, h: n.node("Flatten", h, axis=-3)),
+        between(
+            "Transpose",
+            "perm",
+            lambda n, h: n.node("Transpose", n.node("Transpose", h, perm=[0, 2, 3, 1]), perm=[0, 3, 2, 1]),
+        ),
+        between("Transpose", "default", lambda n, h: n.node("Transpose", n.node("Transpose", n.node("Relu", h)))),
+        between("Size", "read", lambda n, h: n.node("Mul", h, n.node("Cast", n.node("Size", h), to=1)), frozen="Size"),
+        between("Shape", "computed with", _scaled, frozen="computes with its size"),
+    ]
+    plain = between("Reshape", "shuffle", shuffled)
+    found.append(Example("Reshape", "shuffle", plain.build, ("before",), {}))
+    plain = between("Reshape", "from a matrix", back)
+    found.append(Example("Reshape", "from a matrix", plain.build, ("before", "wide"), {}))
+    for opset in (11, 13):
+        for axes in ((2, 3), (-1, -2)):
+
+            def squeezed(net: Net, h: str, a: tuple[int, ...] = axes) -> str:
+                return net.squeeze(net.node("GlobalAveragePool", h), a)
+
+            found.append(between("Squeeze", f"axes {axes}", squeezed, opset=opset))
+        found.append(between("Unsqueeze", "axes", lambda n, h: n.unsqueeze(h, [2, -1]), opset=opset, dims=(3,)))
+        found.append(
+            between(
+                "Squeeze",
+                "without axes",
+                lambda n, h: n.unsqueeze(n.squeeze(n.node("GlobalAveragePool", h), None), [0]),
+                opset=opset,
+                frozen="Squeeze",
+            )
+        )
+    return found
+
+
+def _scaled(net: Net, h: str) -> str:
+    """An attention scale: the square root of a width, read at run time."""
+    size = net.node("Gather", net.node("Shape", h), net.constant(np.array(1, INT64)), axis=0)
+    return net.node("Div", h, net.node("Sqrt", net.node("Cast", size, to=net.dtype)))
+
+
+def _pieces() -> list[Example]:
+    def concat(axis: int) -> Callable[[Net, str, str], str]:
+        return lambda net, h, g: net.node("Concat", h, net.node("Relu", g), h, axis=axis)
+
+    def split(sizes: Sequence[int] | None, axis: int, parts: int = 2) -> Middle:
+        def middle(net: Net, h: str) -> str:
+            pieces = net.split(h, sizes, parts, axis=axis)
+            return net.node("Concat", *pieces[::-1], net.node("Relu", pieces[0]), axis=1)
+
+        return middle
+
+    def cut(start: int, end: int, axis: int = 1, step: int | None = None) -> Middle:
+        return lambda net, h: net.slice(h, [start], [end], [axis], None if step is None else [step])
+
+    def concatenated(label: str, middle: Callable[[Net, str, str], str]) -> Example:
+        plain = pair("Concat", label, middle)
+        return Example("Concat", label, plain.build, ("before", "other"))
+
+    def pieces(op: str, label: str, middle: Middle, ranges: Sequence[str], opset: int = 17) -> Example:
+        plain = between(op, label, middle, opset=opset)
+        return Example(op, label, plain.build, tuple(f"before:{r}" for r in ranges), {}, opset)
+
+    def uneven(net: Net, h: str) -> str:
+        parts = net.split(h, None, 4)
+        return net.node("Concat", *parts[::-1], axis=1)
+
+    def unused(net: Net, h: str) -> str:
+        return net.split(h, [2, 4], 2)[1]
+
+    return [
+        concatenated("plain", concat(1)),
+        concatenated("negative axis", concat(-3)),
+        between("Concat", "space", lambda n, h: n.node("Concat", h, h, axis=2)),
+        between("Split", "even", split(None, 1)),
+        between("Split", "even, old", split(None, 1), opset=11),
+        between("Split", "even, counted", split(None, -3, 3), opset=18),
+        pieces("Split", "stated", split([2, 4], 1), ("0-2", "2-6")),
+        pieces("Split", "attribute", split([2, 4], 1), ("0-2", "2-6"), 11),
+        pieces("Split", "unused part", unused, ("0-2", "2-6")),
+        pieces("Split", "three", split([1, 2, 3], -3, 3), ("1-3", "3-6")),
+        between("Split", "uneven", uneven, opset=18, frozen="cuts it unevenly"),
+        pieces("Slice", "first", cut(0, 4), ("0-4", "4-6")),
+        pieces("Slice", "last", cut(2, 2**63 - 1), ("0-2", "2-6")),
+        pieces("Slice", "middle, attribute", cut(2, 4), ("0-2", "2-4", "4-6"), 9),
+        pieces("Slice", "negative", cut(-4, -2), ("0-2", "2-4", "4-6")),
+        pieces("Slice", "negative axis", cut(-2, 99, -3), ("0-4", "4-6")),
+        between("Slice", "all of it", cut(0, 2**63 - 1)),
+        between("Slice", "far before", cut(-99, 99)),
+        between("Slice", "steps", cut(0, 6, 1, 2), frozen="every other"),
+        between("Slice", "backwards", cut(5, -99, 1, -1), frozen="every other"),
+        between("Slice", "space", cut(1, 3, 2)),
+        between("Slice", "without axes", lambda n, h: n.slice(h, [0, 0, 1, 0], [1, WIDTH, 3, -1], None)),
+    ]
+
+
+def _pads() -> list[Example]:
+    def pad(pads: Sequence[int], **more: Any) -> Middle:
+        return lambda net, h: net.pad(h, pads, **more)
+
+    def shortcut(net: Net, h: str) -> str:
+        short = net.pad(net.conv(h, 4, name="short"), [0, 2, 0, 0, 0, 3, 0, 0])
+        return net.node("Add", short, net.conv(h, 9, name="long"))
+
+    def chosen(net: Net, h: str) -> str:
+        pads = net.constant(np.array([1, 2, 0, 1], INT64))
+        return net.node("Pad", h, pads, "", net.constant(np.array([2, 1], INT64)))
+
+    plain = between("Pad", "option A", shortcut)
+    found = [
+        Example("Pad", "option A", plain.build, ("before", "short", "long:0-2", "long:6-9")),
+        between("Pad", "axes", chosen, opset=18),
+    ]
+    for opset in (9, 13):
+        found += [
+            between("Pad", "space", pad([0, 0, 1, 1, 0, 0, 0, 2]), opset=opset),
+            between("Pad", "channels", pad([0, 1, 0, 0, 0, 2, 1, 0], value=0.0), opset=opset),
+            between("Pad", "space, reflected", pad([0, 0, 1, 1, 0, 0, 0, 2], mode="reflect"), opset=opset),
+            between("Pad", "space, a value", pad([0, 0, 1, 1, 0, 0, 0, 2], value=0.5), opset=opset),
+            between(
+                "Pad", "channels, ones", pad([0, 1, 0, 0, 0, 0, 0, 0], value=1.0), opset=opset, frozen="than zeros"
+            ),
+            between(
+                "Pad", "channels, edge", pad([0, 1, 0, 0, 0, 0, 0, 0], mode="edge"), opset=opset, frozen="than zeros"
+            ),
+            between("Pad", "fewer channels", pad([0, -1, 0, 0, 0, 0, 0, 0]), opset=opset, frozen="than zeros"),
+        ]
+    return found
+
+
+def _expands() -> list[Example]:
+    def to(*target: int) -> Middle:
+        return lambda net, h: net.node(
+            "Expand", net.node("GlobalAveragePool", h), net.constant(np.array(target, INT64))
+        )
+
+    def read(net: Net, h: str) -> str:
+        target = net.node("Shape", h)
+        return net.node("Expand", net.node("GlobalAveragePool", h), target, like=h)
+
+    def filled(net: Net, h: str) -> str:
+        value = onnx.numpy_helper.from_array(np.array([0.5], np.float32))
+        return net.node("Add", h, net.node("ConstantOfShape", net.node("Shape", h), like=h, value=value))
+
+    return [
+        between("ConstantOfShape", "added", filled),
+        between("Expand", "stated", to(1, WIDTH, 4, 4)),
+        between("Expand", "ones", to(1, 1, 3, 1)),
+        between("Expand", "read", read),
+    ]
+
+
+def _indexing() -> list[Example]:
+    def embedding(net: Net) -> None:
+        tokens = net.input(2, 3, dtype=TensorProto.INT64)
+        h = net.node("Gather", net.weight(7, WIDTH), tokens, name="before")
+        net.output(net.matmul(h, 2, name="after"))
+
+    def block(op: str, **attributes: Any) -> Middle:
+        return lambda net, h: net.node(op, h, blocksize=2, **attributes)
+
+    def tiled(*repeats: int) -> Middle:
+        return lambda net, h: net.node("Tile", h, net.constant(np.array(repeats, INT64)))
+
+    def picked(net: Net, h: str) -> str:
+        return net.node("Gather", h, net.constant(np.array([0, 2, 4], INT64)), axis=1)
+
+    def place(net: Net, h: str) -> str:
+        return net.node("Gather", h, net.constant(np.array(1, INT64)), axis=-1)
+
+    return [
+        Example("Gather", "embedding", embedding, ("before",)),
+        between("Gather", "channels", picked, frozen="picks indices"),
+        between("Gather", "space", place),
+        between("Tile", "space", tiled(1, 1, 2, 3)),
+        between("Tile", "channels", tiled(1, 2, 1, 1)),
+        between("DepthToSpace", "DCR", block("DepthToSpace"), width=8),
+        between("DepthToSpace", "CRD", block("DepthToSpace", mode="CRD"), width=8),
+        between("SpaceToDepth", "plain", block("SpaceToDepth")),
+    ]
+
+
+def _einsums() -> list[Example]:
+    def einsum(net: Net, equation: str, *inputs: str, name: str = "") -> str:
+        return net.node("Einsum", *inputs, equation=equation, name=name)
+
+    def products(net: Net) -> None:
+        h = einsum(net, "btc, cd -> btd", net.input(1, 3, 5), net.weight(5, WIDTH), name="before")
+        net.output(einsum(net, "btd,od->bto", net.node("Relu", h), net.weight(2, WIDTH), name="after"))
+
+    def scores(net: Net) -> None:
+        x = net.input(1, 3, 5)
+        q, k = (net.matmul(x, WIDTH, name=name) for name in ("before", "other"))
+        net.output(einsum(net, "bid,bjd->bij", q, k))
+
+    def scaled(net: Net) -> None:
+        h = net.matmul(net.input(1, 3, 5), WIDTH, name="before")
+        net.output(net.matmul(einsum(net, "btd,d->btd", h, net.vector(WIDTH, low=0.5, high=1.5)), 2, name="after"))
+
+    def implicit(net: Net, h: str) -> str:
+        return net.node("Einsum", h, equation="...c->...c")
+
+    def summed(net: Net, h: str) -> str:
+        return net.node("Einsum", h, equation="nchw->nhw")
+
+    return [
+        Example("Einsum", "products", products, ("before",), opset=17),
+        Example("Einsum", "scores", scores, ("before",)),
+        Example("Einsum", "scaled", scaled, ("before",)),
+        between("Einsum", "ellipsis", implicit, frozen="ellipsis"),
+        between("Einsum", "summed", summed, frozen="sums over it"),
+    ]
+
+
+def _recurrent() -> list[Example]:
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}
+    found = []
+    for op, count in gates.items():
+        for both in (False, True):
+
+            def build(net: Net, o: str = op, g: int = count, two: int = both) -> None:
+                d, h = 1 + two, 4
+                x = net.matmul(net.input(3, 1, 2), WIDTH, name="before")
+                weights = [
+                    net.weight(d, g * h, WIDTH, fan_in=WIDTH),
+                    net.weight(d, g * h, h, fan_in=h),
+                    net.vector(d, 2 * g * h),
+                ]
+                if two:
+                    weights += [
+                        "",
+                        net.vector(d, 1, h),
+                        *([net.vector(d, 1, h), net.vector(d, 3 * h)] if g == 4 else []),
+                    ]
+                direction = "bidirectional" if two else "forward"
+                y = net.many(o, [x, *weights], 2, name="cells", hidden_size=h, direction=direction)[0]
+                y = net.node("Transpose", y, perm=[0, 2, 1, 3])
+                net.output(net.matmul(net.reshape(y, 0, 0, -1), 2, name="after"))
+
+            found.append(Example(op, "both ways" if both else "forward", build, ("before", "cells"), opset=14))
+    return found
+
+
+def _quantised() -> list[Example]:
+    def activations(net: Net, h: str) -> str:
+        scale, zero = net.constant(0.02), net.constant(np.array(3, np.int8))
+        return net.node("DequantizeLinear", net.node("QuantizeLinear", h, scale, zero), scale, zero)
+
+    def per_channel(net: Net, h: str) -> str:
+        scale, zero = net.vector(WIDTH, low=0.01, high=0.02), net.constant(np.zeros(WIDTH, np.int8))
+        y = net.node("QuantizeLinear", h, scale, zero, axis=1)
+        return net.node("DequantizeLinear", y, scale, zero, axis=1)
+
+    return [
+        between("QuantizeLinear", "whole", activations),
+        between("DequantizeLinear", "whole", activations),
+        between("QuantizeLinear", "per channel", per_channel, frozen="scales per block, or per channel"),
+        between("DequantizeLinear", "per channel", per_channel, frozen="scales per block, or per channel"),
+    ]
+
+
+# ONNX Runtime's own operators ------------------------------------------------------------------------------------
+
+
+def _own(net: Net, op: str, *inputs: str, like: str, name: str = "", **attributes: Any) -> str:
+    net.domains[OWN] = 1
+    return net.node(op, *inputs, domain=OWN, like=like, name=name, **attributes)
+
+
+def _activations_of_its_own() -> list[Example]:
+    def plain(op: str) -> Middle:
+        return lambda net, h: _own(net, op, h, like=h)
+
+    def biased(op: str) -> Middle:
+        return lambda net, h: _own(net, op, h, net.vector(WIDTH), like=h)
+
+    found = [between(op, "own", plain(op)) for op in ("Gelu", "QuickGelu", "FastGelu")]
+    found += [between(op, "bias", biased(op), dims=(3,), batch=2) for op in ("BiasGelu", "FastGelu")]
+    return found
+
+
+def _layers_of_its_own() -> list[Example]:
+    def fused_conv(net: Net, h: str) -> str:
+        inputs = (h, net.weight(WIDTH, WIDTH, 1, 1), net.vector(WIDTH), h)
+        return _own(net, "FusedConv", *inputs, like=h, activation="Relu")
+
+    def fused_gemm(net: Net, h: str) -> str:
+        inputs = (h, net.weight(WIDTH, WIDTH), net.vector(WIDTH))
+        return _own(net, "FusedGemm", *inputs, like=h, activation="Relu", transB=1, name="inner")
+
+    def matmul(op: str) -> Middle:
+        def middle(net: Net, h: str) -> str:
+            stored = net.weight(WIDTH, WIDTH)
+            return _own(net, op, h, stored, like=h, transB=1, alpha=0.5, name="inner")
+
+        return middle
+
+    def skip(net: Net, h: str) -> str:
+        names = [net.vector(WIDTH, low=0.5, high=1.5), net.vector(WIDTH), net.vector(WIDTH)]
+        skipped = net.matmul("x0", WIDTH, name="other")
+        return _own(net, "SkipLayerNormalization", h, skipped, *names, like=h)
+
+    def skip_simple(net: Net, h: str) -> str:
+        skipped = net.matmul("x0", WIDTH, name="other")
+        parameters = (net.vector(WIDTH, low=0.5, high=1.5), net.vector(WIDTH))
+        return _own(net, "SkipSimplifiedLayerNormalization", h, skipped, *parameters, like=h)
+
+    def sequence(op: str, middle: Middle, **more: Any) -> Example:
+        def build(net: Net) -> None:
+            h = net.matmul(net.input(1, 4, 5), WIDTH, name="before")
+            net.output(net.matmul(middle(net, h), 2, name="after"))
+
+        return Example(op, "own", build, ("before",), exact=False, **more)
+
+    def rows(op: str, label: str, middle: Middle, free: tuple[str, ...]) -> Example:
+        return Example(op, label, between(op, label, middle, dims=(3,), batch=2).build, free)
+
+    return [
+        between("FusedConv", "sum", fused_conv),
+        rows("FusedGemm", "own", fused_gemm, ("before", "inner")),
+        rows("FusedMatMul", "own", matmul("FusedMatMul"), ("before", "inner")),
+        rows("TransposeMatMul", "own", matmul("TransposeMatMul"), ("before", "inner")),
+        sequence("SkipLayerNormalization", skip),
+        sequence("SkipSimplifiedLayerNormalization", skip_simple),
+    ]
+
+
+def _attentions() -> list[Example]:
+    def attention(net: Net) -> None:
+        h = net.matmul(net.input(1, 4, 5), WIDTH, name="before")
+        inputs = (h, net.weight(WIDTH, 3 * 8, fan_in=WIDTH), net.vector(3 * 8))
+        y = _own(net, "Attention", *inputs, like=_typed(net, (1, 4, 8)), num_heads=2, scale=0.5, name="scores")
+        net.output(net.matmul(y, 2, name="after"))
+
+    def heads(net: Net) -> None:
+        x = net.input(1, 4, 5)
+        q, k, v = (net.matmul(x, 8, name=name, bias=False) for name in ("query", "key", "value"))
+        y = _own(net, "MultiHeadAttention", q, k, v, net.vector(24), like=q, num_heads=2, scale=0.5, name="scores")
+        net.output(net.matmul(y, 2, name="after"))
+
+    def unscaled(net: Net) -> None:
+        x = net.input(1, 4, 5)
+        q, k, v = (net.matmul(x, 8, name=name, bias=False) for name in ("query", "key", "value"))
+        y = _own(net, "MultiHeadAttention", q, k, v, like=q, num_heads=2, name="scores")
+        net.output(net.matmul(y, 2, name="after"))
+
+    root = {"query": "scales by the root"}
+    return [
+        Example("Attention", "own", attention, ("before", "scores"), exact=False),
+        Example("MultiHeadAttention", "own", heads, ("query", "value"), exact=False),
+        Example("MultiHeadAttention", "unscaled", unscaled, ("value",), root, exact=False),
+    ]
+
+
+OWN = "com.microsoft"
+_OF_ITS_OWN = (*_activations_of_its_own(), *_layers_of_its_own(), *_attentions())
+
+EXAMPLES: tuple[Example, ...] = (
+    *_unary(),
+    *_broadcasting(),
+    *_cast_like(),
+    *_convolutions(),
+    *_gemms(),
+    *_matmuls(),
+    *_normalisations(),
+    *_pools(),
+    *_reductions(),
+    *_resizes(),
+    *_reshapes(),
+    *_pieces(),
+    *_pads(),
+    *_expands(),
+    *_indexing(),
+    *_einsums(),
+    *_recurrent(),
+    *_quantised(),
+    *(replace(example, domain=OWN) for example in _OF_ITS_OWN),
+)

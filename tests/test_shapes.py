@@ -1,0 +1,98 @@
+"""Shapes and static values, against a real run."""
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+
+from onnxfuse.analysis import analyse
+from onnxfuse.graph.cost import measure_cost
+from onnxfuse.graph.files import read_model
+from onnxfuse.graph.shapes import infer_shapes
+from onnxfuse.graph.view import GraphView
+from onnxfuse.proof.samples import load_samples
+from tests.builders import Net, run_ort_all
+from tests.laws import analysis_of
+from tests.strategies import RandomNet, nets
+
+LAWS = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+
+
+class TestInference:
+    """`infer_shapes` on random networks."""
+
+    @LAWS
+    @given(nets())
+    def test_shapes(self, net: RandomNet) -> None:
+        """Every value is inferred, and as it is in a run, whatever the batch."""
+        graph = GraphView(net.model)
+        for feeds in (net.feeds, net.larger):
+            shapes = infer_shapes(graph, {name: array.shape for name, array in feeds.items()})
+            seen = run_ort_all(net.model, feeds)
+            assert {name: shapes.dims[name] for name in seen} == {name: array.shape for name, array in seen.items()}
+
+    @LAWS
+    @given(nets())
+    def test_static_values(self, net: RandomNet) -> None:
+        """Values that are told beforehand are those of a run; the fixed ones also of a run on another batch."""
+        graph = GraphView(net.model)
+        shapes = infer_shapes(graph, {name: array.shape for name, array in net.feeds.items()})
+        for feeds, names in ((net.feeds, shapes.static.keys()), (net.larger, shapes.fixed)):
+            seen = run_ort_all(net.model, feeds)
+            for name in names & seen.keys():
+                np.testing.assert_array_equal(shapes.static[name], seen[name], err_msg=name)
+
+    def test_fixed(self) -> None:
+        """What depends on the input's shape is static but not fixed, what depends on constants alone is both."""
+        net = Net(17)
+        h = net.conv(net.input(1, 2, 4, 4, batch="N"), 4)
+        size = net.node("Shape", h)
+        doubled = net.node("Mul", net.constant(np.array([1, 2], np.int64)), net.constant(np.array([2], np.int64)))
+        weight = net.node("Shape", net.weight(3, 4))
+        net.output(net.conv(h, 2))
+        shapes = analysis_of(net.model()).shapes
+        assert shapes.static[size].tolist() == [1, 4, 4, 4]
+        assert size not in shapes.fixed
+        assert shapes.static[doubled].tolist() == [2, 4]
+        assert {doubled, weight} <= shapes.fixed
+
+    def test_observed(self) -> None:
+        """What inference can't tell is read off a run, where there are samples."""
+        net = Net(17)
+        h = net.conv(net.input(1, 2, 4, 4), 4, name="before")
+        places = net.node("NonZero", net.node("Greater", h, net.constant(-1000.0)))
+        net.types[places] = net.types[net.constant(np.zeros((4, 64), np.int64))]
+        count = net.node("Cast", places, to=1)
+        net.output(net.node("ReduceMean", net.node("Add", count, net.constant(1.0)), axes=[0, 1], keepdims=0))
+        net.output(net.conv(h, 2))
+        source = read_model(net.model())
+        graph = GraphView(source.model)
+        assert places not in analyse(source, graph, None).shapes.dims
+        assert analyse(source, graph, load_samples(net.feeds, graph)).shapes.dims[places] == (4, 64)
+
+    def test_random_values_are_not_static(self) -> None:
+        """A value that is different in every run is never taken for a constant."""
+        net = Net(17)
+        noise = net.node("RandomNormal", shape=[4, 1, 1])
+        net.output(net.conv(net.node("Add", net.conv(net.input(1, 2, 4, 4), 4), noise), 2))
+        assert noise not in analysis_of(net.model()).shapes.static
+
+
+class TestCost:
+    """Parameters and multiply-accumulates by hand."""
+
+    def test_parameters(self) -> None:
+        """Weights and biases count, normalisation without its statistics, and what two read once."""
+        net = Net(17)
+        h = net.batch_norm(net.conv(net.input(1, 2, 4, 4), 4, 3, name="first"))
+        weight = net.weight(4, 4, 1, 1)
+        h = net.conv(net.conv(h, 4, 1, weight=weight), 4, 1, weight=weight, bias=False)
+        net.output(net.gemm(net.reshape(h, 0, -1), 3))
+        cost = analysis_of(net.model()).cost
+        assert cost.parameters == (4 * 2 * 9 + 4) + 2 * 4 + (16 + 4) + (64 * 3 + 3)
+        assert cost.macs == 16 * (4 * 2 * 9) + 2 * 16 * 16 + 64 * 3
+
+    def test_unknown_shapes(self) -> None:
+        """What is not known costs nothing, and is no error."""
+        net = Net(17)
+        net.output(net.gemm(net.input(1, 4), 3))
+        analysis = analysis_of(net.model())
+        assert measure_cost(analysis.graph, analysis.shapes, lambda _: None).macs == 0
