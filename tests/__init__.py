@@ -1,0 +1,1 @@
+"""Tests: laws and independent references first, examples second."""

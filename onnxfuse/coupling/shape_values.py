@@ -37,7 +37,7 @@ Origin: TypeAlias = Stated | SizeOf | None
 _Origins: TypeAlias = np.ndarray[Any, Any]
 
 # Operators that only move the elements of a shape vector about.
-_MOVING = frozenset({"Concat", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze", "Cast"})
+_MOVING = frozenset({"Concat", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze", "Cast", "Where"})
 # Inputs that are sizes or positions by definition: a size that arrives here is not part of the computation itself.
 _SHAPE_SLOTS = frozenset(
     {
@@ -71,17 +71,21 @@ def trace_shape_values(graph: GraphView, shapes: Shapes) -> ShapeTrace:
     used: dict[Stated | SizeOf, str] = {}
     readers: dict[Stated | SizeOf, list[tuple[int, int, int]]] = {}
     for node in graph.nodes:
+        if all(name in shapes.fixed for name in node.outputs if name):
+            # Readers see a constant; where it comes from does not matter.
+            continue
         if node.domain == DEFAULT_DOMAIN and node.op in {"Shape", "Size"}:
             _start(node, shapes, origins, used)
         elif node.domain == DEFAULT_DOMAIN and node.op in _MOVING and _moves(node, graph, shapes, origins):
             continue
         else:
-            _arrive(node, origins, used, readers)
+            _arrive(node, shapes, origins, used, readers)
     return ShapeTrace(origins, used, readers)
 
 
 def _arrive(
     node: NodeView,
+    shapes: Shapes,
     origins: Mapping[str, _Origins],
     used: dict[Stated | SizeOf, str],
     readers: dict[Stated | SizeOf, list[tuple[int, int, int]]],
@@ -89,12 +93,18 @@ def _arrive(
     """Note what a node that does not just move shape values does with those that it reads."""
     for slot, name in enumerate(node.inputs):
         for index, origin in enumerate(origins[name].ravel().tolist() if name in origins else ()):
-            if origin is None:
+            if origin is None or _asks_for_open_size(node, shapes):
                 continue
             if (node.op, slot) not in _SHAPE_SLOTS:
                 used.setdefault(origin, node.title)
             else:
                 readers.setdefault(origin, []).append((node.index, slot, index))
+
+
+def _asks_for_open_size(node: NodeView, shapes: Shapes) -> bool:
+    """Whether a node compares sizes with -1, as the expansion of ``expand(-1)`` does: no size is negative."""
+    others = [shapes.static.get(name) for name in node.inputs]
+    return node.op == "Equal" and any(v is not None and v.size > 0 and bool((v < 0).all()) for v in others)
 
 
 def _start(node: NodeView, shapes: Shapes, origins: dict[str, _Origins], used: dict[Stated | SizeOf, str]) -> None:
@@ -112,10 +122,11 @@ def _start(node: NodeView, shapes: Shapes, origins: dict[str, _Origins], used: d
 
 def _moves(node: NodeView, graph: GraphView, shapes: Shapes, origins: dict[str, _Origins]) -> bool:
     """Carry origins through a node that rearranges; return whether it was one that does."""
-    moved = [0] if node.op != "Concat" else range(len(node.inputs))
+    moved = {"Concat": range(len(node.inputs)), "Where": range(1, 3)}.get(node.op, range(1))
     names = [node.inputs[i] for i in moved]
-    everything = (*node.inputs, node.outputs[0])
-    if not any(name in origins for name in names) or not all(name in shapes.static for name in everything if name):
+    if not all(name in shapes.static for name in (*node.inputs, node.outputs[0]) if name):
+        return False
+    if shapes.static[node.outputs[0]].dtype.kind not in "iu":
         return False
     # Number all elements, push the numbers through the node with NumPy, and read off where each one went.
     parts = []
@@ -148,6 +159,8 @@ def _rearrange(
             return np.take(x, shapes.static[node.inputs[1]].astype(np.int64), axis=int(node.attributes.get("axis", 0)))
         case "Slice":
             return _slice(node, x, shapes)
+        case "Where":
+            return np.where(shapes.static[node.inputs[0]], parts[0], parts[1])
         case _:
             return x.reshape(target) if x.size == int(np.prod(target)) else None
 

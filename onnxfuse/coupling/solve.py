@@ -103,6 +103,7 @@ class _Solver:
             self._visit(node)
         for name in self.graph.outputs:
             self._freeze_value(name, f"graph output {name!r}")
+        self._freeze_reported_sizes()
         self._settle_sizes()
         self._pass_roles_back()
         groups = tuple(self._groups())
@@ -260,6 +261,13 @@ class _Solver:
         if self._tensor(Operand(name)) is not None:
             for axis in self.axes[Operand(name)]:
                 self.unifier.freeze(axis, reason)
+
+    def _freeze_reported_sizes(self) -> None:
+        """Freeze what graph outputs and subgraphs read the shape of: there is no place to put a constant instead."""
+        told = [*self.graph.outputs, *(name for node in self.graph.nodes for name in node.captured)]
+        for name in told:
+            for value in self.shapes.read_from.get(name, ()):
+                self._freeze_value(value, f"{name!r} states its shape")
 
     # The whole graph --------------------------------------------------------------------------------------------
 
@@ -498,8 +506,20 @@ def _moved_axis(node: NodeView, axis: int, rank: int) -> int | None:
         case "Transpose":
             order = [int(i) for i in node.attributes.get("perm", range(rank)[::-1])]
             return order.index(axis)
+        case "Squeeze" | "Unsqueeze" if node.attributes.get("axes") is not None:
+            return _past_ones([int(a) for a in node.attributes["axes"]], axis, rank, squeezed=node.op == "Squeeze")
         case _:
             return None
+
+
+def _past_ones(axes: Sequence[int], axis: int, rank: int, *, squeezed: bool) -> int | None:
+    """Return where an axis goes when axes of size 1 are taken out, or put in."""
+    if squeezed:
+        gone = {a % rank for a in axes}
+        return None if axis in gone else axis - sum(a < axis for a in gone)
+    total = rank + len(axes)
+    new = {a % total for a in axes}
+    return [a for a in range(total) if a not in new][axis]
 
 
 def _producer(axes: Sequence[ParameterAxis]) -> ParameterAxis | None:

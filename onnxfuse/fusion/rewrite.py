@@ -20,7 +20,22 @@ def collect_edits(graph: GraphView, shapes: Shapes, channels: ChannelGraph, stat
     changed = [e for e in channels.sizes if layout_size(e.layout, state.widths) != layout_size(e.layout, {})]
     edits.extend(_attribute_edits(graph, [e for e in changed if e.attribute], state))
     edits.extend(_constant_edits(graph, shapes, channels, [e for e in changed if not e.attribute], state))
+    told = {(edit.node, edit.slot) for edit in edits if isinstance(edit, SetInput)}
+    edits.extend(e for e in _settled_values(graph, shapes, new_dims(channels, state)) if (e.node, e.slot) not in told)
     return edits
+
+
+def _settled_values(graph: GraphView, shapes: Shapes, dims: Mapping[str, tuple[int, ...]]) -> Iterator[SetInput]:
+    """Write down what the graph computes from shapes that have changed, as it was before they did.
+
+    A scale of attention scores that is computed from the width, for one, belongs to the network as it was trained.
+    """
+    moved = {name for name, sources in shapes.read_from.items() if any(source in dims for source in sources)}
+    for node in graph.nodes if moved else ():
+        if not all(name in shapes.fixed for name in node.outputs if name):
+            for slot, name in enumerate(node.inputs):
+                if name in moved:
+                    yield SetInput(node.index, slot, shapes.static[name])
 
 
 def new_dims(channels: ChannelGraph, state: WeightState) -> Mapping[str, tuple[int, ...]]:

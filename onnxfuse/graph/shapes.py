@@ -32,6 +32,9 @@ _INFERENCE_ERRORS = (
     RuntimeError,
     ValueError,
 )
+# Operators by which exporters put weights together from pieces (the gates of a recurrent layer); constants larger than
+# small are followed through them too.
+_ASSEMBLING = frozenset({"Concat", "Gather", "Slice", "Split"})
 _NOT_STATIC = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"})
 
 
@@ -42,14 +45,18 @@ class Shapes:
     Attributes:
         dims: Shape by value name; values of unknown shape (and sequences, maps) are missing.
         types: `onnx.TensorProto` element type by value name.
-        static: Values that depend on constants and input shapes only, where they are small (at most 4096 elements).
-        fixed: Those of `static` that depend on constants only, so that they hold for every input shape.
+        static: Values that depend on constants and input shapes only, where they are small (at most 4096 elements) or
+            put together from constants.
+        fixed: Those of `static` that are the same for every input shape.
+        read_from: For a value of `fixed` that the graph computes from shapes: the computed values whose shapes it reads.
+            It stays what it is only as long as these keep theirs.
     """
 
     dims: Mapping[str, tuple[int, ...]]
     types: Mapping[str, int]
     static: Mapping[str, np.ndarray[Any, np.dtype[Any]]]
     fixed: frozenset[str]
+    read_from: Mapping[str, frozenset[str]]
 
 
 def infer_shapes(
@@ -68,9 +75,44 @@ def infer_shapes(
         Everything that could be inferred; what could not is left out, never guessed.
     """
     inference = _Inference(graph, input_dims, observed or {})
-    for node in graph.nodes:
-        inference.visit(node)
-    return Shapes(inference.dims, inference.types, inference.static, frozenset(inference.fixed))
+    inference.run(graph)
+    fixed = inference.fixed | _unmoved(graph, inference, input_dims)
+    read_from = {name: frozenset(inference.read_from[name]) for name in fixed if inference.read_from.get(name)}
+    return Shapes(inference.dims, inference.types, inference.static, frozenset(fixed), read_from)
+
+
+def _unmoved(graph: GraphView, inference: "_Inference", input_dims: Mapping[str, Sequence[int]]) -> set[str]:
+    """Return the static values that are computed from shapes and yet the same at other sizes of the open dimensions."""
+    candidates = {name for name in inference.static if name not in inference.fixed}
+    for factor in (2, 3):
+        if not candidates:
+            break
+        other = _Inference(graph, _other_dims(graph, input_dims, factor), {})
+        other.run(graph)
+        candidates = {name for name in candidates if _equal(inference.static[name], other.static.get(name))}
+    return candidates
+
+
+def _other_dims(graph: GraphView, input_dims: Mapping[str, Sequence[int]], factor: int) -> dict[str, tuple[int, ...]]:
+    """Return input shapes with every dimension that the file leaves open changed, those of one symbol alike."""
+    symbols: dict[str, int] = {}
+    changed = {}
+    for name, dims in input_dims.items():
+        stated = graph.inputs[name].type.tensor_type.shape.dim
+        sizes = []
+        for i, (size, dim) in enumerate(zip(dims, stated, strict=True)):
+            if dim.HasField("dim_value") and dim.dim_value > 0:
+                sizes.append(int(size))
+            else:
+                # A batch grows by a little, other sizes to a multiple, which halving and pooling can deal with.
+                grown = int(size) + factor - 1 if i == 0 else int(size) * factor
+                sizes.append(symbols.setdefault(dim.dim_param, grown) if dim.dim_param else grown)
+        changed[name] = tuple(sizes)
+    return changed
+
+
+def _equal(a: np.ndarray[Any, np.dtype[Any]], b: np.ndarray[Any, np.dtype[Any]] | None) -> bool:
+    return b is not None and a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 class _Inference:
@@ -87,7 +129,8 @@ class _Inference:
         self.types: dict[str, int] = {}
         self.static: dict[str, np.ndarray[Any, np.dtype[Any]]] = {}
         self.fixed: set[str] = set()
-        self.constants = graph.constants
+        self.read_from: dict[str, set[str]] = {}
+        self.graph = graph
         for name, tensor in graph.constants.items():
             self.dims[name] = tuple(tensor.dims)
             self.types[name] = tensor.data_type
@@ -98,6 +141,11 @@ class _Inference:
             if info.type.HasField("tensor_type"):
                 self.dims[name] = tuple(int(d) for d in input_dims[name])
                 self.types[name] = info.type.tensor_type.elem_type
+
+    def run(self, graph: GraphView) -> None:
+        """Infer everything."""
+        for node in graph.nodes:
+            self.visit(node)
 
     def visit(self, node: NodeView) -> None:
         """Infer the outputs of one node."""
@@ -124,14 +172,18 @@ class _Inference:
         formal = {"Shape": 0, "Size": 0, "CastLike": 1}.get(node.op, -1)
         feeds = {}
         fixed = True
+        read_from: set[str] = set()
         for slot, name in enumerate(reads):
             if slot == formal and name in self.dims and name in self.types:
                 dtype = helper.tensor_dtype_to_np_dtype(self.types[name])
                 feeds[name] = np.broadcast_to(np.zeros((), dtype), self.dims[name])
-                fixed = fixed and (name in self.fixed or name in self.constants or node.op == "CastLike")
-            elif name in self.static:
-                feeds[name] = self.static[name]
-                fixed = fixed and name in self.fixed
+                if node.op != "CastLike":
+                    fixed = fixed and (name in self.fixed or name in self.graph.constants)
+                    read_from |= set() if name in self.graph.constants else {name}
+            elif (value := self._value(node, name)) is not None:
+                feeds[name] = value
+                fixed = fixed and (name in self.fixed or name in self.graph.constants)
+                read_from |= self.read_from.get(name, set())
             else:
                 return False
         try:
@@ -140,22 +192,32 @@ class _Inference:
             logger.debug("%s was not evaluated: %s", node.title, error)
             return False
         outputs = [(name, np.asarray(r)) for name, r in zip(node.outputs, results, strict=False) if name]
-        if any(value.size > _SMALL for _, value in outputs):
+        limit = max(_SMALL, sum(v.size for v in feeds.values())) if fixed and node.op in _ASSEMBLING else _SMALL
+        if any(value.size > limit for _, value in outputs):
             return False
         for name, value in outputs:
             self.static[name] = value
             self.dims[name] = value.shape
             self.types[name] = helper.np_dtype_to_tensor_dtype(value.dtype)
+            self.read_from[name] = read_from
             if fixed:
                 self.fixed.add(name)
         return True
+
+    def _value(self, node: NodeView, name: str) -> np.ndarray[Any, np.dtype[Any]] | None:
+        """Return a value if it is known; a large constant only to a node that puts constants together."""
+        if name in self.static:
+            return self.static[name]
+        if node.op in _ASSEMBLING and name in self.graph.constants and self.types[name] != TensorProto.STRING:
+            return self.graph.array(name)
+        return None
 
     def _infer_types(self, node: NodeView) -> Mapping[str, TypeProto]:
         types = {name: self._type_of(name) for name in node.inputs if name in self.types}
         data = {
             name: numpy_helper.from_array(self.static[name], name)
             for name in node.inputs
-            if name in self.static and self.static[name].dtype.kind in "iubf"
+            if name in self.static and self.static[name].dtype.kind in "iubf" and self.static[name].size <= _SMALL
         }
         if any(name not in types for name in node.inputs if name):
             return {}

@@ -9,6 +9,7 @@ many clusters as were asked for.
 """
 
 import warnings
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,7 @@ __all__ = ["Clusters", "DistinctRows", "cluster_rows", "compact_rows", "distinct
 _STARTS = 4
 
 
-def single_threaded() -> threadpool_limits:
+def single_threaded() -> AbstractContextManager[object]:
     """Return a context in which linear algebra uses one thread.
 
     The problems here are so small that threads gain little, and on a busy machine waiting for each other costs them a

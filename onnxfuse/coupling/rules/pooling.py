@@ -77,7 +77,8 @@ def _reduced(site: Site, reduced: set[int], *, keep: bool, average: bool) -> Ite
 
 
 _POOLS = ("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
-_AVERAGING = frozenset({"Mean", "Max", "Min"})
+# An L2 norm is what a tensor is divided by to have length 1, so it shrinks as it should when channels go.
+_AVERAGING = frozenset({"Mean", "Max", "Min", "L2"})
 _REDUCTIONS = ("Mean", "Sum", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
 
 RULES = (

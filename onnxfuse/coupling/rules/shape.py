@@ -6,7 +6,19 @@ the product of all its output axes; the unifier finds which axes merged and whic
 
 from collections.abc import Iterator
 
-from onnxfuse.coupling.constraints import Constraint, Equal, Freeze, Fresh, Rule, Site, cat, prod
+from onnxfuse.coupling.constraints import (
+    Constraint,
+    Equal,
+    Freeze,
+    Fresh,
+    Rule,
+    Site,
+    Tensor,
+    Weight,
+    cat,
+    prod,
+)
+from onnxfuse.statistics.features import Role
 
 __all__ = ["RULES"]
 
@@ -58,7 +70,10 @@ def concat(site: Site) -> Iterator[Constraint]:
     parts = [x for x in site.inputs if x is not None]
     yield Equal(y[along], cat(*(x[along] for x in parts)))
     for x in parts:
-        yield from (Equal(x[i], y[i]) for i in range(y.rank) if i != along)
+        for i in range(y.rank):
+            if i != along:
+                yield Equal(x[i], y[i])
+            yield from _made_here(x, i)
 
 
 def split(site: Site) -> Iterator[Constraint]:
@@ -92,10 +107,14 @@ def slice_(site: Site) -> Iterator[Constraint]:
         axes = [a % x.rank for a in site.integers("axes", 3) or range(len(starts))]
         stated = site.integers("steps", 4)
         steps = stated if stated is not None else [int(site.optional_input(4) is None)] * len(starts)
-    yield from (Equal(x[i], y[i]) for i in range(x.rank) if i not in axes)
+    for i in range(x.rank):
+        if i not in axes:
+            yield Equal(x[i], y[i])
+            yield from _made_here(x, i)
     for position, axis in enumerate(axes):
         if x.dims[axis] == y.dims[axis] and steps[position] == 1:
             yield Equal(x[axis], y[axis])
+            yield from _made_here(x, axis)
         elif steps[position] != 1:
             yield Freeze(x[axis], f"{site.node.title} takes every other index, or bounds known at run time only")
             yield Freeze(y[axis], f"{site.node.title} takes every other index, or bounds known at run time only")
@@ -155,12 +174,20 @@ def expand(site: Site) -> Iterator[Constraint]:
     for position in range(1, y.rank + 1):
         if position <= x.rank and x.dims[-position] == y.dims[-position]:
             yield Equal(x[-position], y[-position])
+            yield from _made_here(x, x.rank - position)
         else:
-            yield Freeze(y[-position], f"{site.node.title} repeats along it")
+            # Copies of one entry: there may be any number of them.
+            yield Equal(y[-position], y[-position])
         if position <= target.dims[0]:
             stated = None if target.value is None else int(target.value[-position])
             if stated != 1:
                 yield site.entry_size("", 1, target.dims[0] - position, y[-position])
+
+
+def _made_here(x: Tensor, axis: int) -> Iterator[Constraint]:
+    """A constant that becomes a part of a computed tensor, such as a class token, makes channels like a bias does."""
+    if x.is_weight and x.dims[axis] > 1:
+        yield Weight(x[axis], Role.PRODUCER)
 
 
 def constant_of_shape(site: Site) -> Iterator[Constraint]:
