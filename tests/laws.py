@@ -247,12 +247,12 @@ def assert_only_weights_differ(original: onnx.ModelProto, model: onnx.ModelProto
 
 
 def _computed_sizes(model: onnx.ModelProto) -> set[str]:
-    """Return the values that only move sizes about, which a constant may take the place of."""
+    """Return the values that are computed from sizes and constants, which a constant may take the place of."""
     known = set(initializers(model))
     found: set[str] = set()
     for node in model.graph.node:
-        moves = node.op_type in {"Concat", "Gather", "Slice", "Squeeze", "Unsqueeze", "Cast"}
-        if node.op_type == "Shape" or (moves and found & set(node.input) and found | known >= set(node.input)):
+        follows = found & set(node.input) and found | known >= set(node.input)
+        if node.op_type in {"Shape", "Size"} or follows:
             found.update(node.output)
     return found
 

@@ -189,28 +189,28 @@ class TestSizes:
         check_halving(net)
 
     def test_bound_from_another_axis(self) -> None:
-        """A slice that ends where other channels end, equal by chance, holds these."""
+        """A slice that ends where other channels end, equal by chance, keeps its end when these go."""
         net = Net(17)
         x = net.input(1, 2, 4, 4)
         h, g = net.conv(x, 6, name="first"), net.conv(x, 6, name="second")
         end = net.slice(net.node("Shape", g), [1], [2], [0])
         y = net.node("Slice", h, integers(net, 0), end, integers(net, 1), like=h)
         net.output(net.conv(y, 2), net.conv(g, 2))
-        assert "takes a bound from its size" in group_called(analysis_of(net.model()), "second").frozen
+        assert "second" in names_of_free(net)
         check_halving(net)
 
     def test_filled_to_a_size(self) -> None:
-        """Constants that are filled to a size read at run time hold that size where they are more than added."""
+        """Constants that are filled to a size that never changes are channels like others."""
         net = Net(17)
         x = net.input(1, 2, 4, 4)
         h, g = net.conv(x, 6, name="first"), net.conv(x, 4, name="second")
         zeros = net.node("ConstantOfShape", net.node("Shape", h), like=h)
         net.output(net.conv(net.node("Concat", g, zeros, axis=1), 2), net.conv(h, 2))
-        assert names_of_free(net) == {"second"}
+        assert {"first", "second"} <= names_of_free(net)
         check_halving(net)
 
     def test_repeats_from_a_size(self) -> None:
-        """A number of repeats that is read at run time holds the size that it is."""
+        """A number of repeats that is read from a width stays when the width shrinks."""
         net = Net(17)
         x = net.input(1, 2, 4, 4)
         h, single = net.conv(x, 6, name="first"), net.conv(x, 1, name="single")
@@ -218,7 +218,7 @@ class TestSizes:
         repeats = net.node("Concat", integers(net, 1), size, integers(net, 1, 1), axis=0)
         y = net.node("Tile", single, repeats, like=h)
         net.output(net.conv(y, 2), net.conv(h, 2))
-        assert "computes with its size" in group_called(analysis_of(net.model()), "first").frozen
+        assert "first" in names_of_free(net)
         check_halving(net)
 
     def test_squeeze_without_axes(self) -> None:

@@ -355,7 +355,7 @@ class _Solver:
             source = self._operand(node, 0)
             self.users.setdefault(source, self.users.get(Operand(node.outputs[0]), node.name))
             for axis, layout in enumerate(self.axes[source]):
-                moved = _moved_axis(node, axis, len(self.axes[source]))
+                moved = _moved_axis(node, axis, len(self.axes[source]), self._stated_axes(node))
                 for atom in dict.fromkeys(leaves(self.unifier.resolve(layout))):
                     found = self._roles_behind(Operand(node.outputs[0]), moved, atom, roles)
                     roles.setdefault((source, atom), set()).update(found)
@@ -363,6 +363,14 @@ class _Solver:
                         self._give_role(source, axis, next(iter(found)), node)
                     elif found:
                         self.unifier.freeze(atom, f"{node.title} passes on a weight with two roles")
+
+    def _stated_axes(self, node: NodeView) -> list[int] | None:
+        """Return the axes that a Squeeze or Unsqueeze states, as an attribute or an input."""
+        if "axes" in node.attributes:
+            return [int(axis) for axis in node.attributes["axes"]]
+        if len(node.inputs) > 1 and node.inputs[1] in self.shapes.static:
+            return [int(axis) for axis in self.shapes.static[node.inputs[1]].ravel()]
+        return None
 
     def _roles_behind(
         self, result: Operand, axis: int | None, atom: Atom, roles: Mapping[tuple[Operand, Atom], set[Role]]
@@ -498,7 +506,7 @@ class _Solver:
         }
 
 
-def _moved_axis(node: NodeView, axis: int, rank: int) -> int | None:
+def _moved_axis(node: NodeView, axis: int, rank: int, ones: Sequence[int] | None) -> int | None:
     """Return what an axis becomes in the result of a rearranging node; None where axes may merge or part."""
     match node.op:
         case "Cast" | "Identity":
@@ -506,8 +514,8 @@ def _moved_axis(node: NodeView, axis: int, rank: int) -> int | None:
         case "Transpose":
             order = [int(i) for i in node.attributes.get("perm", range(rank)[::-1])]
             return order.index(axis)
-        case "Squeeze" | "Unsqueeze" if node.attributes.get("axes") is not None:
-            return _past_ones([int(a) for a in node.attributes["axes"]], axis, rank, squeezed=node.op == "Squeeze")
+        case "Squeeze" | "Unsqueeze" if ones is not None:
+            return _past_ones(ones, axis, rank, squeezed=node.op == "Squeeze")
         case _:
             return None
 

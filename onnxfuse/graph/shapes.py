@@ -35,6 +35,7 @@ _INFERENCE_ERRORS = (
 # Operators by which exporters put weights together from pieces (the gates of a recurrent layer); constants larger than
 # small are followed through them too.
 _ASSEMBLING = frozenset({"Concat", "Gather", "Slice", "Split"})
+_REARRANGING = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 _NOT_STATIC = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"})
 
 
@@ -48,8 +49,8 @@ class Shapes:
         static: Values that depend on constants and input shapes only, where they are small (at most 4096 elements) or
             put together from constants.
         fixed: Those of `static` that are the same for every input shape.
-        read_from: For a value of `fixed` that the graph computes from shapes: the computed values whose shapes it reads.
-            It stays what it is only as long as these keep theirs.
+        read_from: For a value of `fixed` that the graph computes from shapes: the computed values whose shapes it
+            reads. It stays what it is only as long as these keep theirs.
     """
 
     dims: Mapping[str, tuple[int, ...]]
@@ -182,7 +183,7 @@ class _Inference:
                     read_from |= set() if name in self.graph.constants else {name}
             elif (value := self._value(node, name)) is not None:
                 feeds[name] = value
-                fixed = fixed and (name in self.fixed or name in self.graph.constants)
+                fixed = fixed and (name in self.fixed or name not in self.static)
                 read_from |= self.read_from.get(name, set())
             else:
                 return False
@@ -208,9 +209,30 @@ class _Inference:
         """Return a value if it is known; a large constant only to a node that puts constants together."""
         if name in self.static:
             return self.static[name]
-        if node.op in _ASSEMBLING and name in self.graph.constants and self.types[name] != TensorProto.STRING:
-            return self.graph.array(name)
-        return None
+        if node.op not in _ASSEMBLING:
+            return None
+        if name in self.graph.constants:
+            return self.graph.array(name) if self.types[name] != TensorProto.STRING else None
+        maker = self.graph.producers.get(name)
+        return None if maker is None else self._rearranged(self.graph.nodes[maker])
+
+    def _rearranged(self, node: NodeView) -> np.ndarray[Any, np.dtype[Any]] | None:
+        """Return a large constant that was rearranged on its way to a node that puts constants together."""
+        if node.op not in _REARRANGING or node.domain != DEFAULT_DOMAIN:
+            return None
+        feeds = {}
+        for slot, name in enumerate(node.inputs):
+            value = self.static.get(name)
+            if slot == 0 and name in self.graph.constants:
+                value = self.graph.array(name)
+            if value is None or (name not in self.graph.constants and name not in self.fixed):
+                return None
+            feeds[name] = value
+        try:
+            return np.asarray(next(iter(ReferenceEvaluator(node.proto, opsets=self.versions).run(None, feeds))))
+        except _EVALUATION_ERRORS as error:
+            logger.debug("%s was not evaluated: %s", node.title, error)
+            return None
 
     def _infer_types(self, node: NodeView) -> Mapping[str, TypeProto]:
         types = {name: self._type_of(name) for name in node.inputs if name in self.types}
