@@ -92,6 +92,9 @@ class WeightState:
         self._arrays: dict[Operand, FloatArray] = {}
         self._changed: set[Operand] = set()
         self._mixed: set[Operand] = set()
+        self._output_axis = {
+            p.operand: p.axis for group in channels.groups for p in group.parameters if p.role is Role.PRODUCER
+        }
         self._norm_after = {maker: norm for norm, makers in channels.batch_norms.items() for maker in makers}
 
     def array(self, operand: Operand) -> FloatArray:
@@ -117,17 +120,14 @@ class WeightState:
         biases = self._biases(group)
         members = []
         for parameter in group.parameters:
-            value = self.array(parameter.operand)
             if parameter.role not in {Role.PRODUCER, Role.CONSUMER}:
                 continue
             where = self._positions(parameter, group.atom)
-            rows = np.moveaxis(value, parameter.axis, 0)[where.ravel()]
-            factor = bn_scale = bias = None
+            rows = np.moveaxis(self._folded(parameter.operand), parameter.axis, 0)[where.ravel()]
+            bn_scale = bias = None
             if parameter.role is Role.PRODUCER:
-                factor, bn_scale = self._scales(parameter.operand.node, where)
+                bn_scale = self._bn_scale(parameter.operand.node, where)
                 bias = biases.pop(parameter.operand.node, None)
-            if factor is not None:
-                rows = rows * factor.reshape(-1, *[1] * (rows.ndim - 1))
             members.append(
                 MemberFeatures(parameter.node, parameter.role, rows.reshape(group.channels, -1), bias, bn_scale)
             )
@@ -233,13 +233,21 @@ class WeightState:
         epsilon = float(self.graph.nodes[node].attributes.get("epsilon", _DEFAULT_EPSILON))
         return _Norm(scale, shift, mean, variance, epsilon)
 
-    def _scales(self, node: int, where: IntArray) -> tuple[FloatArray | None, FloatArray | None]:
-        """Return the folded factor of every index (flat) and |scale| of every channel, of the norm after ``node``."""
+    def _folded(self, operand: Operand) -> FloatArray:
+        """Return a weight with the normalisation after its node folded into its outputs (the paper's equation 1).
+
+        All weights of a group are seen so, those that read its channels too, as after folding the whole network.
+        """
+        value, after = self.array(operand), self._norm_after.get(operand.node)
+        axis = self._output_axis.get(operand)
+        if after is None or axis is None:
+            return value
+        return value * _along(self._norm(after).factor, axis, value.ndim)
+
+    def _bn_scale(self, node: int, where: IntArray) -> FloatArray | None:
+        """Return the magnitude of the scale that a normalisation after ``node`` gives every channel."""
         after = self._norm_after.get(node)
-        if after is None:
-            return None, None
-        norm = self._norm(after)
-        return norm.factor[where.ravel()], np.abs(norm.scale)[where].mean(axis=1)
+        return None if after is None else np.abs(self._norm(after).scale)[where].mean(axis=1)
 
     def _biases(self, group: CouplingGroup) -> dict[int, FloatArray]:
         """Return the producers' biases, normalisation folded in, by the node of the producer's weight."""
