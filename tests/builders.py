@@ -312,7 +312,11 @@ class Net:
         factors = self.constant(np.array(scales, np.float32), dtype=TensorProto.FLOAT)
         if self.opset < 10:
             return self.node("Upsample", x, factors)
-        return self.node("Resize", x, factors) if self.opset < 11 else self.node("Resize", x, "", factors)
+        if self.opset < 11:
+            return self.node("Resize", x, factors)
+        # The region of interest became optional with version 13.
+        region = "" if self.opset >= 13 else self.constant(np.zeros(0, np.float32))
+        return self.node("Resize", x, region, factors)
 
     # The whole ----------------------------------------------------------------------------------------------------
 
