@@ -33,6 +33,7 @@ __all__ = [
     "Statistic",
     "Tensor",
     "Weight",
+    "axis_references",
     "cat",
     "prod",
 ]
@@ -282,3 +283,29 @@ class Rule:
     infer: Callable[[Site], Iterator[Constraint]]
     since: int = 1
     domain: str = DEFAULT_DOMAIN
+
+
+def axis_references(constraint: Constraint) -> Iterator[AxisRef]:
+    """Yield the axes that a constraint says something of; roles and stated sizes say nothing of an axis' identity."""
+    match constraint:
+        case Equal(left, right):
+            yield from _axis_refs(left)
+            yield from _axis_refs(right)
+        case Freeze(expr, _) | Residual(expr) | SelectOnly(expr, _) | Statistic(expr, _):
+            yield from _axis_refs(expr)
+        case Weight() | Normalises() | AttributeSize() | ConstantSize():
+            return
+
+
+def _axis_refs(expr: Expr) -> Iterator[AxisRef]:
+    match expr:
+        case AxisRef():
+            yield expr
+        case Fresh():
+            return
+        case Cat(parts):
+            for part in parts:
+                yield from _axis_refs(part)
+        case Prod(factors):
+            for factor in factors:
+                yield from _axis_refs(factor)

@@ -30,6 +30,7 @@ from onnxfuse.coupling.constraints import (
     Statistic,
     Tensor,
     Weight,
+    axis_references,
 )
 from onnxfuse.coupling.groups import (
     ChannelGraph,
@@ -40,6 +41,7 @@ from onnxfuse.coupling.groups import (
     product_partners,
 )
 from onnxfuse.coupling.layout import Atom, Concat, Layout, LayoutMismatchError, Product, Unifier, leaves
+from onnxfuse.coupling.rearranged import moved_axis
 from onnxfuse.coupling.rules import DEFAULT_RULES
 from onnxfuse.coupling.shape_values import Origin, ShapeTrace, SizeOf, Stated, trace_shape_values
 from onnxfuse.coupling.target_shapes import Int64Array, constant_target
@@ -241,7 +243,7 @@ class _Solver:
 
     def _check_complete(self, site: Site, constraints: Iterable[Constraint]) -> None:
         """Freeze the whole node where its rule says nothing of some axis: better small than wrong."""
-        told = {(ref.operand, ref.axis) for constraint in constraints for ref in _references(constraint)}
+        told = {(ref.operand, ref.axis) for constraint in constraints for ref in axis_references(constraint)}
         for tensor in (*site.inputs, *site.outputs):
             if tensor is None or (tensor.value is not None and tensor.value.dtype.kind in "iub"):
                 continue
@@ -355,7 +357,7 @@ class _Solver:
             source = self._operand(node, 0)
             self.users.setdefault(source, self.users.get(Operand(node.outputs[0]), node.name))
             for axis, layout in enumerate(self.axes[source]):
-                moved = _moved_axis(node, axis, len(self.axes[source]), self._stated_axes(node))
+                moved = moved_axis(node, axis, len(self.axes[source]), self._stated_axes(node))
                 for atom in dict.fromkeys(leaves(self.unifier.resolve(layout))):
                     found = self._roles_behind(Operand(node.outputs[0]), moved, atom, roles)
                     roles.setdefault((source, atom), set()).update(found)
@@ -506,30 +508,6 @@ class _Solver:
         }
 
 
-def _moved_axis(node: NodeView, axis: int, rank: int, ones: Sequence[int] | None) -> int | None:
-    """Return what an axis becomes in the result of a rearranging node; None where axes may merge or part."""
-    match node.op:
-        case "Cast" | "Identity":
-            return axis
-        case "Transpose":
-            order = [int(i) for i in node.attributes.get("perm", range(rank)[::-1])]
-            return order.index(axis)
-        case "Squeeze" | "Unsqueeze" if ones is not None:
-            return _past_ones(ones, axis, rank, squeezed=node.op == "Squeeze")
-        case _:
-            return None
-
-
-def _past_ones(axes: Sequence[int], axis: int, rank: int, *, squeezed: bool) -> int | None:
-    """Return where an axis goes when axes of size 1 are taken out, or put in."""
-    if squeezed:
-        gone = {a % rank for a in axes}
-        return None if axis in gone else axis - sum(a < axis for a in gone)
-    total = rank + len(axes)
-    new = {a % total for a in axes}
-    return [a for a in range(total) if a not in new][axis]
-
-
 def _producer(axes: Sequence[ParameterAxis]) -> ParameterAxis | None:
     return next((p for p in axes if p.role is Role.PRODUCER), None)
 
@@ -537,28 +515,3 @@ def _producer(axes: Sequence[ParameterAxis]) -> ParameterAxis | None:
 def _name(axes: Sequence[ParameterAxis]) -> str:
     first = _producer(axes)
     return "" if first is None else first.node
-
-
-def _references(constraint: Constraint) -> Iterator[AxisRef]:
-    match constraint:
-        case Equal(left, right):
-            yield from _axis_refs(left)
-            yield from _axis_refs(right)
-        case Freeze(expr, _) | Residual(expr) | SelectOnly(expr, _) | Statistic(expr, _):
-            yield from _axis_refs(expr)
-        case Weight() | Normalises() | AttributeSize() | ConstantSize():
-            return
-
-
-def _axis_refs(expr: Expr) -> Iterator[AxisRef]:
-    match expr:
-        case AxisRef():
-            yield expr
-        case Fresh():
-            return
-        case Cat(parts):
-            for part in parts:
-                yield from _axis_refs(part)
-        case Prod(factors):
-            for factor in factors:
-                yield from _axis_refs(factor)

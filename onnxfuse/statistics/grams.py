@@ -90,7 +90,9 @@ def fit_reader(target: FloatArray, prior: FloatArray, sums: PairedSums, ridge: f
         V, shape (O, D').
     """
     _, cross, after = sums.covariances()
-    weight = ridge * max(float(np.trace(after)) / max(len(after), 1), np.finfo(np.float64).tiny)
+    variance = float(np.trace(after)) / max(len(after), 1)
+    # Rows that never change say nothing: any ridge gives the prior then.
+    weight = ridge * (variance if variance > 0 else 1.0)
     left = after + weight * np.eye(len(after))
     right = target @ cross + weight * prior
     return np.asarray(np.linalg.solve(left, right.T).T, np.float64)
