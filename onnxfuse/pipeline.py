@@ -363,7 +363,9 @@ def _proven(
         state = WeightState(analysis.graph, analysis.shapes, analysis.channels)
         rng = np.random.default_rng(config.seed)
         for group in chosen:
-            state.fuse(group, ChannelMap.permutation(rng.permutation(group.channels)))
+            # One random cycle moves every channel; a random permutation of a few may move none.
+            order = rng.permutation(group.channels)
+            state.fuse(group, ChannelMap.permutation(np.roll(order, 1)[np.argsort(order)]))
         edits = collect_edits(analysis.graph, analysis.shapes, analysis.channels, state)
         return apply_edits(analysis.graph, edits, {})
 

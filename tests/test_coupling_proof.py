@@ -1,0 +1,203 @@
+"""The proof of the coupling on the model at hand: what a wrong rule breaks is found and frozen, and nothing else."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+
+import onnxfuse
+from onnxfuse import analysis as analysis_module
+from onnxfuse.coupling.constraints import Constraint, Equal, Rule, Site, prod
+from onnxfuse.coupling.groups import ChannelGraph
+from onnxfuse.coupling.rules import DEFAULT_RULES
+from onnxfuse.coupling.rules.elementwise import unary
+from onnxfuse.coupling.solve import solve_coupling
+from onnxfuse.errors import UnsupportedGraphError
+from onnxfuse.graph.shapes import Shapes
+from onnxfuse.graph.view import GraphView
+from onnxfuse.proof.coupling import CouplingProof, watched_values
+from onnxfuse.report import InspectReport
+from tests.builders import Net
+from tests.laws import analysis_of
+
+FAILED = "the proof on this model failed"
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, *wrong: Rule) -> None:
+    """Let some rules take the place of the right ones."""
+    changed = {rule.op for rule in wrong}
+    rules = (*(rule for rule in DEFAULT_RULES if rule.op not in changed), *wrong)
+
+    def solve(graph: GraphView, shapes: Shapes) -> ChannelGraph:
+        return solve_coupling(graph, shapes, rules)
+
+    monkeypatch.setattr(analysis_module, "solve_coupling", solve)
+
+
+def frozen(report: InspectReport) -> dict[str, str]:
+    """Return why groups are frozen, by name; the one that makes the output is left out."""
+    return {g.name: g.frozen or "" for g in report.groups if g.name != "last"}
+
+
+def refuted(report: InspectReport) -> set[str]:
+    """Return the groups that the proof has frozen; no others may be."""
+    reasons = frozen(report)
+    found = {name for name, reason in reasons.items() if reason.startswith(FAILED)}
+    assert all(not reason for name, reason in reasons.items() if name not in found)
+    return found
+
+
+def with_lrn(net: Net) -> onnx.ModelProto:
+    """Write a network of four layers with a normalisation over neighbouring channels after the second."""
+    h = net.conv(net.input(1, 3, 5, 5), 6, name="first")
+    h = net.conv(net.node("Relu", h), 6, name="second")
+    h = net.node("LRN", h, size=3, alpha=3.0, beta=0.75, bias=0.5, name="lrn")
+    h = net.conv(h, 5, name="third")
+    net.output(net.conv(net.node("Relu", h), 2, name="last"))
+    return net.model()
+
+
+def shuffle(site: Site) -> Iterator[Constraint]:
+    """Say, wrongly, that a Reshape from (n, c) to (n, a, b) splits channels with the inner factor outside."""
+    x, y = site.input(0), site.output()
+    yield Equal(x[0], y[0])
+    if x.rank == 2 and y.rank == 3:
+        yield Equal(x[1], prod(y[2], y[1]))
+    else:
+        yield Equal(x[1], prod(y[1], y[2]))
+
+
+def shuffled(net: Net) -> onnx.ModelProto:
+    """Write a network that splits channels in two axes of equal size, sums one up, and has a layer on either side."""
+    h = net.node("Relu", net.gemm(net.input(2, 4), 6, name="first"))
+    h = net.gemm(h, 9, name="second")
+    h = net.reduce("Mean", net.node("Tanh", net.reshape(h, 2, 3, 3)), [2], keepdims=0)
+    h = net.node("Relu", net.gemm(h, 5, name="third"))
+    net.output(net.gemm(h, 2, name="last"))
+    return net.model()
+
+
+def test_a_wrong_rule_freezes_what_it_concerns_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong rule freezes what it concerns and nothing else, with the reason and a note that names it."""
+    plant(monkeypatch, Rule("LRN", unary))
+    report = onnxfuse.inspect(with_lrn(Net()))
+    assert refuted(report) == {"second"}
+    assert "permuting its channels changes" in frozen(report)["second"]
+    (note,) = report.notes
+    assert note.startswith("a defect of onnxfuse, made harmless")
+    assert note.endswith("no proof for second")
+
+
+def test_the_right_rules_leave_the_proof_nothing_to_say() -> None:
+    """The right rules leave the proof nothing to say: what it would refute is frozen before, for its own reason."""
+    for model in (with_lrn(Net()), shuffled(Net())):
+        report = onnxfuse.inspect(model)
+        assert report.notes == ()
+        assert not any(reason.startswith(FAILED) for reason in frozen(report).values())
+        assert {"first", "third"} <= {name for name, reason in frozen(report).items() if not reason}
+    assert frozen(onnxfuse.inspect(with_lrn(Net())))["second"]
+
+
+def test_a_wrong_order_of_factors_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels split the wrong way round are found, although every shape fits."""
+    plant(monkeypatch, Rule("Reshape", shuffle))
+    report = onnxfuse.inspect(shuffled(Net()))
+    found = {name for name, reason in frozen(report).items() if reason.startswith(FAILED)}
+    assert found
+    assert all(name.startswith("second") for name in found)
+    assert {"first", "third"} <= set(frozen(report)) - found
+    assert report.notes[0].endswith(f"no proof for {', '.join(g for g in frozen(report) if g in found)}")
+
+
+def test_without_the_proof_a_wrong_rule_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the proof a wrong rule is believed: the group is free, and there is no note."""
+    plant(monkeypatch, Rule("LRN", unary))
+    report = onnxfuse.inspect(with_lrn(Net()), prove=False)
+    assert set(frozen(report).values()) == {""}
+    assert report.notes == ()
+
+
+def test_compress_keeps_what_the_proof_refutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compress keeps what the proof refutes, compresses the rest, and refuses if that is all there was to do."""
+    plant(monkeypatch, Rule("LRN", unary))
+    model = with_lrn(Net())
+    report = onnxfuse.compress(model, ratio=0.5, provider="cpu").report
+    assert {g.name: g.channels_after for g in report.groups} == {"first": 3, "second": 6, "third": 2, "last": 2}
+    assert any("no proof for second" in note for note in report.notes)
+    with pytest.raises(UnsupportedGraphError, match=FAILED):
+        onnxfuse.compress(model, ratio=0.5, only="second", provider="cpu")
+    believed = onnxfuse.compress(model, ratio=0.5, only="second", provider="cpu", prove=False).report
+    assert {g.name: g.channels_after for g in believed.groups}["second"] == 3
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_every_wrong_group_is_found_among_many(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many groups are wrong among right ones, bisection finds each of them."""
+    plant(monkeypatch, Rule("LRN", unary))
+    net = Net(seed=count)
+    h = net.input(1, 3, 4, 4)
+    for i in range(6):
+        h = net.conv(h, 6, name=f"layer{i}")
+        wrong = i % 2 and i // 2 < count
+        h = net.node("LRN", h, size=3, alpha=3.0, bias=0.5) if wrong else net.node("Tanh", h)
+    net.output(net.conv(h, 2, name="last"))
+    assert refuted(onnxfuse.inspect(net.model())) == {f"layer{2 * i + 1}" for i in range(count)}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_wrong_group_of_two_channels_is_found_with_any_seed(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong group of two channels is found with any seed: every channel moves, although they are so few."""
+    plant(monkeypatch, Rule("CumSum", unary))
+    net = Net(seed=1)
+    h = net.conv(net.input(1, 3, 4, 4), 2, name="first")
+    h = net.node("CumSum", h, net.constant(np.array(1, np.int64)))
+    net.output(net.conv(h, 2, name="last"))
+    assert refuted(onnxfuse.inspect(net.model(), seed=seed)) == {"first"}
+
+
+@pytest.mark.parametrize("ending", ["Sigmoid", "ArgMax", "Softmax"])
+def test_a_deaf_output_is_judged_by_what_comes_before_it(ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an output hardly moves, the value just before it shows the change."""
+    plant(monkeypatch, Rule("LRN", unary))
+    net = Net(seed=1)
+    h = net.conv(net.input(1, 3, 4, 4), 6, name="first")
+    h = net.node("LRN", h, size=3, alpha=3.0, bias=0.5)
+    h = net.conv(h, 3, 1, name="last", bias=False)
+    h = net.node("Add", h, net.constant(np.array([900.0, 600.0, 300.0]).reshape(3, 1, 1)))
+    net.output(net.node(ending, h, name="deaf", axis=None if ending == "Sigmoid" else 1))
+    model = net.model()
+    assert h in watched_values(analysis_of(model).graph, analysis_of(model).channels)
+    assert refuted(onnxfuse.inspect(model)) == {"first"}
+
+
+def test_noise_makes_no_proof_and_says_so() -> None:
+    """A network with noise of its own can't be proven: a note says that its outputs differ from run to run."""
+    net = Net()
+    h = net.conv(net.input(1, 3, 4, 4), 6, name="first")
+    noise = net.node("RandomNormal", shape=[1, 6, 4, 4], dtype=TensorProto.FLOAT)
+    net.output(net.conv(net.node("Relu", h), 2, 1, name="last"), net.node("Identity", noise))
+    report = onnxfuse.inspect(net.model())
+    assert report.notes == (
+        "the coupling was not proven on this model: its outputs differ from run to run on the same inputs",
+    )
+    assert frozen(report) == {"first": ""}
+
+
+def test_an_output_that_never_changes_makes_no_proof_and_says_so() -> None:
+    """Outputs that hardly depend on the inputs show nothing, so there is no proof, and a note says so."""
+    net = Net()
+    h = net.gemm(net.input(2, 4), 6, name="first")
+    h = net.gemm(net.node("Mul", h, net.constant(0.0)), 2, name="last", bias=False)
+    net.output(net.node("Sigmoid", h))
+    (note,) = onnxfuse.inspect(net.model()).notes
+    assert "hardly depend on the inputs" in note
+
+
+def test_nothing_to_prove_is_proven() -> None:
+    """Where every group is frozen, there is nothing to prove and nothing to note."""
+    net = Net()
+    net.output(net.gemm(net.input(2, 4), 6, name="only"))
+    assert onnxfuse.inspect(net.model()).notes == ()
+    assert CouplingProof(0, {}).note == ""

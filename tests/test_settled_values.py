@@ -1,0 +1,182 @@
+"""Values that a graph computes from its own sizes: those of the trained network stay when channels go."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+
+import onnxfuse
+from onnxfuse.graph.shapes import Shapes, infer_shapes
+from onnxfuse.graph.view import GraphView
+from tests.builders import Net, run_ort, run_reference
+from tests.laws import analysis_of, assert_same_outputs, assert_valid, group_called, with_unread
+
+WIDTH = 8
+DROPPED = np.array([1, 4, 6])
+
+
+def root_of_size(net: Net, x: str, axis: int) -> str:
+    """Compute the square root of one size of a value."""
+    size = net.node("Gather", net.node("Shape", x), net.constant(np.array(axis, np.int64)), axis=0)
+    return net.node("Sqrt", net.node("Cast", size, to=TensorProto.FLOAT))
+
+
+def scaled_scores(net: Net, batch: str) -> str:
+    """Write an attention whose scale is computed from the width of the queries; return the scale's name."""
+    x = net.input(2, 4, 5, batch=batch)
+    q, k, v = (net.matmul(x, WIDTH, name=name) for name in ("query", "key", "value"))
+    scores = net.node("MatMul", q, net.node("Transpose", k, perm=[0, 2, 1]))
+    scale = root_of_size(net, q, 2)
+    weights = net.node("Softmax", net.node("Div", scores, scale), axis=-1)
+    net.output(net.matmul(net.node("MatMul", weights, v), 3, name="last"))
+    return scale
+
+
+def scaled_map(net: Net, batch: str) -> str:
+    """Write a convolution whose channels are divided by the root of their number; return the root's name."""
+    h = net.conv(net.input(2, 3, 4, 4, batch=batch), WIDTH, name="value")
+    scale = root_of_size(net, h, 1)
+    net.output(net.conv(net.node("Div", net.node("Relu", h), scale), 2, 1, name="last"))
+    return scale
+
+
+NETS = [scaled_scores, scaled_map]
+
+
+def unread(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """Let nothing read some channels of a group, and make them the least important."""
+    analysis = analysis_of(model)
+    group = group_called(analysis, name)
+    silent = with_unread(analysis, group, DROPPED)
+    assert silent is not None
+    for tensor in silent.graph.initializer:
+        for parameter in group.producers:
+            if tensor.name == parameter.operand.name:
+                array = onnx.numpy_helper.to_array(tensor).copy()
+                np.moveaxis(array, parameter.axis, 0)[DROPPED] *= np.float32(1e-3)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    return silent
+
+
+def pruned(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """Remove the channels of a group that nothing reads."""
+    result = onnxfuse.compress(model, method="prune", ratio=3 / 8, only=name, provider="cpu")
+    assert {g.name: g.channels_after for g in result.report.groups}[name] == WIDTH - len(DROPPED)
+    return result.model
+
+
+@pytest.mark.parametrize("batch", ["", "n"])
+@pytest.mark.parametrize("build", NETS)
+def test_a_scale_computed_from_the_width_stays(build: Callable[[Net, str], str], batch: str) -> None:
+    """A scale that is computed from the width stays when channels go that nothing reads: so does the function."""
+    net = Net(17, seed=2)
+    build(net, batch)
+    model = unread(net.model(), "value")
+    small = pruned(model, "value")
+    assert_valid(small)
+    for run in (run_ort, run_reference):
+        assert_same_outputs(run(model, net.feeds), run(small, net.feeds))
+
+
+@pytest.mark.parametrize("batch", ["", "n"])
+def test_the_scale_of_attention_scores_stays(batch: str) -> None:
+    """The scale of attention scores stays when queries and keys lose channels that are zero in both."""
+    net = Net(17, seed=3)
+    scaled_scores(net, batch)
+    model = net.model()
+    (name,) = [g.name for g in onnxfuse.inspect(model).groups if not g.frozen and g.name != "value"]
+    analysis = analysis_of(model)
+    for tensor in model.graph.initializer:
+        for parameter in group_called(analysis, name).parameters:
+            if tensor.name == parameter.operand.name:
+                array = onnx.numpy_helper.to_array(tensor).copy()
+                np.moveaxis(array, parameter.axis, 0)[DROPPED] = 0
+                tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    small = pruned(model, name)
+    assert_same_outputs(run_ort(model, net.feeds), run_ort(small, net.feeds))
+
+
+@pytest.mark.parametrize("build", NETS)
+def test_an_open_batch_stays_open(build: Callable[[Net, str], str]) -> None:
+    """A result with an open batch runs, and says the same, at batches that nothing was computed at."""
+    net = Net(17, seed=4)
+    build(net, "n")
+    model = unread(net.model(), "value")
+    small = pruned(model, "value")
+    rng = np.random.default_rng(0)
+    for batch in (1, 3, 7):
+        feeds = {"x0": rng.normal(size=(batch, *net.feeds["x0"].shape[1:])).astype(np.float32)}
+        assert_same_outputs(run_ort(model, feeds), run_ort(small, feeds))
+
+
+@pytest.mark.parametrize("build", NETS)
+def test_nothing_is_written_down_where_no_size_changes(build: Callable[[Net, str], str]) -> None:
+    """Where no channels go, the graph keeps computing its scale."""
+    net = Net(17, seed=4)
+    build(net, "n")
+    result = onnxfuse.compress(net.model(), ratio=0, provider="cpu").model
+    assert [n.op_type for n in result.graph.node] == [n.op_type for n in net.model().graph.node]
+
+
+# What is known to stay ----------------------------------------------------------------------------------------------
+
+
+def shapes_of(model: onnx.ModelProto, *dims: int) -> Shapes:
+    """Infer shapes at some input shape."""
+    return infer_shapes(GraphView(model), {"x0": dims})
+
+
+def sizes(open_axes: dict[int, str]) -> tuple[onnx.ModelProto, list[str], str]:
+    """Write a network that computes the root of each of its sizes, and the sum of them all."""
+    net = Net(17)
+    x = net.input(2, 4, 6)
+    h = net.matmul(x, WIDTH)
+    roots = [root_of_size(net, h, axis) for axis in range(3)]
+    total = net.node("Add", net.node("Add", roots[0], roots[1]), roots[2])
+    net.output(net.node("Mul", h, total))
+    model = net.model()
+    for value in (model.graph.input[0], model.graph.output[0]):
+        for axis, symbol in open_axes.items():
+            value.type.tensor_type.shape.dim[axis].dim_param = symbol
+    return model, roots, total
+
+
+@pytest.mark.parametrize("open_axes", [{}, {0: "n"}, {1: "length"}, {0: "n", 1: "length"}, {0: "s", 1: "s"}], ids=str)
+def test_only_what_no_open_size_changes_is_fixed(open_axes: dict[int, str]) -> None:
+    """A value that follows an open batch or length is not fixed; one that follows a stated size or a width is."""
+    model, roots, total = sizes(open_axes)
+    dims = (4, 4, 6) if set(open_axes.values()) == {"s"} else (2, 4, 6)
+    shapes = shapes_of(model, *dims)
+    assert {axis for axis, name in enumerate(roots) if name in shapes.fixed} == {0, 1, 2} - set(open_axes)
+    assert (total in shapes.fixed) == (not open_axes)
+    for name, size in zip(roots, (dims[0], dims[1], WIDTH), strict=True):
+        assert shapes.static[name] == pytest.approx(np.sqrt(size))
+
+
+@pytest.mark.parametrize("open_axes", [{}, {0: "n"}, {0: "n", 1: "length"}], ids=str)
+def test_fixed_values_are_those_of_a_run_at_other_sizes(open_axes: dict[int, str]) -> None:
+    """Every fixed value is what a run gives at any other choice of the open sizes; every other value is not."""
+    model, roots, total = sizes(open_axes)
+    fixed = shapes_of(model, 2, 4, 6).fixed
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in (*roots, total))
+    runs = []
+    for dims in ((2, 4, 6), (5, 4, 6), (5, 9, 6)):
+        sized = tuple(
+            d if axis in open_axes else stated for axis, (d, stated) in enumerate(zip(dims, (2, 4, 6), strict=True))
+        )
+        runs.append(run_ort(model, {"x0": np.zeros(sized, np.float32)}))
+    for name in (*roots, total):
+        assert (len({float(run[name]) for run in runs}) == 1) == (name in fixed), name
+
+
+def test_a_fixed_value_says_what_it_was_read_from() -> None:
+    """A fixed value says whose shape it was read from; a constant was read from none."""
+    net = Net(17)
+    scale = scaled_map(net, "n")
+    shapes = shapes_of(net.model(), 2, 3, 4, 4)
+    (source,) = shapes.read_from[scale]
+    assert net.dims(source) == (2, WIDTH, 4, 4)
+    assert set(net.values) <= shapes.fixed
+    assert not set(net.values) & set(shapes.read_from)
