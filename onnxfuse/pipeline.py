@@ -35,7 +35,6 @@ from onnxfuse.errors import (
 )
 from onnxfuse.fusion.maps import ChannelMap
 from onnxfuse.fusion.methods import METHODS
-from onnxfuse.fusion.refit import Refit, refit_readers
 from onnxfuse.fusion.rewrite import collect_edits, new_dims
 from onnxfuse.fusion.weights import WeightState
 from onnxfuse.graph.edits import apply_edits
@@ -48,6 +47,7 @@ from onnxfuse.proof.coupling import prove_coupling, watched_values
 from onnxfuse.proof.drift import measure_drift
 from onnxfuse.proof.runtime import Session
 from onnxfuse.proof.samples import Samples, load_samples
+from onnxfuse.refit import Refit, refit_readers
 from onnxfuse.report import (
     CompressionReport,
     GroupReport,

@@ -12,11 +12,11 @@ import numpy as np
 import onnx
 
 from onnxfuse.config import CompressionConfig
-from onnxfuse.fusion.refit import Refit
 from onnxfuse.graph.cost import Cost
 from onnxfuse.graph.files import SourceModel
 from onnxfuse.planning.widths import GroupPlan
 from onnxfuse.proof.drift import Drift
+from onnxfuse.refit import Refit
 
 __all__ = [
     "CompressionReport",
