@@ -17,6 +17,7 @@ from rich.console import Console
 import onnxfuse
 from onnxfuse import cli as command_line
 from onnxfuse.cli import app as app_module
+from onnxfuse.cli import main
 from onnxfuse.cli.render import compression_tables, inspection_tables
 from onnxfuse.config import CompressionConfig
 from onnxfuse.fusion.methods import METHODS
@@ -198,7 +199,7 @@ def test_interrupt_during_the_proof_leaves_nothing(digits: Path, sent: signal.Si
         assert len(list(folder.iterdir())) == 3  # the staged result is there while it is being proven
         running.send_signal(sent)
         _, err = running.communicate(timeout=100)
-    assert running.returncode == 130
+    assert running.returncode == 130, err
     assert err == "onnxfuse: interrupted; nothing was written\n"
     assert names_in(folder) == ["digits.onnx", "small.onnx"]
     assert (folder / "small.onnx").read_bytes() == b"an earlier result"
@@ -487,3 +488,20 @@ def test_the_handler_of_the_caller_comes_back(cli: Command) -> None:
     before = signal.getsignal(signal.SIGTERM)
     assert cli("--version").code == 0
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_error_while_unwinding_from_an_interrupt_counts_as_one(
+    monkeypatch: pytest.MonkeyPatch, digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An error while unwinding from an interrupt counts as one."""
+
+    def interrupted(*_: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            what = "the folder is not empty"
+            raise OSError(what)
+
+    monkeypatch.setattr("onnxfuse.pipeline.measure_drift", interrupted)
+    assert main(["compress", str(digits), "-o", str(digits.with_name("s.onnx"))]) == 130
+    assert "interrupted" in capsys.readouterr().err

@@ -181,12 +181,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         errors.print("onnxfuse: interrupted; nothing was written")
         return EXIT_INTERRUPTED
     except Exception as error:
+        if _was_interrupted(error):
+            errors.print("onnxfuse: interrupted; nothing was written")
+            return EXIT_INTERRUPTED
         if verbose:
             raise
         errors.print(f"onnxfuse: a defect of onnxfuse: {type(error).__name__}: {error}")
         errors.print("  mend: run again with -v and report what it prints")
         return EXIT_DEFECT
     return 0
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether an error came up while an interrupt was being handled, as a complaint about the unwinding may."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @contextmanager
