@@ -172,7 +172,8 @@ def test_verbose_shows_a_traceback_of_an_error(process: Command, tmp_path: Path)
 
 
 INTERRUPTED = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
 from onnxfuse import pipeline
 from onnxfuse.cli import main
 
