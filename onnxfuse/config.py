@@ -9,12 +9,12 @@ from typing import Any
 from onnxfuse.errors import ConfigError, RegistryError
 from onnxfuse.fusion.methods import METHODS
 from onnxfuse.fusion.options import FusionOptions
+from onnxfuse.target import Target
 
 __all__ = ["CompressionConfig", "Order", "Provider", "Scope"]
 
 AUTO = "auto"
-# What `auto` stands for, until methods that look at activations are there to choose from.
-AUTO_METHOD = "intra-fusion"
+DEFAULT_RATIO = 0.3
 
 
 class Scope(StrEnum):
@@ -52,9 +52,13 @@ class CompressionConfig:
     Attributes:
         ratio: Share of each group's channels to remove: 0 or more, and less than 1. Of C channels
             floor(C (1 - ratio)) stay, at least 1.
-        method: ``intra-fusion`` transports all channels to the most important ones, ``prune`` drops the least
-            important ones, ``fold`` merges clusters of similar ones; ``auto`` chooses, at present
-            ``intra-fusion``.
+        target: What may stay of the whole network, instead of a ratio for every group: ``macs=0.5``, ``params=40%``,
+            ``macs=300M``, ``bytes=2M``. Each group keeps as many channels as is best for the whole.
+        round_to: Widths are multiples of this, where a group has as many; runtimes like multiples of 8.
+        min_channels: How many channels each group keeps at least.
+        method: ``auto`` chooses for every group the channels, and the weights behind them, with which the layers that
+            read it lose least. ``intra-fusion`` transports all channels to the most important ones, ``prune`` drops
+            the least important ones, ``fold`` merges clusters of similar ones.
         scope: Which groups may change: ``all`` that are not frozen, or ``hidden``, those that no addition ties
             together (the insides of residual blocks).
         only: A shell pattern such as '/layer1/*': only groups whose name fits change. May be given several times;
@@ -62,7 +66,8 @@ class CompressionConfig:
         skip: A shell pattern: groups whose name fits do not change. May be given several times.
         order: In which order groups are fused; each one sees the weights that those before it have changed.
             ``backward`` is from the output to the input, as the paper's released code does.
-        refit: Whether to fit the readers of fused channels anew on the calibration samples, front to back.
+        refit: Whether to fit the layers behind fused channels anew on the calibration samples, front to back; by
+            default with ``auto`` only.
         prove: Whether to prove the coupling on this model first, by permuting the channels of every group in ONNX
             Runtime; groups that fail are kept as they are.
         provider: Where ONNX Runtime runs: ``cuda`` or not at all, ``cpu``, or ``auto``, which is CUDA where it
@@ -82,13 +87,16 @@ class CompressionConfig:
           mend: give the share of channels to remove: 0 or more, and less than 1
     """
 
-    ratio: float = 0.3
+    ratio: float = DEFAULT_RATIO
+    target: str = ""
+    round_to: int = 1
+    min_channels: int = 1
     method: str = AUTO
     scope: Scope = Scope.ALL
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     order: Order = Order.BACKWARD
-    refit: bool = False
+    refit: bool | None = None
     prove: bool = True
     provider: Provider = Provider.AUTO
     seed: int = 0
@@ -100,6 +108,7 @@ class CompressionConfig:
             what = f"the ratio is {self.ratio!r}"
             mend = "give the share of channels to remove: 0 or more, and less than 1"
             raise ConfigError(what, where="--ratio", mend=mend)
+        self._check_widths()
         if self.method != AUTO:
             try:
                 METHODS[self.method]
@@ -114,10 +123,28 @@ class CompressionConfig:
             given: tuple[str, ...] | str = getattr(self, name)
             object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
 
+    def _check_widths(self) -> None:
+        """Check what decides how many channels stay."""
+        for name in ("round_to", "min_channels"):
+            if not _is_number(getattr(self, name), Integral) or getattr(self, name) < 1:
+                flag = f"--{name.replace('_', '-')}"
+                what = f"{flag} is {getattr(self, name)!r}"
+                raise ConfigError(what, where=flag, mend="give a whole number from 1 on")
+        if self.target:
+            Target.parse(self.target)
+        if self.target and self.ratio != DEFAULT_RATIO:
+            what = "both a ratio and a target are given, and each decides how much goes"
+            raise ConfigError(what, where="--ratio, --target", mend="leave one of them out")
+
     @property
-    def method_name(self) -> str:
-        """The method that ``auto`` stands for, or the one that was asked for."""
-        return AUTO_METHOD if self.method == AUTO else self.method
+    def is_auto(self) -> bool:
+        """Whether maps are chosen by what the readers of each group lose."""
+        return self.method == AUTO
+
+    @property
+    def refits(self) -> bool:
+        """Whether readers are fitted anew: as asked for, or with ``auto``."""
+        return self.is_auto if self.refit is None else self.refit
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as plain data, for reports; the fusion options stand beside the others."""

@@ -23,31 +23,19 @@ from onnxfuse.analysis import (
     group_parameters,
     more_samples,
 )
-from onnxfuse.config import CompressionConfig, Order, Provider
-from onnxfuse.coupling.groups import CouplingGroup
-from onnxfuse.errors import (
-    ConfigError,
-    DataError,
-    OnnxFuseError,
-    OutputError,
-    RuntimeFailedError,
-    UnsupportedGraphError,
-)
-from onnxfuse.fusion.maps import ChannelMap
-from onnxfuse.fusion.methods import METHODS
-from onnxfuse.fusion.rewrite import collect_edits, new_dims
-from onnxfuse.fusion.weights import WeightState
-from onnxfuse.graph.edits import apply_edits
+from onnxfuse.calibration.judge import Judgement, judge_groups
+from onnxfuse.calibration.refit import Refit, refit_network
+from onnxfuse.calibration.synthetic import calibration_samples
+from onnxfuse.config import CompressionConfig, Provider
+from onnxfuse.errors import ConfigError, DataError, OutputError, RuntimeFailedError, UnsupportedGraphError
 from onnxfuse.graph.files import SourceModel, check_output_path, read_model, staged, write_model
 from onnxfuse.graph.view import GraphView
 from onnxfuse.planning.widths import GroupPlan, plan_widths
 from onnxfuse.proof.accuracy import measure_accuracy, split_labels
 from onnxfuse.proof.checker import check_structure
-from onnxfuse.proof.coupling import prove_coupling, watched_values
 from onnxfuse.proof.drift import measure_drift
 from onnxfuse.proof.runtime import Session
 from onnxfuse.proof.samples import Samples, load_samples
-from onnxfuse.refit import Refit, refit_readers
 from onnxfuse.report import (
     CompressionReport,
     GroupReport,
@@ -57,6 +45,8 @@ from onnxfuse.report import (
     metadata_of,
     versions,
 )
+from onnxfuse.stages import Fused, allocate_widths, edited_model, fuse_groups, prove_groups
+from onnxfuse.target import Target
 
 __all__ = ["Compressed", "compress", "inspect", "validate"]
 
@@ -127,9 +117,9 @@ def inspect(
         notes.append(f"shapes are inferred only, the model was not run: {problem}")
     elif prove:
         groups_to_prove = [group for group in analysis.channels.groups if not group.frozen]
-        analysis, note = _proven(analysis, groups_to_prove, samples, config)
+        analysis, note = prove_groups(analysis, groups_to_prove, samples, config)
         notes.append(note)
-    groups = tuple(_group_report(analysis, group, group.channels, group.frozen) for group in analysis.channels.groups)
+    groups = tuple(_group_report(analysis, GroupPlan(g, g.channels, g.frozen)) for g in analysis.channels.groups)
     return InspectReport(
         model=source.name,
         opset={domain or "ai.onnx": version for domain, version in graph.opsets.items()},
@@ -159,7 +149,8 @@ def compress(
         model: A path or a model object; it is never changed.
         output: Where to write the result, after its proof; None to keep it in memory (see `Compressed.save`).
         config: All options as one object.
-        calibration: Samples to measure the drift on: an ``.npz`` file or arrays, by input name.
+        calibration: Unlabelled samples, an ``.npz`` file or arrays by input name: what is kept is chosen and fitted on
+            them, and the drift is measured on them.
         progress: Called as the work goes on.
         **options: Single options by the names of `CompressionConfig` and `FusionOptions`, instead of ``config``.
 
@@ -183,27 +174,37 @@ def compress(
         samples = _samples(source, graph, calibration, config)
     with clock.stage("couple"):
         analysis = analyse(source, graph, samples)
-        if calibration is None:
-            samples = more_samples(analysis, samples, config.seed)
-        plans = plan_widths(analysis.channels.groups, config)
-        _refuse_nothing(analysis, plans, config)
+        plans = _plans(analysis, config)
     notes = []
     if config.prove:
         with clock.stage("prove coupling"):
-            changing = [plan.group for plan in plans if plan.kept < plan.group.channels]
-            analysis, note = _proven(analysis, changing, samples, config)
-            plans = plan_widths(analysis.channels.groups, config)
-            _refuse_nothing(analysis, plans, config)
+            changing = [plan.group for plan in plans if config.target or plan.kept < plan.group.channels]
+            free = [group for group in changing if not group.frozen and group.channels > 1]
+            analysis, note = prove_groups(analysis, free, samples, config)
+            plans = _plans(analysis, config)
             notes.append(note)
+    if calibration is None:
+        with clock.stage("synthesise"):
+            samples, config, note = _made_up(analysis, samples, config)
+            notes.append(note)
+    judgements: Mapping[str, Judgement] = {}
+    if config.is_auto or config.target:
+        with clock.stage("observe"):
+            free = [plan.group for plan in plans if not plan.reason]
+            judgements = judge_groups(analysis, free, samples, config.provider, config.seed)
+    if config.target:
+        with clock.stage("allocate"):
+            plans = allocate_widths(analysis, plans, judgements, Target.parse(config.target), config)
+            _refuse_nothing(analysis, plans, config)
     with clock.stage("fuse"):
-        state, applied = _fuse_groups(analysis, plans, config, progress)
+        fused = fuse_groups(analysis, plans, judgements, config, partial(progress, "fuse"))
     refits: list[Refit] = []
-    if config.refit:
+    if config.refits:
         with clock.stage("refit"):
-            refits = refit_readers(
-                analysis, state, applied, samples, config.provider, config.seed, partial(progress, "refit")
+            refits = refit_network(
+                analysis, fused.state, fused.applied, samples, config.provider, config.seed, partial(progress, "refit")
             )
-    result, dims = _edited_model(analysis, state)
+    result, dims = edited_model(analysis, fused.state)
     cost = cost_of(result, analysis, dims)
     _set_metadata(result, metadata_of(source, analysis.cost, cost, plans, config))
     with _place(target) as temporary, clock.stage("prove"):
@@ -219,14 +220,14 @@ def compress(
         before=ModelCost(analysis.cost.parameters, analysis.cost.macs, source.size_bytes),
         after=ModelCost(cost.parameters, cost.macs, size),
         input_shapes=analysis.sample_dims,
-        groups=tuple(_group_report(analysis, plan.group, plan.kept, plan.reason) for plan in plans),
+        groups=tuple(_group_report(analysis, plan, fused, judgements) for plan in plans),
         refits=tuple(refits),
         drift=drift,
         provider=str(compressed.provider),
         seconds=clock.seconds,
         notes=tuple(note for note in notes if note),
         versions=versions(),
-        config={**config.to_dict(), "method_used": config.method_name},
+        config=config.to_dict(),
     )
     return Compressed(result, report)
 
@@ -324,6 +325,27 @@ def _samples(
     return samples
 
 
+def _plans(analysis: Analysis, config: CompressionConfig) -> list[GroupPlan]:
+    """Plan the widths, and refuse a run that would change nothing."""
+    plans = plan_widths(analysis.channels.groups, config)
+    _refuse_nothing(analysis, plans, config)
+    return plans
+
+
+def _made_up(analysis: Analysis, samples: Samples, config: CompressionConfig) -> tuple[Samples, CompressionConfig, str]:
+    """Return samples for a run without data, the config for what they are good for, and what a reader should know."""
+    if not (config.is_auto or config.refits or config.target):
+        return more_samples(analysis, samples, config.seed), config, ""
+    synthetic = calibration_samples(analysis, samples, config.provider, config.seed)
+    if synthetic.is_like_data:
+        return synthetic.samples, config, f"no data: chosen and fitted on {synthetic.samples.origin}"
+    note = "no data, and the inputs are neither images nor tokens: random numbers say little of what real ones do, so "
+    if config.is_auto:
+        config = replace(config, method="intra-fusion", refit=False)
+        note += "the weights alone decide (intra-fusion); "
+    return synthetic.samples, config, f"{note}give --calibration for better results"
+
+
 def _refuse_overwriting(source: SourceModel, target: Path | None) -> None:
     if target is not None and source.path is not None and target.exists() and target.samefile(source.path):
         what = "the output is the input file, which onnxfuse never changes"
@@ -350,80 +372,6 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _LONGEST_REASON else f"{text[: _LONGEST_REASON // 2]}...{text[-_LONGEST_REASON // 3 :]}"
 
 
-def _proven(
-    analysis: Analysis, groups: Sequence[CouplingGroup], samples: Samples, config: CompressionConfig
-) -> tuple[Analysis, str]:
-    """Prove the coupling of some groups on the model itself.
-
-    Returns:
-        The analysis with the groups that failed frozen, and what a reader should know; empty if all is well.
-    """
-
-    def permute(chosen: Sequence[CouplingGroup]) -> onnx.ModelProto:
-        state = WeightState(analysis.graph, analysis.shapes, analysis.channels)
-        rng = np.random.default_rng(config.seed)
-        for group in chosen:
-            # One random cycle moves every channel; a random permutation of a few may move none.
-            order = rng.permutation(group.channels)
-            state.fuse(group, ChannelMap.permutation(np.roll(order, 1)[np.argsort(order)]))
-        edits = collect_edits(analysis.graph, analysis.shapes, analysis.channels, state)
-        return apply_edits(analysis.graph, edits, {})
-
-    watched = watched_values(analysis.graph, analysis.channels)
-    feeds = next(samples.feeds())
-    proof = prove_coupling(analysis.source.model, groups, permute, feeds, watched, config.provider)
-    if proof.note:
-        return analysis, f"the coupling was not proven on this model: {proof.note}"
-    if not proof.refuted:
-        return analysis, ""
-    reasons = {name: f"the proof on this model failed: {problem}" for name, problem in proof.refuted.items()}
-    frozen = tuple(replace(g, frozen=reasons.get(g.name, g.frozen)) for g in analysis.channels.groups)
-    names = ", ".join(proof.refuted)
-    note = f"a defect of onnxfuse, made harmless; please report it with the model: no proof for {names}"
-    return replace(analysis, channels=replace(analysis.channels, groups=frozen)), note
-
-
-def _fuse_groups(
-    analysis: Analysis, plans: Sequence[GroupPlan], config: CompressionConfig, progress: Progress
-) -> tuple[WeightState, list[tuple[CouplingGroup, ChannelMap]]]:
-    """Fuse the groups one after the other, each on the weights that the groups before it have left.
-
-    Returns:
-        The fused weights, and the map that each group was fused with.
-    """
-    applied = []
-    state = WeightState(analysis.graph, analysis.shapes, analysis.channels)
-    method = METHODS[config.method_name]
-    work = sorted((p for p in plans if p.kept < p.group.channels), key=lambda p: _last_producer(p.group))
-    if config.order is Order.BACKWARD:
-        work.reverse()
-    for done, plan in enumerate(work):
-        progress("fuse", done, len(work))
-        rng = np.random.default_rng([config.seed, plans.index(plan)])
-        # Channels that may not be mixed are dropped instead, by the same importance.
-        find_map = METHODS["prune"] if plan.group.unmixable else method
-        try:
-            channel_map = find_map(state.features(plan.group), plan.kept, config.fusion, rng)
-            state.fuse(plan.group, channel_map)
-        except OnnxFuseError as error:
-            error.where = error.where or f"group {plan.group.name!r}"
-            raise
-        applied.append((plan.group, channel_map))
-    return state, applied
-
-
-def _edited_model(analysis: Analysis, state: WeightState) -> tuple[onnx.ModelProto, Mapping[str, tuple[int, ...]]]:
-    """Return the new model, and the shapes of its computed values."""
-    edits = collect_edits(analysis.graph, analysis.shapes, analysis.channels, state)
-    dims = new_dims(analysis.channels, state)
-    known = {**analysis.shapes.dims, **dims}
-    return apply_edits(analysis.graph, edits, dims), known
-
-
-def _last_producer(group: CouplingGroup) -> int:
-    return max(parameter.operand.node for parameter in group.producers)
-
-
 def _set_metadata(model: onnx.ModelProto, entries: Mapping[str, str]) -> None:
     """Add entries to the model's metadata; those of an earlier run are replaced, all others stay."""
     kept = [(p.key, p.value) for p in model.metadata_props if p.key not in entries]
@@ -432,12 +380,17 @@ def _set_metadata(model: onnx.ModelProto, entries: Mapping[str, str]) -> None:
         model.metadata_props.add(key=key, value=value)
 
 
-def _group_report(analysis: Analysis, group: CouplingGroup, kept: int, reason: str) -> GroupReport:
+def _group_report(
+    analysis: Analysis, plan: GroupPlan, fused: Fused | None = None, judgements: Mapping[str, Judgement] | None = None
+) -> GroupReport:
+    group, judgement = plan.group, (judgements or {}).get(plan.group.name)
     return GroupReport(
         name=group.name,
         channels_before=group.channels,
-        channels_after=kept,
-        frozen=reason or None,
+        channels_after=plan.kept,
+        frozen=plan.reason or None,
+        method=fused.methods.get(group.name) if fused else None,
+        damage=float(judgement.damage[plan.kept]) if judgement else None,
         residual=group.residual,
         parameters=group_parameters(analysis, group),
         nodes=tuple(dict.fromkeys(parameter.node for parameter in group.parameters)),

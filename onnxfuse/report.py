@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxfuse.calibration.refit import Refit
 from onnxfuse.config import CompressionConfig
 from onnxfuse.graph.cost import Cost
 from onnxfuse.graph.files import SourceModel
 from onnxfuse.planning.widths import GroupPlan
 from onnxfuse.proof.drift import Drift
-from onnxfuse.refit import Refit
 
 __all__ = [
     "CompressionReport",
@@ -53,6 +53,9 @@ class GroupReport:
         channels_before: C.
         channels_after: K.
         frozen: Why it was kept as it is, or None if it was compressed or could have been.
+        method: How its map was found; None where there is none.
+        damage: Share of the variance of what its readers' results end in that is lost, J, summed over the readers and
+            before the refit; None where no samples were looked at.
         residual: Whether an addition of computed tensors ties it.
         parameters: How many parameters follow its channels.
         nodes: Names of the nodes whose weights follow its channels, in graph order.
@@ -62,6 +65,8 @@ class GroupReport:
     channels_before: int
     channels_after: int
     frozen: str | None
+    method: str | None
+    damage: float | None
     residual: bool
     parameters: int
     nodes: tuple[str, ...]
@@ -190,8 +195,8 @@ def metadata_of(
     short = {
         "parameters": [before.parameters, after.parameters],
         "macs": [before.macs, after.macs],
-        "method": config.method_name,
-        "ratio": config.ratio,
+        "method": config.method,
+        **({"target": config.target} if config.target else {"ratio": config.ratio}),
         "seed": config.seed,
         "source_sha256": source.sha256,
         "groups": {p.group.name: [p.group.channels, p.kept] for p in plans if p.kept < p.group.channels},

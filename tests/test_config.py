@@ -17,12 +17,12 @@ from onnxfuse.transport import MASSES, SOLVERS, TARGETS
 RATIO = "give the share of channels to remove: 0 or more, and less than 1"
 
 
-def test_the_defaults_are_those_of_the_paper() -> None:
-    """The defaults are those of the paper."""
+def test_the_defaults_of_the_transport_are_those_of_the_paper() -> None:
+    """The defaults of the transport are those of the paper; the method chooses by itself."""
     config = CompressionConfig()
-    assert (config.ratio, config.method_name, config.scope) == (0.3, "intra-fusion", Scope.ALL)
+    assert (config.ratio, config.method, config.scope) == (0.3, "auto", Scope.ALL)
     fusion = config.fusion
-    assert (fusion.importance, fusion.target, fusion.solver) == ("l1", "most-important", "exact")
+    assert (fusion.importance, fusion.transport_target, fusion.solver) == ("l1", "most-important", "exact")
     assert (fusion.p, fusion.normalised, fusion.output_norm) == (1, True, "sum")
 
 
@@ -103,7 +103,7 @@ def test_an_unknown_method_lists_auto_too() -> None:
     [
         ("method", ["auto", *METHODS]),
         ("importance", IMPORTANCES),
-        ("target", TARGETS),
+        ("transport_target", TARGETS),
         ("source_mass", MASSES),
         ("target_mass", MASSES),
         ("solver", SOLVERS),

@@ -162,7 +162,7 @@ NAMES = {
     ("--method", "intrafusion"): "there is no method called 'intrafusion'\n  at:   --method\n"
     "  mend: did you mean 'intra-fusion'? Known: ",
     ("--importance", "l3"): "there is no importance called 'l3'\n  at:   --importance\n  mend: ",
-    ("--target", "centre"): "there is no target called 'centre'\n  at:   --target\n  mend: ",
+    ("--transport-target", "centre"): "there is no target called 'centre'\n  at:   --transport-target\n  mend: ",
     ("--source-mass", "equal"): "there is no mass called 'equal'\n  at:   --source-mass\n  mend: ",
     ("--target-mass", "equal"): "there is no mass called 'equal'\n  at:   --target-mass\n  mend: ",
     ("--solver", "exakt"): "there is no solver called 'exakt'\n  at:   --solver\n  mend: did you mean 'exact'? Known: ",

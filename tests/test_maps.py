@@ -21,7 +21,7 @@ NORMS: list[OutputNorm] = ["sum", "mean"]
 ALTERNATIVES = [
     FusionOptions(),
     *(FusionOptions(importance=name) for name in IMPORTANCES if name != "l1"),
-    *(FusionOptions(target=name) for name in TARGETS if name != "most-important"),
+    *(FusionOptions(transport_target=name) for name in TARGETS if name != "most-important"),
     *(FusionOptions(source_mass=name) for name in MASSES if name != "uniform"),
     *(FusionOptions(target_mass=name) for name in MASSES if name != "uniform"),
     FusionOptions(solver="entropic", regularisation=0.1),
@@ -275,7 +275,7 @@ class TestFusionOptions:
         """Fusion options: defaults are those of the released code."""
         assert FusionOptions() == FusionOptions(
             importance="l1",
-            target="most-important",
+            transport_target="most-important",
             source_mass="uniform",
             target_mass="uniform",
             p=1.0,
@@ -290,7 +290,7 @@ class TestFusionOptions:
         ("bad", "flag", "mend"),
         [
             ({"importance": "l3"}, "--importance", "lamp"),
-            ({"target": "nearest"}, "--target", "most-important"),
+            ({"transport_target": "nearest"}, "--transport-target", "most-important"),
             ({"source_mass": "radical"}, "--source-mass", "uniform"),
             ({"target_mass": "radical"}, "--target-mass", "uniform"),
             ({"solver": "exakt"}, "--solver", "did you mean 'exact'"),

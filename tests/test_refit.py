@@ -1,6 +1,6 @@
 """The refit of readers: it never makes a reader worse, and makes good what linear algebra can make good."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -176,19 +176,30 @@ def test_dropped_copies_are_rebuilt_by_their_readers(kind: str) -> None:
     assert gap(model, results[True].model, held_out) < 1e-4
 
 
-def _without_bias(net: Net, x: str) -> str:
-    return net.gemm(x, 3, name="last", bias=False)
-
-
-def _with_a_factor(net: Net, x: str) -> str:
-    return net.gemm(x, 3, name="last", alpha=0.5)
-
-
-@pytest.mark.parametrize("reader", [_without_bias, _with_a_factor])
-def test_a_reader_that_cannot_be_fitted_is_left_alone(reader: Callable[[Net, str], str]) -> None:
-    """A reader without a bias, or with a factor, is as it is without the refit; it is not in the report."""
+def test_a_reader_without_a_bias_is_fitted_about_zero() -> None:
+    """A reader with nothing to shift its outputs is fitted all the same, means included."""
     net = Net(17, seed=4)
-    net.output(reader(net, net.node("Relu", net.gemm(net.input(1, 5, batch="n"), 8, name="first"))))
+    h = net.node("Relu", net.gemm(net.input(1, 5, batch="n"), 8, name="first"))
+    net.output(net.gemm(h, 3, name="last", bias=False))
+    model, held_out = net.model(), _samples(256, 5, seed=1)
+    gaps = [
+        gap(
+            model,
+            onnxfuse.compress(
+                model, calibration=_samples(512, 5), method="prune", ratio=0.5, refit=refit, provider="cpu"
+            ).model,
+            held_out,
+        )
+        for refit in (False, True)
+    ]
+    assert gaps[1] < 0.8 * gaps[0]
+
+
+def test_a_reader_that_cannot_be_fitted_is_left_alone() -> None:
+    """A reader with a factor is as it is without the refit; it is not in the report."""
+    net = Net(17, seed=4)
+    h = net.node("Relu", net.gemm(net.input(1, 5, batch="n"), 8, name="first"))
+    net.output(net.gemm(h, 3, name="last", alpha=0.5))
     samples = _samples(256, 5)
     made = [
         onnxfuse.compress(net.model(), calibration=samples, method="prune", ratio=0.5, refit=refit, provider="cpu")
@@ -211,7 +222,7 @@ def test_channels_that_carry_nothing_leave_their_reader_as_it_is() -> None:
     made = onnxfuse.compress(
         model, calibration=_samples(64, 5), method="prune", ratio=0.5, refit=True, prove=False, provider="cpu"
     )
-    assert [(r.error_before, r.error_after, r.ridge) for r in made.report.refits] == [(0.0, 0.0, 0.0)]
+    assert made.report.refits == ()
     assert all(np.isfinite(a).all() for a in initializers(made.model).values())
     y, z = (run_ort(m, _samples(4, 5))[model.graph.output[0].name] for m in (model, made.model))
     np.testing.assert_allclose(z, y, atol=1e-6)

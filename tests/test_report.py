@@ -56,7 +56,7 @@ def test_the_report_has_all_that_was_promised(report: CompressionReport, digits:
     assert plain["versions"].keys() >= {"python", "onnx", "numpy", "onnx-graphsurgeon", "scipy", "pot"}
     assert plain["config"]["ratio"] == 0.3
     assert plain["config"].keys() >= set(FusionOptions.__slots__)
-    assert plain["config"]["method_used"] == "intra-fusion"
+    assert plain["config"]["method"] == "auto"
 
 
 def test_a_group_is_called_after_its_first_producer(report: CompressionReport) -> None:
@@ -77,7 +77,7 @@ def test_the_model_carries_the_report_in_short(report: CompressionReport, digits
     assert strict(stored["onnxfuse.report"]) == {
         "parameters": [38234, 18281],
         "macs": [828736, 393756],
-        "method": "intra-fusion",
+        "method": "auto",
         "ratio": 0.3,
         "seed": 0,
         "source_sha256": report.sha256,

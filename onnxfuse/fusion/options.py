@@ -21,7 +21,7 @@ class FusionOptions:
         importance: What makes a channel worth keeping: ``l1``, ``l2`` or ``linf``, the norm of its weights;
             ``lamp``, its share in what is left once all smaller ones are gone; ``bn-scale``, the scale of its
             batch normalisation; ``random``.
-        target: What channels are transported to: the ``most-important`` channels, the centres of ``kmeans``
+        transport_target: What channels are transported to: the ``most-important`` channels, the centres of ``kmeans``
             clusters, or the means of a ``gaussian-mixture``.
         source_mass: How much each channel counts in the transport: ``uniform``, by ``importance``, or by the
             ``softmax`` of the importances.
@@ -48,7 +48,7 @@ class FusionOptions:
     """
 
     importance: str = "l1"
-    target: str = "most-important"
+    transport_target: str = "most-important"
     source_mass: str = "uniform"
     target_mass: str = "uniform"
     p: float = 1.0
@@ -61,7 +61,7 @@ class FusionOptions:
     def __post_init__(self) -> None:
         """Check every option."""
         _check_known(IMPORTANCES, self.importance, "--importance")
-        _check_known(TARGETS, self.target, "--target")
+        _check_known(TARGETS, self.transport_target, "--transport-target")
         _check_known(MASSES, self.source_mass, "--source-mass")
         _check_known(MASSES, self.target_mass, "--target-mass")
         _check_known(SOLVERS, self.solver, "--solver")

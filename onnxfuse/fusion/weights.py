@@ -46,9 +46,9 @@ def map_axis(array: FloatArray, axis: int, old: IntArray, new: IntArray, matrix:
     block = moved[old.ravel()].reshape(old.shape[0], -1)
     fused = (matrix @ block).reshape(new.size, *rest_shape)
     if old.size == moved.shape[0]:
-        result = np.empty((new.size, *rest_shape))
+        result = np.empty((new.size, *rest_shape), fused.dtype)
     else:
-        result = np.empty((moved.shape[0] - old.size + new.size, *rest_shape))
+        result = np.empty((moved.shape[0] - old.size + new.size, *rest_shape), fused.dtype)
         result[np.delete(np.arange(len(result)), new.ravel())] = np.delete(moved, old.ravel(), axis=0)
     result[new.ravel()] = fused
     return np.moveaxis(result, 0, axis)
@@ -206,6 +206,27 @@ class WeightState:
         # A normalisation subtracts its mean.
         sign = -1.0 if node.index in self._norm_after else 1.0
         self.replace(operand, value + sign * shift.reshape(value.shape))
+
+    def affine(self, node: NodeView, size: int) -> tuple[FloatArray, FloatArray]:
+        """Return what a normalisation or an added constant multiplies every channel by, and adds to it.
+
+        Args:
+            node: A batch normalisation, or an Add with a constant that has one number, or one for every channel.
+            size: The number of channels.
+
+        Returns:
+            Factor and offset, shape (size,) each.
+        """
+        if node.index in self.channels.normalising:
+            norm = self._norm(node.index)
+            return norm.factor, norm.shift - norm.factor * norm.mean
+        slot = next(slot for slot, name in enumerate(node.inputs) if name in self.graph.constants)
+        value = self.array(Operand(node.inputs[slot], node.index, slot))
+        return np.ones(size), np.broadcast_to(value.reshape(-1), (size,)).astype(np.float64)
+
+    def stored(self, operand: Operand) -> np.ndarray[Any, np.dtype[Any]]:
+        """Return the present value of a weight in the data type that the file has."""
+        return self.array(operand).astype(self._original(operand).dtype)
 
     def _shifting(self, node: int, slot: int) -> Operand | None:
         operand = self._operand(node, slot)

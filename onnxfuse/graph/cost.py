@@ -10,7 +10,7 @@ from onnx import TensorProto
 from onnxfuse.graph.shapes import Shapes
 from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView, Operand
 
-__all__ = ["Cost", "DimsOf", "measure_cost"]
+__all__ = ["Cost", "DimsOf", "measure_cost", "node_macs", "node_parameters"]
 
 DimsOf: TypeAlias = Callable[[Operand], Sequence[int] | None]
 
@@ -42,15 +42,16 @@ def measure_cost(graph: GraphView, shapes: Shapes, dims_of: DimsOf) -> Cost:
         shapes: Its original shapes.
         dims_of: The shape of an operand now (or as planned); None where it is not known.
     """
-    macs = sum(_macs(node, graph, dims_of) for node in graph.nodes)
+    macs = sum(node_macs(node, graph, dims_of) for node in graph.nodes)
     tensors: set[tuple[str, tuple[int, ...]]] = set()
     for node in graph.nodes:
-        for operand in _parameters(node, graph, shapes):
+        for operand in node_parameters(node, graph, shapes):
             tensors.add((operand.name, tuple(dims_of(operand) or shapes.dims[operand.name])))
     return Cost(sum(math.prod(dims) for _, dims in tensors), macs)
 
 
-def _parameters(node: NodeView, graph: GraphView, shapes: Shapes) -> Iterator[Operand]:
+def node_parameters(node: NodeView, graph: GraphView, shapes: Shapes) -> Iterator[Operand]:
+    """Yield the parameters that a node reads."""
     for slot, name in enumerate(node.inputs):
         if name not in graph.constants or shapes.types[name] in _NO_PARAMETER_TYPES:
             continue
@@ -62,7 +63,8 @@ def _parameters(node: NodeView, graph: GraphView, shapes: Shapes) -> Iterator[Op
             yield Operand(name)
 
 
-def _macs(node: NodeView, graph: GraphView, dims_of: DimsOf) -> int:
+def node_macs(node: NodeView, graph: GraphView, dims_of: DimsOf) -> int:
+    """Return the multiply-accumulates of one node; 0 for operators that are not counted."""
     if node.domain != DEFAULT_DOMAIN:
         return 0
 

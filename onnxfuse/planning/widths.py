@@ -10,7 +10,9 @@ from onnxfuse.config import CompressionConfig, Scope
 from onnxfuse.coupling.groups import CouplingGroup
 from onnxfuse.errors import ConfigError
 
-__all__ = ["GroupPlan", "kept_channels", "plan_widths"]
+__all__ = ["GroupPlan", "allowed_widths", "kept_channels", "plan_widths"]
+
+_MOST_WIDTHS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +22,7 @@ class GroupPlan:
     Attributes:
         group: The group.
         kept: K, how many channels it keeps.
-        reason: Why it keeps all of them although the ratio asks for fewer; empty if it does not.
+        reason: Why it keeps all of them although less was asked for; empty if it does not.
     """
 
     group: CouplingGroup
@@ -38,8 +40,24 @@ def kept_channels(channels: int, ratio: float) -> int:
     return max(1, math.floor(channels * (1 - Fraction(str(ratio)))))
 
 
+def allowed_widths(channels: int, config: CompressionConfig) -> tuple[int, ...]:
+    """Return the widths that a group of C channels may have, decreasing from C on.
+
+    Below C they are multiples of ``round_to`` and at least ``min_channels``; of many, about 64 are enough to choose
+    from.
+
+    Example:
+        >>> allowed_widths(20, CompressionConfig(round_to=8))
+        (20, 16, 8)
+    """
+    least = max(config.min_channels, config.round_to, 1)
+    step = config.round_to * max(1, round(channels / config.round_to / _MOST_WIDTHS))
+    first = math.ceil(channels / config.round_to) * config.round_to - config.round_to
+    return (channels, *(width for width in range(first, 0, -step) if width >= least))
+
+
 def plan_widths(groups: Sequence[CouplingGroup], config: CompressionConfig) -> list[GroupPlan]:
-    """Decide the width of every group, in the order of ``groups``.
+    """Decide the width of every group by the ratio, in the order of ``groups``.
 
     Raises:
         ConfigError: A pattern fits no group at all.
@@ -60,7 +78,13 @@ def _plan(group: CouplingGroup, config: CompressionConfig) -> GroupPlan:
         reason = "it fits no pattern of --only"
     if not reason and any(_fits(group.name, p) for p in config.skip):
         reason = "it fits a pattern of --skip"
-    return GroupPlan(group, group.channels if reason else kept_channels(group.channels, config.ratio), reason)
+    return GroupPlan(group, group.channels if reason else _rounded(group.channels, config), reason)
+
+
+def _rounded(channels: int, config: CompressionConfig) -> int:
+    """Return K by the ratio, up to the next multiple that is asked for."""
+    kept = max(kept_channels(channels, config.ratio), config.min_channels)
+    return min(channels, math.ceil(kept / config.round_to) * config.round_to)
 
 
 def _fits(name: str, pattern: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from onnxfuse.arrays import FloatArray, IntArray
+from onnxfuse.arrays import IntArray
 
 __all__ = ["convolution_pads", "patch_rows", "place_count"]
 
@@ -53,7 +53,7 @@ def place_count(x: AnyArray, kernel: Sequence[int], strides: Sequence[int], dila
 
 def patch_rows(
     x: AnyArray, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], places: IntArray
-) -> FloatArray:
+) -> AnyArray:
     """Return what a convolution reads at some places.
 
     Args:
@@ -64,7 +64,7 @@ def patch_rows(
         places: Shape (n, 2), int64: sample and flat output position of every row asked for.
 
     Returns:
-        Shape (n, C x taps), float64, channels first as in a flattened filter.
+        Shape (n, C x taps), of the data type of x, channels first as in a flattened filter.
     """
     extents = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
     grid = [(s - e) // t + 1 for s, e, t in zip(x.shape[2:], extents, strides, strict=True)]
@@ -75,4 +75,4 @@ def patch_rows(
     where = np.ravel_multi_index(tuple(corners[:, :, None] + taps[:, None, :]), shape)
     flat = x.reshape(x.shape[0], x.shape[1], -1)
     rows = flat[places[:, 0][:, None], :, where]
-    return np.asarray(rows.transpose(0, 2, 1).reshape(len(places), -1), np.float64)
+    return np.ascontiguousarray(rows.transpose(0, 2, 1)).reshape(len(places), -1)

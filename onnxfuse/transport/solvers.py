@@ -29,6 +29,8 @@ _MOST_ITERATIONS = 5_000
 _STOP = 1e-10
 # Total mass in the wrong place (of 1) above which a plan is no answer.
 _TOLERANCE = 1e-7
+# Below this a plan counts as nearly converged; what is missing is put where it belongs.
+_NEARLY = 1e-3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,8 +136,24 @@ def entropic(cost: FloatArray, a: FloatArray, b: FloatArray, /, *, regularisatio
     active = cost[np.ix_(rows, columns)]
     mean = float(active.mean())
     plan = np.zeros_like(cost)
-    plan[np.ix_(rows, columns)] = _sinkhorn(active / mean if mean > 0 else active, a[rows], b[columns], regularisation)
+    found = _sinkhorn(active / mean if mean > 0 else active, a[rows], b[columns], regularisation)
+    plan[np.ix_(rows, columns)] = _rounded(found, a[rows], b[columns])
     return _checked_result(plan, cost, a, b, "entropic")
+
+
+def _rounded(plan: FloatArray, a: FloatArray, b: FloatArray) -> FloatArray:
+    """Give a plan that nearly has its masses exactly those (Altschuler, Weed and Rigollet, NeurIPS 2017, algorithm 2).
+
+    A plan that is far off did not converge, and stays as it is; so does one that is good enough.
+    """
+    error = np.abs(plan.sum(axis=1) - a).sum() + np.abs(plan.sum(axis=0) - b).sum()
+    if not _TOLERANCE < error <= _NEARLY:
+        return plan
+    plan = plan * np.minimum(a / plan.sum(axis=1), 1.0)[:, None]
+    plan = plan * np.minimum(b / plan.sum(axis=0), 1.0)
+    rest_a, rest_b = np.maximum(a - plan.sum(axis=1), 0.0), np.maximum(b - plan.sum(axis=0), 0.0)
+    rest = rest_a.sum()
+    return plan + np.outer(rest_a, rest_b) / rest if rest > 0 else plan
 
 
 def _sinkhorn(cost: FloatArray, a: FloatArray, b: FloatArray, regularisation: float) -> FloatArray:

@@ -41,7 +41,7 @@ def intra_fusion(
         return ChannelMap.identity(kept)
     scores = IMPORTANCES[options.importance](features, rng)
     vectors = features.vectors(with_bias=options.bias_in_cost)
-    targets = TARGETS[options.target](vectors, scores, kept, rng)
+    targets = TARGETS[options.transport_target](vectors, scores, kept, rng)
     cost = ground_cost(vectors, targets.vectors, p=options.p, normalised=options.normalised)
     a = MASSES[options.source_mass](scores)
     b = MASSES[options.target_mass](targets.scores)

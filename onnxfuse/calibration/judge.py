@@ -1,0 +1,63 @@
+"""What samples say of every group: in which order its channels matter to their readers, and how to do without some."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxfuse.analysis import Analysis
+from onnxfuse.arrays import FloatArray, IntArray
+from onnxfuse.calibration.observe import observe_readings
+from onnxfuse.config import Provider
+from onnxfuse.coupling.groups import CouplingGroup
+from onnxfuse.fusion.maps import ChannelMap
+from onnxfuse.proof.samples import Samples
+from onnxfuse.statistics.damage import Reading, best_input_map, greedy_order
+
+__all__ = ["Judgement", "judge_groups"]
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """What samples say of one group.
+
+    Attributes:
+        readings: What each reader sees of the channels.
+        order: The channels, those first that leave the least damage; shape (C,).
+        damage: The damage J with the first k of them kept, shape (C + 1,): relative to the variance of what the
+            readers' results end in.
+    """
+
+    readings: tuple[Reading, ...]
+    order: IntArray
+    damage: FloatArray
+
+    def channel_map(self, kept: int) -> ChannelMap:
+        """Return the map that keeps the first channels of the order, and has readers rebuild the others from them."""
+        channels = len(self.order)
+        selection = ChannelMap.selection(np.sort(self.order[:kept]), channels)
+        if kept == channels:
+            return selection
+        return ChannelMap(selection.output, best_input_map(self.readings, selection.output), selection.anchors)
+
+
+def judge_groups(
+    analysis: Analysis, groups: Sequence[CouplingGroup], samples: Samples, provider: Provider, seed: int
+) -> Mapping[str, Judgement]:
+    """Run the original on samples and judge every group by what its readers would lose.
+
+    Args:
+        analysis: The original.
+        groups: The groups.
+        samples: Inputs.
+        provider: Where to run.
+        seed: Seed of the choice of places in large values.
+
+    Returns:
+        A judgement by the name of each group that some weight reads.
+
+    Raises:
+        RuntimeFailedError: ONNX Runtime could not run the network.
+    """
+    readings = observe_readings(analysis, groups, samples, provider, seed)
+    return {name: Judgement(found, *greedy_order(found)) for name, found in readings.items() if found}

@@ -1,0 +1,179 @@
+"""Linear nodes as regressions: what they read row by row, and where their results end.
+
+A convolution or a matrix product with a constant weight computes Y = X V^T + b, with a row of X for every place where
+it is applied. What counts is not Y but the value that it ends in: behind the normalisation and the bias that follow,
+and behind the residual addition if there is one, where other branches' errors can be made good.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from onnxfuse.arrays import FloatArray, IntArray
+from onnxfuse.coupling.groups import ChannelGraph
+from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView, Operand
+from onnxfuse.statistics.patches import convolution_pads, patch_rows, place_count
+
+__all__ = ["Ending", "LinearNode", "ending_of", "linear_nodes"]
+
+AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class LinearNode:
+    """A node whose weight can be fitted.
+
+    Attributes:
+        node: The node.
+        weight: Its weight, a constant.
+    """
+
+    node: NodeView
+    weight: Operand
+
+    @property
+    def is_convolution(self) -> bool:
+        """Whether it reads patches, so that channels are on axis 1; otherwise they are on the last axis."""
+        return self.node.op == "Conv"
+
+    def groups(self, value: AnyArray) -> int:
+        """Return into how many groups its channels fall, for the present value of its weight."""
+        if not self.is_convolution:
+            return 1
+        stated = int(self.node.attributes.get("group", 1))
+        # A depthwise convolution has as many groups as it has filters, however many are left.
+        return len(value) if stated > 1 and value.shape[1] == 1 else stated
+
+    def matrices(self, value: FloatArray) -> FloatArray:
+        """Return a value of the weight as one matrix for each group, shape (G, O / G, D)."""
+        if self.is_convolution:
+            groups = self.groups(value)
+            return value.reshape(groups, len(value) // groups, -1)
+        return (value if self._is_transposed else value.T)[None]
+
+    def weight_like(self, matrices: FloatArray, value: FloatArray) -> FloatArray:
+        """Turn matrices back into the weight's own shape."""
+        if self.is_convolution:
+            return matrices.reshape(value.shape)
+        return np.ascontiguousarray(matrices[0] if self._is_transposed else matrices[0].T)
+
+    def place_count(self, x: AnyArray, value: AnyArray) -> tuple[int, int]:
+        """Return how many samples an input has, and in how many places in each the node is applied."""
+        if not self.is_convolution:
+            return int(np.prod(x.shape[:-1])), 1
+        padded, kernel, strides, dilations = self._geometry(x, value)
+        return len(x), place_count(padded, kernel, strides, dilations)
+
+    def rows(self, x: AnyArray, value: AnyArray, places: IntArray) -> AnyArray:
+        """Return what the node reads at some places, shape (n, G, D).
+
+        Args:
+            x: Its input.
+            value: Its weight.
+            places: Shape (n, 2): sample, and place in it.
+        """
+        if not self.is_convolution:
+            return x.reshape(-1, 1, x.shape[-1])[places[:, 0]]
+        padded, kernel, strides, dilations = self._geometry(x, value, materialise=True)
+        found = patch_rows(padded, kernel, strides, dilations, places)
+        return found.reshape(len(places), self.groups(value), -1)
+
+    def outputs(self, y: AnyArray, places: IntArray) -> AnyArray:
+        """Return a value of the shape of its output at some places, shape (n, O)."""
+        if not self.is_convolution:
+            return y.reshape(-1, y.shape[-1])[places[:, 0]]
+        return y.reshape(y.shape[0], y.shape[1], -1)[places[:, 0], :, places[:, 1]]
+
+    @property
+    def _is_transposed(self) -> bool:
+        return self.node.op == "Gemm" and bool(self.node.attributes.get("transB", 0))
+
+    def _geometry(
+        self, x: AnyArray, value: AnyArray, *, materialise: bool = False
+    ) -> tuple[AnyArray, list[int], list[int], list[int]]:
+        attributes = self.node.attributes
+        kernel = list(value.shape[2:])
+        strides = [int(s) for s in attributes.get("strides", [1] * len(kernel))]
+        dilations = [int(d) for d in attributes.get("dilations", [1] * len(kernel))]
+        window = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+        auto_pad = attributes.get("auto_pad", b"NOTSET").decode()
+        pads = convolution_pads(auto_pad, x.shape[2:], window, strides, attributes.get("pads", []))
+        if materialise:
+            return np.pad(x, ((0, 0), (0, 0), *pads)), kernel, strides, dilations
+        sizes = [size + before + after for size, (before, after) in zip(x.shape[2:], pads, strict=True)]
+        return np.broadcast_to(np.zeros((), x.dtype), (*x.shape[:2], *sizes)), kernel, strides, dilations
+
+
+def linear_nodes(graph: GraphView) -> Iterator[LinearNode]:
+    """Yield the nodes that can be fitted, in the order in which they run."""
+    for node in graph.nodes:
+        weight = graph.operand(node, 1)
+        if node.domain != DEFAULT_DOMAIN or weight is None or not weight.is_constant:
+            continue
+        rank = len(graph.constants[weight.name].dims)
+        plain = {
+            "Conv": True,
+            "Gemm": not node.attributes.get("transA", 0)
+            and node.attributes.get("alpha", 1.0) == 1.0
+            and node.attributes.get("beta", 1.0) == 1.0,
+            "MatMul": rank == 2,
+        }
+        first = graph.operand(node, 0)
+        if plain.get(node.op, False) and first is not None and not first.is_constant:
+            yield LinearNode(node, weight)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Where the result of a linear node ends.
+
+    Attributes:
+        value: The last value on the way in which what the node computes is only scaled and shifted.
+        steps: The nodes that scale and shift it on the way, in order.
+        other: What a residual addition adds to it in the end; empty if nothing is.
+        before: The value before that addition; the same as ``value`` if there is none.
+    """
+
+    value: str
+    steps: tuple[NodeView, ...]
+    other: str
+    before: str
+
+    @property
+    def plain(self) -> "Ending":
+        """The same without the residual addition."""
+        return Ending(self.before, self.steps, "", self.before)
+
+
+def ending_of(linear: LinearNode, graph: GraphView, channels: ChannelGraph) -> Ending:
+    """Follow a linear node's result through the normalisation and the biases behind it, up to a residual addition."""
+    value = linear.node.outputs[0]
+    axis = 1 if linear.is_convolution else -1
+    steps: list[NodeView] = []
+    while (reader := graph.sole_reader(value)) is not None:
+        if reader.index in channels.normalising:
+            if channels.batch_norms.get(reader.index, (-1,))[-1] != linear.node.index:
+                break
+        elif reader.op == "Add" and reader.domain == DEFAULT_DOMAIN and len(set(reader.inputs)) > 1:
+            other = reader.inputs[1 - list(reader.inputs).index(value)]
+            if other not in graph.constants:
+                same = channels.layouts.get(Operand(other)) == channels.layouts.get(Operand(value))
+                if not same:
+                    break
+                return Ending(reader.outputs[0], tuple(steps), other, value)
+            rank = len(channels.layouts.get(Operand(value), ()))
+            if not _is_bias(tuple(graph.constants[other].dims), axis, rank):
+                break
+        else:
+            break
+        steps.append(reader)
+        value = reader.outputs[0]
+    return Ending(value, tuple(steps), "", value)
+
+
+def _is_bias(dims: tuple[int, ...], axis: int, rank: int) -> bool:
+    """Whether a constant of this shape adds one number to every channel."""
+    padded = (1,) * (rank - len(dims)) + dims
+    return len(padded) == rank and all(size == 1 for i, size in enumerate(padded) if i != axis % rank)

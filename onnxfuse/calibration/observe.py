@@ -1,0 +1,219 @@
+"""What the readers of every group see of its channels, on samples: second moments, streamed through ONNX Runtime."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+
+from onnxfuse.analysis import Analysis
+from onnxfuse.arrays import FloatArray, IntArray
+from onnxfuse.calibration.linear import LinearNode, ending_of, linear_nodes
+from onnxfuse.config import Provider
+from onnxfuse.coupling.groups import CouplingGroup, ParameterAxis, positions
+from onnxfuse.coupling.layout import leaves
+from onnxfuse.fusion.weights import WeightState
+from onnxfuse.graph.view import NodeView, Operand
+from onnxfuse.proof.runtime import Session
+from onnxfuse.proof.samples import Samples
+from onnxfuse.statistics.damage import Reading
+from onnxfuse.statistics.features import Role
+
+__all__ = ["observe_readings"]
+
+AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+# How many places to sum over, for every channel and in all.
+_ROWS_PER_CHANNEL = 50
+_FEWEST_ROWS = 40_000
+# How much memory the values of one run may take.
+_MOST_BYTES = 2**29
+
+
+@dataclass
+class _Moments:
+    """Sums over rows of one group's channels in one value."""
+
+    value: str
+    axis: int
+    where: IntArray
+    count: int = 0
+    total: FloatArray = field(init=False)
+    products: FloatArray = field(init=False)
+
+    def __post_init__(self) -> None:
+        channels = len(self.where)
+        self.total, self.products = np.zeros(channels), np.zeros((channels, channels))
+
+    def add(self, array: AnyArray, share: float, rng: np.random.Generator) -> None:
+        rows = np.moveaxis(array, self.axis, -1).reshape(-1, array.shape[self.axis])
+        wanted = max(2, int(np.ceil(share * len(rows))))
+        if wanted < len(rows):
+            rows = rows[rng.choice(len(rows), wanted, replace=False)]
+        # (rows, C, places in the axis) -> (rows x places, C)
+        part = rows[:, self.where].transpose(0, 2, 1).reshape(-1, len(self.where))
+        self.count += len(part)
+        self.total += part.sum(axis=0, dtype=np.float64)
+        self.products += part.T @ part
+
+    @property
+    def second(self) -> FloatArray:
+        return self.products / max(self.count, 1)
+
+    @property
+    def covariance(self) -> FloatArray:
+        mean = self.total / max(self.count, 1)
+        return self.second - np.outer(mean, mean)
+
+
+@dataclass
+class _Spread:
+    """Total variance of a value over its channels."""
+
+    axis: int
+    count: int = 0
+    total: FloatArray = field(default_factory=lambda: np.zeros(1))
+    squares: FloatArray = field(default_factory=lambda: np.zeros(1))
+
+    def add(self, array: AnyArray) -> None:
+        rows = np.moveaxis(array, self.axis, -1).reshape(-1, array.shape[self.axis])
+        self.count += len(rows)
+        self.total = self.total + rows.sum(axis=0, dtype=np.float64)
+        self.squares = self.squares + np.square(rows, dtype=np.float64).sum(axis=0)
+
+    @property
+    def variance(self) -> float:
+        count = max(self.count, 1)
+        return float(np.maximum(self.squares / count - (self.total / count) ** 2, 0.0).sum())
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A reader of a group, and where to look."""
+
+    weights: FloatArray
+    moments: tuple[str, int]
+    end: str
+    has_shift: bool
+
+
+def observe_readings(
+    analysis: Analysis, groups: Sequence[CouplingGroup], samples: Samples, provider: Provider, seed: int
+) -> dict[str, tuple[Reading, ...]]:
+    """Run the original on samples and sum what every reader sees.
+
+    Args:
+        analysis: The original.
+        groups: The groups to observe.
+        samples: Inputs.
+        provider: Where to run.
+        seed: Seed of the choice of places.
+
+    Returns:
+        The readings of each group by its name; none for a group that no weight reads.
+
+    Raises:
+        RuntimeFailedError: ONNX Runtime could not run the network.
+    """
+    linear = {node.node.index: node for node in linear_nodes(analysis.graph)}
+    state = WeightState(analysis.graph, analysis.shapes, analysis.channels)
+    places = {group.name: list(_places(analysis, state, group, linear)) for group in groups}
+    moments: dict[tuple[str, str, int], _Moments] = {}
+    spreads: dict[str, _Spread] = {}
+    for group in groups:
+        for place in places[group.name]:
+            value, axis = place.moments
+            layout = analysis.channels.layouts[Operand(value)][axis]
+            moments[group.name, value, axis] = _Moments(value, axis, positions(layout, group.atom, {}))
+            spreads[place.end] = _Spread(_channel_axis(analysis, place.end))
+    _run(analysis, moments, spreads, samples, provider, np.random.default_rng(seed))
+    readings = {}
+    for group in groups:
+        found = []
+        for place in places[group.name]:
+            # Samples that overflow say nothing; the drift will tell.
+            if not np.isfinite(moments[group.name, *place.moments].products).all():
+                continue
+            seen = moments[group.name, *place.moments]
+            variance = spreads[place.end].variance
+            strength = place.weights @ place.weights.T / (variance if np.isfinite(variance) and variance > 0 else 1.0)
+            found.append(Reading(seen.covariance if place.has_shift else seen.second, seen.second, strength))
+        readings[group.name] = tuple(found)
+    return readings
+
+
+def _places(
+    analysis: Analysis, state: WeightState, group: CouplingGroup, linear: Mapping[int, LinearNode]
+) -> Iterator[_Place]:
+    members = [p for p in group.parameters if p.role in {Role.PRODUCER, Role.CONSUMER}]
+    by_name = {node.name: node for node in analysis.graph.nodes}
+    for parameter, features in zip(members, state.features(group).members, strict=True):
+        if parameter.role is not Role.CONSUMER:
+            continue
+        node = by_name[parameter.node]
+        where = _read_at(analysis, group, parameter, node)
+        if where is None:
+            continue
+        end, has_shift = node.outputs[0], False
+        if node.index in linear:
+            end = ending_of(linear[node.index], analysis.graph, analysis.channels).value
+            has_shift = state.output_shift(node) is not None
+        yield _Place(features.weights, where, end, has_shift)
+
+
+def _read_at(
+    analysis: Analysis, group: CouplingGroup, parameter: ParameterAxis, node: NodeView
+) -> tuple[str, int] | None:
+    """Return the computed value in which a reader finds the channels, and the axis."""
+    for name in (*node.inputs, *node.outputs):
+        if not name or name == parameter.operand.name:
+            continue
+        for axis, layout in enumerate(analysis.channels.layouts.get(Operand(name), ())):
+            if group.atom in set(leaves(layout)):
+                return name, axis
+    return None
+
+
+def _channel_axis(analysis: Analysis, value: str) -> int:
+    rank = len(analysis.channels.layouts.get(Operand(value), ()))
+    return 1 if rank > 2 and rank != 3 else rank - 1
+
+
+def _run(
+    analysis: Analysis,
+    moments: Mapping[tuple[str, str, int], _Moments],
+    spreads: Mapping[str, _Spread],
+    samples: Samples,
+    provider: Provider,
+    rng: np.random.Generator,
+) -> None:
+    names = dict.fromkeys([m.value for m in moments.values()] + list(spreads))
+    dims = analysis.shapes.dims
+    model = onnx.ModelProto()
+    model.CopyFrom(analysis.source.model)
+    stated = {o.name for o in model.graph.output} | set(analysis.graph.inputs)
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in stated)
+    # Intermediate values would be fused away otherwise only where they are no outputs; so optimisation may stay.
+    session = Session(model, provider, name=f"the original model {analysis.source.name!r}")
+    sample_bytes = sum(4 * int(np.prod(dims[n])) // analysis.batch for n in names)
+    runs = samples
+    if analysis.batch > 1:
+        runs = _with_batch(samples, max(1, _MOST_BYTES // max(sample_bytes, 1)))
+    for feeds in runs.feeds():
+        outputs = {**feeds, **session.run(feeds)}
+        for moment in moments.values():
+            per_sample = int(np.prod(dims[moment.value])) // max(dims[moment.value][moment.axis], 1) / analysis.batch
+            wanted = max(_FEWEST_ROWS, _ROWS_PER_CHANNEL * len(moment.where))
+            moment.add(outputs[moment.value], min(1.0, wanted / max(per_sample * samples.count, 1)), rng)
+        for name, spread in spreads.items():
+            spread.add(outputs[name])
+
+
+def _with_batch(samples: Samples, most: int) -> Samples:
+    """Return the samples in smaller batches, where the network takes any."""
+    if samples.batch <= most or samples.batched != set(samples.arrays):
+        return samples
+    batch = max(d for d in range(1, most + 1) if samples.batch % d == 0)
+    dims = {name: (batch, *d[1:]) for name, d in samples.dims.items()}
+    return replace(samples, batch=batch, dims=dims)

@@ -1,0 +1,276 @@
+"""Calibrated refit: fit every linear node behind fused channels anew, front to back, on samples.
+
+After the channels were fused, each linear node gets the weights with which it best reproduces, from the compressed
+network's own activations, what the original computed there (asymmetric reconstruction, method of ThiNet and its
+successors; He et al., "Channel pruning for accelerating very deep neural networks", ICCV 2017, equation 5). Where its
+result ends in a residual addition, the target is the sum: so errors of the other branch are made good too. Only
+unlabelled samples are needed. Some of them are held back: they choose the ridge, and keep the present weights where a
+fit does not improve them.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from onnxfuse.analysis import Analysis
+from onnxfuse.arrays import FloatArray, IntArray
+from onnxfuse.calibration.linear import Ending, LinearNode, ending_of, linear_nodes
+from onnxfuse.calibration.walk import Walk
+from onnxfuse.config import Provider
+from onnxfuse.coupling.groups import CouplingGroup, positions
+from onnxfuse.coupling.layout import Atom, Layout, leaves
+from onnxfuse.fusion.maps import ChannelMap
+from onnxfuse.fusion.rewrite import collect_edits
+from onnxfuse.fusion.weights import WeightState, map_axis
+from onnxfuse.graph.edits import apply_edits
+from onnxfuse.graph.view import NodeView, Operand
+from onnxfuse.proof.samples import Samples
+from onnxfuse.statistics.regression import RegressionSums
+
+__all__ = ["Refit", "refit_network"]
+
+AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+Applied: TypeAlias = Sequence[tuple[CouplingGroup, ChannelMap]]
+
+_RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+# Rows to fit on: for every number in a row, and in all.
+_ROWS_PER_INPUT = 6
+_FEWEST_ROWS = 12_000
+# Longer rows would need more than about 350 MB for each sum of products.
+_LONGEST_ROW = 6_912
+# One sample in so many is held back.
+_HELD_BACK = 4
+# Less than this share of the targets' variance is rounding: there is nothing to fit.
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Refit:
+    """What the refit did to one node.
+
+    Attributes:
+        node: Its name.
+        error_before: Share of its result's variance that the fused weights miss on held-back samples, mean corrected.
+        error_after: The same for the weights that it has now.
+        ridge: The ridge that was chosen; 0 where the fused weights stayed.
+    """
+
+    node: str
+    error_before: float
+    error_after: float
+    ridge: float
+
+
+def refit_network(
+    analysis: Analysis,
+    state: WeightState,
+    applied: Applied,
+    samples: Samples,
+    provider: Provider,
+    seed: int,
+    progress: Callable[[int, int], None],
+) -> list[Refit]:
+    """Fit the linear nodes behind fused channels anew, in the order in which the network runs.
+
+    Args:
+        analysis: The original.
+        state: The fused weights; changed.
+        applied: The groups that were fused, with their maps.
+        samples: Inputs.
+        provider: Where to run.
+        seed: Seed of the choice of rows.
+        progress: Called with the number of nodes done, and of all.
+
+    Returns:
+        What was done to each node.
+
+    Raises:
+        RuntimeFailedError: ONNX Runtime could not run a network.
+    """
+    refitting = _Refitting(analysis, state, applied, samples, provider)
+    nodes = list(refitting.nodes())
+    results = []
+    for done, linear in enumerate(nodes):
+        progress(done, len(nodes))
+        result = refitting.refit(linear, np.random.default_rng([seed, linear.node.index]))
+        if result is not None:
+            results.append(result)
+    progress(len(nodes), len(nodes))
+    return results
+
+
+class _Refitting:
+    """Both networks on their way, side by side."""
+
+    def __init__(
+        self,
+        analysis: Analysis,
+        state: WeightState,
+        applied: Applied,
+        samples: Samples,
+        provider: Provider,
+    ) -> None:
+        self.analysis = analysis
+        self.graph = analysis.graph
+        self.state = state
+        self.applied = applied
+        self.original = Walk(analysis.source.model, samples, provider, "the original model")
+        edits = collect_edits(analysis.graph, analysis.shapes, analysis.channels, state)
+        compressed = apply_edits(analysis.graph, edits, {})
+        self.present = Walk(compressed, samples, provider, "the compressed model")
+        self.waiting: set[str] = set()
+
+    def nodes(self) -> Iterator[LinearNode]:
+        """Yield the nodes to fit: those behind the first change, of a form and size that can be fitted."""
+        changed: set[str] = set()
+        fused = {group.atom for group, _ in self.applied}
+        readers = {p.operand.node for group, _ in self.applied for p in group.parameters}
+        found = []
+        linear = {node.node.index: node for node in linear_nodes(self.graph)}
+        for node in self.graph.nodes:
+            is_behind = any(name in changed for name in (*node.inputs, *node.captured))
+            if is_behind or node.index in readers:
+                changed.update(node.outputs)
+            if is_behind and node.index in linear and self._is_plain(linear[node.index], fused):
+                found.append(linear[node.index])
+        self.waiting = {node.node.outputs[0] for node in found}
+        yield from found
+
+    def _is_plain(self, linear: LinearNode, fused: set[Atom]) -> bool:
+        """Whether the channels lie on the one axis where the node's algebra has them, and rows are not too long."""
+        data = self.analysis.channels.layouts.get(Operand(linear.node.inputs[0]), ())
+        result = self.analysis.channels.layouts.get(Operand(linear.node.outputs[0]), ())
+        axis = 1 if linear.is_convolution else -1
+        for layouts in (data, result):
+            if not layouts or any(fused & set(leaves(x)) for i, x in enumerate(layouts) if i != axis % len(layouts)):
+                return False
+        return self.state.array(linear.weight).size > 0 and self._row_length(linear) <= _LONGEST_ROW
+
+    def _row_length(self, linear: LinearNode) -> int:
+        return int(linear.matrices(self.state.array(linear.weight)).shape[2])
+
+    def refit(self, linear: LinearNode, rng: np.random.Generator) -> Refit | None:
+        """Fit one node; None where there is nothing to fit."""
+        self.waiting.discard(linear.node.outputs[0])
+        ending = self._ending(linear)
+        weight = self.state.array(linear.weight)
+        scale, shift = self._affine(linear, ending)
+        has_shift = self.state.output_shift(linear.node) is not None
+        present = linear.matrices(weight)
+        groups, outputs, inputs = present.shape
+        factor = scale.reshape(groups, outputs)
+        prior = present * factor[:, :, None]
+        fit, held = (RegressionSums(groups, inputs, outputs, has_shift) for _ in range(2))
+        for x, target, samples in self._rows(linear, ending, weight, rng):
+            y = (target if has_shift else target - shift.astype(target.dtype)).reshape(len(target), groups, outputs)
+            is_held = samples % _HELD_BACK == _HELD_BACK - 1
+            fit.add(x[~is_held], y[~is_held])
+            held.add(x[is_held], y[is_held])
+        if not fit.count or not held.count or not (np.isfinite(fit.xy).all() and np.isfinite(held.xy).all()):
+            return None
+        variance, before = held.variance(), held.missed(prior)
+        whole = fit.merged(held)
+        fitted, after, ridge = prior, before, 0.0
+        if before > _ROUNDING * variance:
+            best, at = min((held.missed(fit.fit(prior, ridge)), ridge) for ridge in _RIDGES)
+            if best < before:
+                fitted, after, ridge = whole.fit(prior, at), best, at
+                self._replace_weight(linear, weight, fitted, factor)
+        has_moved = has_shift and self._shift_mean(linear, whole, fitted, scale, shift)
+        if not ridge and not has_moved:
+            return None
+        scale_of_error = variance if variance > 0 else 1.0
+        return Refit(linear.node.name, before / scale_of_error, after / scale_of_error, ridge)
+
+    def _ending(self, linear: LinearNode) -> Ending:
+        """Return where the node's result ends; not behind an addition whose other side still waits to be fitted."""
+        ending = ending_of(linear, self.graph, self.analysis.channels)
+        if ending.other and any(
+            name in self.waiting or name == linear.node.outputs[0]
+            for node in self.present.pending(ending.other)
+            for name in node.outputs
+        ):
+            return ending.plain
+        return ending
+
+    def _affine(self, linear: LinearNode, ending: Ending) -> tuple[FloatArray, FloatArray]:
+        """Return what the node's products are scaled and shifted by on their way to where they end, shape (O,) each."""
+        count = linear.matrices(self.state.array(linear.weight)).shape[:2]
+        scale, shift = np.ones(int(np.prod(count))), np.zeros(int(np.prod(count)))
+        node = linear.node
+        if len(node.inputs) > 2 and node.inputs[2]:
+            shift = shift + self.state.array(Operand(node.inputs[2], node.index, 2)).ravel()
+        for step in ending.steps:
+            factor, offset = self.state.affine(step, len(scale))
+            scale, shift = scale * factor, shift * factor + offset
+        return scale, shift
+
+    def _rows(
+        self, linear: LinearNode, ending: Ending, weight: FloatArray, rng: np.random.Generator
+    ) -> Iterator[tuple[AnyArray, AnyArray, IntArray]]:
+        """Yield for every run some rows that the node reads, what they should end as, and the sample of each."""
+        ends = self.original.values(ending.value)
+        others = self.present.values(ending.other) if ending.other else None
+        reads = self.present.values(linear.node.inputs[0])
+        axis = 1 if linear.is_convolution else -1
+        layout = self.analysis.channels.layouts[Operand(ending.value)][axis]
+        counts = [linear.place_count(x, weight) for x in reads]
+        total = sum(samples * places for samples, places in counts)
+        first = 0
+        wanted = max(_FEWEST_ROWS, _ROWS_PER_INPUT * self._row_length(linear))
+        for run, x in enumerate(reads):
+            samples, places = counts[run]
+            chosen = _random_places(samples, places, -(-wanted * samples * places // total), rng)
+            target = self._fused(linear.outputs(ends[run], chosen), layout)
+            if others is not None:
+                target = target - linear.outputs(others[run], chosen)
+            # Rows of one sample are alike: they are held back together, unless there are too few samples.
+            numbers = first + chosen[:, 0] if sum(n for n, _ in counts) >= _HELD_BACK else np.arange(len(chosen))
+            first += samples
+            yield linear.rows(x, weight, chosen), target, numbers
+
+    def _fused(self, rows: AnyArray, layout: Layout) -> AnyArray:
+        """Return what the fused channels should be where the original's are ``rows``, shape (n, O)."""
+        widths: dict[Atom, int] = {}
+        inside = set(leaves(layout))
+        for group, channel_map in self.applied:
+            if group.atom in inside:
+                old = positions(layout, group.atom, widths)
+                widths[group.atom] = channel_map.kept
+                new = positions(layout, group.atom, widths)
+                rows = map_axis(rows, 1, old, new, channel_map.output.astype(rows.dtype))
+        return rows
+
+    def _shift_mean(
+        self, linear: LinearNode, sums: RegressionSums, fitted: FloatArray, scale: FloatArray, shift: FloatArray
+    ) -> bool:
+        """Let the outputs have the mean that they should have; return whether that changed anything."""
+        mean_x, mean_y = sums.means
+        gap = (mean_y - (fitted @ mean_x[:, :, None])[:, :, 0]).ravel() - shift
+        if np.abs(gap).max() <= _ROUNDING * (np.abs(mean_y).max() + np.sqrt(sums.variance())):
+            return False
+        operand = self.state.output_shift(linear.node)
+        self.state.shift_outputs(linear.node, np.divide(gap, scale, out=np.zeros_like(gap), where=scale != 0))
+        if operand is not None:
+            self._tell(self.graph.nodes[operand.node], operand)
+        return True
+
+    def _replace_weight(self, linear: LinearNode, weight: FloatArray, fitted: FloatArray, factor: FloatArray) -> None:
+        """Put a fitted weight into the state; outputs that are multiplied by zero behind the node stay as they are."""
+        safe = np.where(factor != 0, factor, 1.0)[:, :, None]
+        matrices = np.where(factor[:, :, None] != 0, fitted / safe, linear.matrices(weight))
+        self.state.replace(linear.weight, linear.weight_like(matrices, weight))
+        self._tell(linear.node, linear.weight)
+
+    def _tell(self, node: NodeView, operand: Operand) -> None:
+        """Let the compressed network go on with a changed constant."""
+        self.present.set_constant(node.outputs[0], operand.slot, self.state.stored(operand))
+
+
+def _random_places(samples: int, places: int, count: int, rng: np.random.Generator) -> IntArray:
+    """Return places, shape (n, 2): all of them, or some at random."""
+    total = samples * places
+    chosen = rng.choice(total, count, replace=False) if total > count else np.arange(total)
+    return np.stack(np.divmod(chosen, places), axis=1).astype(np.int64)

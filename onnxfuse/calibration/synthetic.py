@@ -1,0 +1,208 @@
+"""Samples where the user gives none: dead leaves for inputs that are images, scaled as the network expects them.
+
+A file does not say how its images were normalised. Integer types tell their range. For floats the network tells: the
+first batch normalisations state what they saw in training, and where there are none, pixels of a wrong scale make
+outputs that hardly depend on the image.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from onnxfuse.analysis import Analysis
+from onnxfuse.config import Provider
+from onnxfuse.graph.view import NodeView
+from onnxfuse.proof.runtime import Session
+from onnxfuse.proof.samples import Samples, synthetic_samples
+from onnxfuse.statistics.dead_leaves import dead_leaves
+
+__all__ = ["Synthetic", "calibration_samples"]
+
+AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+# How many samples, and multiply-accumulates for one pass over all of them.
+_MOST, _FEWEST = 512, 16
+_MACS = 60_000_000_000
+_NUMBERS = 24_000_000
+_SMALLEST_SIDE = 8
+# Images from which the scale is told.
+_TRIALS = 16
+# Means and deviations of red, green and blue over ImageNet, which most training pipelines divide by.
+_MEAN, _DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+# Outputs vary so many times more at the right scale, if the other is wrong by a factor of a hundred.
+_LIVELIER = 4.0
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """Samples that were made up.
+
+    Attributes:
+        samples: The samples.
+        is_like_data: Whether they are like what such networks see: images or tokens, not mere random numbers.
+    """
+
+    samples: Samples
+    is_like_data: bool
+
+
+@dataclass(frozen=True)
+class _Image:
+    """Where an input has its pixels."""
+
+    channels: int
+    height: int
+    width: int
+    channels_last: bool
+
+
+def calibration_samples(analysis: Analysis, samples: Samples, provider: Provider, seed: int) -> Synthetic:
+    """Make samples for a calibration without data.
+
+    Args:
+        analysis: The network.
+        samples: One synthetic run that it works with; its shapes are kept.
+        provider: Where to run.
+        seed: Seed of the images.
+
+    Raises:
+        RuntimeFailedError: ONNX Runtime could not run the network.
+    """
+    tables = dict(_tables(analysis))
+    images = {name: image for name in samples.batched if (image := _image(analysis, name, samples.dims[name]))}
+    numbers = sum(int(np.prod(dims)) for dims in samples.dims.values()) // max(samples.batch, 1)
+    count = min(_MACS // max(analysis.cost.macs, 1), _NUMBERS // max(numbers, 1), _MOST)
+    plain = synthetic_samples(analysis.graph, samples.dims, seed, count=max(count, _FEWEST))
+    rng = np.random.default_rng(seed)
+    if not images:
+        tokens = {
+            name: _tokens(array, table, rng) for name, array in plain.arrays.items() if (table := tables.get(name))
+        }
+        origin = f"{plain.count} rows of random tokens (seed {seed})" if tokens else plain.origin
+        return Synthetic(replace(plain, arrays={**plain.arrays, **tokens}, origin=origin), is_like_data=bool(tokens))
+    leaves = {
+        name: dead_leaves(len(plain.arrays[name]), image.height, image.width, image.channels, rng)
+        for name, image in images.items()
+    }
+    scaled = {name: _scalings(analysis, name, image) for name, image in images.items()}
+    word = _right_scale(analysis, plain, leaves, scaled, images, provider)
+    arrays = {**plain.arrays, **{n: _as_input(scaled[n][word](leaves[n]), images[n], plain, n) for n in images}}
+    words = f"{plain.count} synthetic images (dead leaves, seed {seed}; pixels {word})"
+    return Synthetic(replace(plain, arrays=arrays, origin=words), is_like_data=True)
+
+
+def _tables(analysis: Analysis) -> Iterator[tuple[str, int]]:
+    """Yield the inputs that look tokens up in a table, with the table's length."""
+    for node in analysis.graph.nodes:
+        if (
+            node.op == "Gather"
+            and node.inputs[1] in analysis.graph.inputs
+            and node.inputs[0] in analysis.graph.constants
+        ):
+            yield node.inputs[1], analysis.shapes.dims[node.inputs[0]][int(node.attributes.get("axis", 0))]
+
+
+def _tokens(like: AnyArray, table: int, rng: np.random.Generator) -> AnyArray:
+    found: AnyArray = rng.integers(0, table, like.shape).astype(like.dtype)
+    return found
+
+
+def _image(analysis: Analysis, name: str, dims: tuple[int, ...]) -> _Image | None:
+    if len(dims) != 4:
+        return None
+    kind = analysis.graph.inputs[name].type.tensor_type.elem_type
+    if kind not in {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.UINT8, TensorProto.INT8}:
+        return None
+    for last in (False, True):
+        channels, height, width = (dims[3], dims[1], dims[2]) if last else dims[1:]
+        if channels in {1, 3} and min(height, width) >= _SMALLEST_SIDE:
+            return _Image(channels, height, width, last)
+    return None
+
+
+def _scalings(analysis: Analysis, name: str, image: _Image) -> dict[str, Callable[[AnyArray], AnyArray]]:
+    """Return the ways in which pixels from 0 to 1 may become the input, the usual one first."""
+    kind = analysis.graph.inputs[name].type.tensor_type.elem_type
+    if kind == TensorProto.UINT8:
+        return {"from 0 to 255": lambda x: np.round(255 * x)}
+    if kind == TensorProto.INT8:
+        return {"from -128 to 127": lambda x: np.round(255 * x) - 128}
+    mean, deviation = (_MEAN, _DEVIATION) if image.channels == 3 else (_MEAN[:1], _DEVIATION[:1])
+    return {
+        "standardised": lambda x: (x - mean[:, None, None]) / deviation[:, None, None],
+        "from 0 to 255": lambda x: 255 * x,
+        "from -128 to 127": lambda x: 255 * x - 128,
+        "from -1 to 1": lambda x: 2 * x - 1,
+        "from 0 to 1": lambda x: x,
+    }
+
+
+def _as_input(pixels: AnyArray, image: _Image, samples: Samples, name: str) -> AnyArray:
+    laid = pixels.transpose(0, 2, 3, 1) if image.channels_last else pixels
+    return np.ascontiguousarray(laid).reshape(samples.arrays[name].shape).astype(samples.arrays[name].dtype)
+
+
+def _right_scale(
+    analysis: Analysis,
+    plain: Samples,
+    leaves: Mapping[str, AnyArray],
+    scaled: Mapping[str, Mapping[str, Callable[[AnyArray], AnyArray]]],
+    images: Mapping[str, _Image],
+    provider: Provider,
+) -> str:
+    """Return the scaling that suits the network; the same for all inputs."""
+    words = list(dict.fromkeys(word for choices in scaled.values() for word in choices))
+    if any(len(choices) == 1 for choices in scaled.values()):
+        return next(iter(next(choices for choices in scaled.values() if len(choices) == 1)))
+    norms = list(_first_norms(analysis))
+    model = onnx.ModelProto()
+    model.CopyFrom(analysis.source.model)
+    stated = {o.name for o in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=n.inputs[0]) for n in norms if n.inputs[0] not in stated)
+    session = Session(model, provider, name=f"the original model {analysis.source.name!r}")
+    strangeness, liveliness = {}, {}
+    for word in words:
+        few = -(-_TRIALS // plain.batch) * plain.batch
+        arrays = {name: array[:few] for name, array in plain.arrays.items()}
+        for name, image in images.items():
+            pixels = scaled[name][word](leaves[name][:few])
+            arrays[name] = _as_input(pixels, image, replace(plain, arrays=arrays), name)
+        runs = [session.run(feeds) for feeds in replace(plain, arrays=arrays).feeds()]
+        strangeness[word] = float(np.mean([_strangeness(analysis, norm, runs) for norm in norms])) if norms else 0.0
+        liveliness[word] = _liveliness([[run[name] for run in runs] for name in analysis.graph.outputs])
+    if norms:
+        return min(words, key=lambda word: strangeness[word])
+    usual, raw = words[0], words[1]
+    return raw if liveliness[raw] > _LIVELIER * liveliness[usual] else usual
+
+
+def _first_norms(analysis: Analysis) -> Iterator[NodeView]:
+    """Yield the first normalisations: far from the input every scale looks alike."""
+    for index in list(analysis.channels.normalising)[:2]:
+        yield analysis.graph.nodes[index]
+
+
+def _strangeness(analysis: Analysis, norm: NodeView, runs: list[dict[str, Any]]) -> float:
+    """Return how far a normalisation's input is from what the file states of it: 0 if mean and variance agree."""
+    mean, variance = (analysis.graph.array(norm.inputs[slot]).astype(np.float64) for slot in (3, 4))
+    values = np.concatenate([run[norm.inputs[0]] for run in runs]).astype(np.float64)
+    seen = np.moveaxis(values, 1, 0).reshape(values.shape[1], -1)
+    deviation = np.sqrt(variance) + 1e-12
+    shift = np.abs(seen.mean(axis=1) - mean) / deviation
+    return float(np.mean(np.log1p(shift) + np.abs(np.log((seen.std(axis=1) + 1e-12) / deviation))))
+
+
+def _liveliness(outputs: list[list[Any]]) -> float:
+    """Return how much outputs vary from image to image, against their size."""
+    found = []
+    for runs in outputs:
+        if all(isinstance(y, np.ndarray) and y.dtype.kind == "f" and y.ndim for y in runs):
+            values = [np.asarray(y, np.float64) for y in runs]
+            stacked = np.stack(values) if len(values[0]) == 1 else np.concatenate(values)
+            size = float(np.abs(stacked).mean())
+            found.append(float(stacked.std(axis=0).mean()) / size if size > 0 else 0.0)
+    return float(np.mean(found)) if found else 0.0

@@ -1,0 +1,153 @@
+"""The stages of a compression between the analysis and the proof, each a function of what the one before it found."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+import onnx
+
+from onnxfuse.analysis import Analysis
+from onnxfuse.calibration.judge import Judgement
+from onnxfuse.config import CompressionConfig, Order
+from onnxfuse.coupling.groups import CouplingGroup
+from onnxfuse.errors import OnnxFuseError
+from onnxfuse.fusion.maps import ChannelMap
+from onnxfuse.fusion.methods import METHODS
+from onnxfuse.fusion.rewrite import collect_edits, new_dims
+from onnxfuse.fusion.weights import WeightState
+from onnxfuse.graph.edits import apply_edits
+from onnxfuse.planning.allocation import Choice, allocate
+from onnxfuse.planning.costs import CostTable
+from onnxfuse.planning.widths import GroupPlan, allowed_widths
+from onnxfuse.proof.coupling import prove_coupling, watched_values
+from onnxfuse.proof.samples import Samples
+from onnxfuse.target import Target
+
+__all__ = ["Fused", "allocate_widths", "edited_model", "fuse_groups", "prove_groups"]
+
+Judgements: TypeAlias = Mapping[str, Judgement]
+
+
+def prove_groups(
+    analysis: Analysis, groups: Sequence[CouplingGroup], samples: Samples, config: CompressionConfig
+) -> tuple[Analysis, str]:
+    """Prove the coupling of some groups on the model itself.
+
+    Returns:
+        The analysis with the groups that failed frozen, and what a reader should know; empty if all is well.
+    """
+
+    def permute(chosen: Sequence[CouplingGroup]) -> onnx.ModelProto:
+        state = WeightState(analysis.graph, analysis.shapes, analysis.channels)
+        rng = np.random.default_rng(config.seed)
+        for group in chosen:
+            # One random cycle moves every channel; a random permutation of a few may move none.
+            order = rng.permutation(group.channels)
+            state.fuse(group, ChannelMap.permutation(np.roll(order, 1)[np.argsort(order)]))
+        edits = collect_edits(analysis.graph, analysis.shapes, analysis.channels, state)
+        return apply_edits(analysis.graph, edits, {})
+
+    watched = watched_values(analysis.graph, analysis.channels)
+    feeds = next(samples.feeds())
+    proof = prove_coupling(analysis.source.model, groups, permute, feeds, watched, config.provider)
+    if proof.note:
+        return analysis, f"the coupling was not proven on this model: {proof.note}"
+    if not proof.refuted:
+        return analysis, ""
+    reasons = {name: f"the proof on this model failed: {problem}" for name, problem in proof.refuted.items()}
+    frozen = tuple(replace(g, frozen=reasons.get(g.name, g.frozen)) for g in analysis.channels.groups)
+    names = ", ".join(proof.refuted)
+    note = f"a defect of onnxfuse, made harmless; please report it with the model: no proof for {names}"
+    return replace(analysis, channels=replace(analysis.channels, groups=frozen)), note
+
+
+def allocate_widths(
+    analysis: Analysis, plans: Sequence[GroupPlan], judgements: Judgements, target: Target, config: CompressionConfig
+) -> list[GroupPlan]:
+    """Return the plans with the widths that a budget allows; groups that nothing is known of keep theirs."""
+    table = CostTable(analysis.graph, analysis.shapes, analysis.channels, target.measure, analysis.batch)
+    choices = [
+        Choice(plan.group, judgements[plan.group.name].damage, allowed_widths(plan.group.channels, config))
+        for plan in plans
+        if plan.group.name in judgements and not plan.reason
+    ]
+    widths = allocate(choices, table, target.limit(table.total({})))
+    return [replace(plan, kept=widths.get(plan.group.atom, plan.group.channels)) for plan in plans]
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """The fused weights.
+
+    Attributes:
+        state: All of them.
+        applied: The map that each group was fused with, in that order.
+        methods: How each map was found, by the group's name.
+    """
+
+    state: WeightState
+    applied: Sequence[tuple[CouplingGroup, ChannelMap]]
+    methods: Mapping[str, str]
+
+
+def fuse_groups(
+    analysis: Analysis,
+    plans: Sequence[GroupPlan],
+    judgements: Judgements,
+    config: CompressionConfig,
+    progress: Callable[[int, int], None],
+) -> Fused:
+    """Fuse the groups one after the other, each on the weights that the groups before it have left.
+
+    Args:
+        analysis: The original.
+        plans: How many channels each group keeps.
+        judgements: What samples say of groups; with the method ``auto``, these decide.
+        config: All options.
+        progress: Called with the number of groups done, and of all.
+
+    Raises:
+        OnnxFuseError: A map could not be found; it says for which group.
+    """
+    applied, methods = [], {}
+    state = WeightState(analysis.graph, analysis.shapes, analysis.channels)
+    work = sorted((p for p in plans if p.kept < p.group.channels), key=lambda p: _last_producer(p.group))
+    if config.order is Order.BACKWARD:
+        work.reverse()
+    for done, plan in enumerate(work):
+        progress(done, len(work))
+        rng = np.random.default_rng([config.seed, plans.index(plan)])
+        try:
+            methods[plan.group.name], channel_map = _find_map(state, plan, judgements, config, rng)
+            state.fuse(plan.group, channel_map)
+        except OnnxFuseError as error:
+            error.where = error.where or f"group {plan.group.name!r}"
+            raise
+        applied.append((plan.group, channel_map))
+    return Fused(state, applied, methods)
+
+
+def _find_map(
+    state: WeightState, plan: GroupPlan, judgements: Judgements, config: CompressionConfig, rng: np.random.Generator
+) -> tuple[str, ChannelMap]:
+    """Return a map, and the name of the method that found it."""
+    if config.is_auto and plan.group.name in judgements:
+        return "least-damage", judgements[plan.group.name].channel_map(plan.kept)
+    name = "intra-fusion" if config.is_auto else config.method
+    if plan.group.unmixable:
+        # Channels that may not be mixed are dropped instead, by the same importance.
+        name = "prune"
+    return name, METHODS[name](state.features(plan.group), plan.kept, config.fusion, rng)
+
+
+def _last_producer(group: CouplingGroup) -> int:
+    return max(parameter.operand.node for parameter in group.producers)
+
+
+def edited_model(analysis: Analysis, state: WeightState) -> tuple[onnx.ModelProto, Mapping[str, tuple[int, ...]]]:
+    """Return the new model, and the shapes of its computed values."""
+    edits = collect_edits(analysis.graph, analysis.shapes, analysis.channels, state)
+    dims = new_dims(analysis.channels, state)
+    known = {**analysis.shapes.dims, **dims}
+    return apply_edits(analysis.graph, edits, dims), known

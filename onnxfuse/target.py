@@ -1,0 +1,72 @@
+"""Budgets: how much of a network may stay, counted in what."""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from onnxfuse.errors import ConfigError
+
+__all__ = ["Measure", "Target"]
+
+_UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
+_FORM = re.compile(r"(?P<measure>[a-z]+)=(?P<number>[0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)(?P<unit>[kMG%]?)", re.ASCII)
+
+
+class Measure(StrEnum):
+    """What a budget is counted in."""
+
+    MACS = "macs"
+    """Multiply-accumulates of one sample's run."""
+    PARAMS = "params"
+    """Learned numbers."""
+    BYTES = "bytes"
+    """Size of the learned numbers in the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A budget.
+
+    Attributes:
+        measure: What is counted.
+        share: The share of the original that may stay, above 0 and at most 1; None for an absolute amount.
+        amount: The absolute amount, > 0; None for a share.
+
+    Example:
+        >>> Target.parse("macs=0.5"), Target.parse("params=300k").amount
+        (Target(measure=<Measure.MACS: 'macs'>, share=0.5, amount=None), 300000.0)
+    """
+
+    measure: Measure
+    share: float | None = None
+    amount: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Target":
+        """Read a target as users write it: ``macs=0.5``, ``params=40%``, ``macs=300M``, ``bytes=2M``.
+
+        Raises:
+            ConfigError: It has another form, or is out of range.
+        """
+        found = _FORM.fullmatch(text.strip())
+        mend = "write macs=0.5 (the share that stays), params=40%, macs=300M or bytes=2M"
+        if found is None or found["measure"] not in list(Measure):
+            what = f"the target is {text!r}"
+            raise ConfigError(what, where="--target", mend=mend)
+        measure, number, unit = Measure(found["measure"]), float(found["number"]), found["unit"]
+        if unit == "%":
+            number, unit = number / 100, ""
+        elif unit or number > 1:
+            return cls(measure, None, number * _UNITS[unit])
+        if not 0 < number <= 1:
+            what = f"the target is {text!r}"
+            raise ConfigError(what, where="--target", mend=mend)
+        return cls(measure, number)
+
+    def limit(self, original: float) -> float:
+        """Return the amount that may stay of an original amount."""
+        return float(self.amount) if self.amount is not None else float(self.share or 0.0) * original
+
+    def __str__(self) -> str:
+        """Return the form that `parse` reads."""
+        return f"{self.measure}={self.share if self.amount is None else f'{self.amount:g}'}"

@@ -1,0 +1,145 @@
+"""Budgets: targets as users write them, costs of planned widths, and the choice of widths."""
+
+from itertools import product
+from math import inf
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import onnxfuse
+from onnxfuse.config import CompressionConfig
+from onnxfuse.errors import ConfigError
+from onnxfuse.planning.allocation import Choice, allocate, lower_hull
+from onnxfuse.planning.costs import CostTable
+from onnxfuse.planning.widths import allowed_widths
+from onnxfuse.target import Measure, Target
+from tests.builders import AnyArray, Net
+from tests.laws import analysis_of
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [("macs=0.5", 500.0), ("params=40%", 400.0), ("bytes=2k", 2000.0), ("macs=0.3M", 300_000.0), ("macs=300", 300.0)],
+)
+def test_targets_are_read_as_written(text: str, limit: float) -> None:
+    """A share or an amount, with a unit; what is printed is read again."""
+    target = Target.parse(text)
+    assert target.limit(1000.0) == pytest.approx(limit)
+    assert Target.parse(str(target)) == target
+
+
+@pytest.mark.parametrize("text", ["", "macs", "macs=", "flops=0.5", "macs=0", "macs=-1", "macs=200%", "macs=1T", "0.5"])
+def test_other_targets_are_refused(text: str) -> None:
+    """Anything else is refused with the forms that there are."""
+    with pytest.raises(ConfigError, match="the target is") as caught:
+        Target.parse(text)
+    assert (caught.value.where, "macs=0.5" in (caught.value.mend or "")) == ("--target", True)
+
+
+def test_a_ratio_and_a_target_exclude_each_other() -> None:
+    """A ratio and a target exclude each other."""
+    with pytest.raises(ConfigError, match="both a ratio and a target"):
+        CompressionConfig(ratio=0.5, target="macs=0.5")
+
+
+@given(st.integers(1, 300), st.integers(1, 16), st.integers(1, 20))
+def test_allowed_widths_fall_from_all_to_the_least(channels: int, round_to: int, least: int) -> None:
+    """Widths fall from C on, are multiples as asked for and not below the least, and are not too many."""
+    widths = allowed_widths(channels, CompressionConfig(round_to=round_to, min_channels=least))
+    assert widths[0] == channels
+    assert list(widths) == sorted(set(widths), reverse=True)
+    assert all(width % round_to == 0 and width >= least for width in widths[1:])
+    assert len(widths) <= 130
+
+
+@given(st.lists(st.floats(0, 10), min_size=2, max_size=9))
+def test_a_hull_is_convex_and_below(values: list[float]) -> None:
+    """The hull is nowhere above the damage, meets it at both ends, and is convex."""
+    damage = np.array(sorted(values, reverse=True))
+    widths = np.arange(len(damage))[::-1]
+    hull = lower_hull(widths, damage)
+    assert np.all(hull <= damage[widths] + 1e-9)
+    assert (hull[0], hull[-1]) == pytest.approx((damage[-1], damage[0]))
+    assert np.all(np.diff(hull, 2) >= -1e-9)
+
+
+def network() -> onnx.ModelProto:
+    """Two hidden layers of different cost behind each other, and a third beside them."""
+    net = Net(17, seed=1)
+    x = net.input(1, 3, 8, 8, batch="n")
+    h = net.node("Relu", net.conv(x, 6, name="first", pads=[1, 1, 1, 1]))
+    h = net.node("Relu", net.conv(h, 8, name="second", strides=[2, 2]))
+    net.output(net.gemm(net.node("Flatten", h), 3, name="last", transB=1))
+    return net.model()
+
+
+@pytest.mark.parametrize("measure", list(Measure))
+def test_predicted_costs_are_those_of_the_written_file(measure: Measure) -> None:
+    """What a table predicts for widths is what the compressed network costs."""
+    model = network()
+    analysis = analysis_of(model)
+    table = CostTable(analysis.graph, analysis.shapes, analysis.channels, measure, analysis.batch)
+    first, second = (g for g in analysis.channels.groups if not g.frozen)
+    widths = {first.atom: 3, second.atom: 4}
+    made = onnxfuse.compress(model, ratio=0.5, method="prune", provider="cpu")
+    attribute = {Measure.MACS: "macs", Measure.PARAMS: "parameters"}.get(measure)
+    if attribute is not None:
+        assert table.total({}) == getattr(made.report.before, attribute)
+        assert table.total(widths) == getattr(made.report.after, attribute)
+    else:
+        assert table.total(widths) == 4 * made.report.after.parameters
+    one_by_one = table.saving(first, 3, {}) + table.saving(second, 4, {first.atom: 3})
+    assert table.total({}) - table.total(widths) == pytest.approx(one_by_one)
+    assert table.neighbours(first, [first, second]) == [0, 1]
+
+
+@given(st.integers(0, 30), st.floats(0.1, 1.0))
+def test_a_greedy_allocation_is_near_the_best_of_all(seed: int, share: float) -> None:
+    """The budget holds, and no choice of widths that is cheaper does much less damage (brute force)."""
+    analysis = analysis_of(network())
+    table = CostTable(analysis.graph, analysis.shapes, analysis.channels, Measure.MACS, analysis.batch)
+    rng = np.random.default_rng(seed)
+    choices = []
+    for group in (g for g in analysis.channels.groups if not g.frozen):
+        steps = np.sort(rng.random(group.channels))[::-1]
+        damage = np.concatenate([np.cumsum(steps[::-1])[::-1], [0.0]])
+        choices.append(Choice(group, damage, tuple(range(group.channels, 0, -1))))
+    limit = share * table.total({})
+    widths = allocate(choices, table, limit)
+
+    def total(chosen: tuple[int, ...]) -> float:
+        return float(sum(c.damage[w] for c, w in zip(choices, chosen, strict=True)))
+
+    everything = list(product(*(c.widths for c in choices)))
+    atoms = [c.group.atom for c in choices]
+    fitting = [w for w in everything if table.total(dict(zip(atoms, w, strict=True))) <= limit]
+    if not fitting:
+        assert list(widths.values()) == [c.widths[-1] for c in choices]
+        return
+    assert table.total(widths) <= 1.01 * limit
+    best = min(map(total, fitting))
+    assert total(tuple(widths.values())) <= best + max(c.damage[0] for c in choices) * 0.5 + 1e-9
+    assert total(tuple(widths.values())) < inf
+
+
+def feeds(count: int = 64) -> dict[str, AnyArray]:
+    """Samples for `network`."""
+    return {"x0": np.random.default_rng(0).normal(size=(count, 3, 8, 8)).astype(np.float32)}
+
+
+def test_a_smaller_budget_keeps_less() -> None:
+    """Cost falls with the budget and is within it; a multiple is kept where it is asked for."""
+    made = [
+        onnxfuse.compress(network(), target=f"macs={share}", calibration=feeds(), prove=False, provider="cpu")
+        for share in (0.8, 0.5, 0.3)
+    ]
+    costs = [m.report.after.macs / m.report.before.macs for m in made]
+    assert costs == sorted(costs, reverse=True)
+    assert all(cost <= 1.01 * share for cost, share in zip(costs, (0.8, 0.5, 0.3), strict=True))
+    rounded = onnxfuse.compress(
+        network(), target="macs=0.6", round_to=2, calibration=feeds(), prove=False, provider="cpu"
+    )
+    assert all(g.channels_after % 2 == 0 for g in rounded.report.groups if not g.frozen)

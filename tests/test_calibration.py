@@ -1,0 +1,198 @@
+"""Walks through networks, linear nodes as regressions, what samples say of groups, and samples that are made up."""
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import onnxfuse
+from onnxfuse.analysis import choose_samples
+from onnxfuse.calibration.judge import judge_groups
+from onnxfuse.calibration.linear import ending_of, linear_nodes
+from onnxfuse.calibration.synthetic import calibration_samples
+from onnxfuse.calibration.walk import Walk, largest_gap
+from onnxfuse.config import Provider
+from onnxfuse.errors import InvariantError
+from onnxfuse.proof.samples import Samples, load_samples
+from onnxfuse.statistics.dead_leaves import dead_leaves
+from tests.builders import AnyArray, Net, run_ort
+from tests.laws import analysis_of
+
+
+def residual_net(seed: int = 0) -> Net:
+    """A block with a shortcut of its own, a depthwise and a grouped convolution, and a dense head."""
+    net = Net(17, seed=seed)
+    x = net.input(1, 4, 8, 8, batch="n")
+    h = net.node("Relu", net.conv(x, 8, name="stem", pads=[1, 1, 1, 1]))
+    a = net.node("Relu", net.conv(h, 8, name="depthwise", group=8, pads=[1, 1, 1, 1]))
+    a = net.conv(a, 6, name="point", kernel=1)
+    b = net.conv(h, 6, name="shortcut", kernel=1)
+    h = net.node("Relu", net.node("Add", a, b))
+    h = net.node("Relu", net.conv(h, 6, name="grouped", group=2, strides=[2, 2]))
+    net.output(net.gemm(net.node("Flatten", h), 3, name="head", transB=1))
+    return net
+
+
+def samples_for(model: onnx.ModelProto, count: int = 12) -> Samples:
+    """Samples for the only input of a model, in several runs."""
+    analysis = analysis_of(model)
+    name, dims = next(iter(analysis.input_dims.items()))
+    rng = np.random.default_rng(1)
+    arrays = {name: rng.normal(size=(count, *dims[1:])).astype(np.float32)}
+    return replace(load_samples(arrays, analysis.graph, "arrays"), batch=4, dims={name: (4, *dims[1:])})
+
+
+def test_a_walk_sees_what_a_whole_run_sees() -> None:
+    """Every value that a walk is asked for in order is that of a whole run; then it is forgotten."""
+    model = residual_net().model()
+    samples = samples_for(model)
+    walk = Walk(model, samples, Provider.CPU)
+    names = [node.outputs[0] for node in walk.graph.nodes]
+    whole = onnx.ModelProto()
+    whole.CopyFrom(model)
+    whole.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in walk.graph.outputs)
+    expected = [run_ort(whole, feeds) for feeds in samples.feeds()]
+    for name in names:
+        gap = largest_gap(walk.values(name), [run[name] for run in expected])
+        assert gap < 1e-5
+    assert walk.pending(names[-1]) == []
+    with pytest.raises(InvariantError, match="after its last reader has run"):
+        walk.values(names[0])
+
+
+def test_a_walk_goes_on_with_a_changed_weight() -> None:
+    """A constant that is changed before its node runs is what the node computes with; afterwards it is too late."""
+    model = residual_net().model()
+    walk = Walk(model, samples_for(model), Provider.CPU)
+    stem, shortcut = walk.graph.nodes[0], next(n for n in walk.graph.nodes if n.name == "shortcut")
+    walk.values(stem.outputs[0])
+    weight = walk.graph.array(shortcut.inputs[1])
+    walk.set_constant(shortcut.outputs[0], 1, np.zeros_like(weight))
+    bias = walk.graph.array(shortcut.inputs[2])
+    for value in walk.values(shortcut.outputs[0]):
+        np.testing.assert_allclose(value, np.broadcast_to(bias[:, None, None], value.shape), atol=1e-6)
+    with pytest.raises(InvariantError, match="after its node has run"):
+        walk.set_constant(stem.outputs[0], 1, weight)
+
+
+def test_a_gap_of_different_shapes_is_infinite() -> None:
+    """Values of other shapes, or other values, are told apart."""
+    assert largest_gap([np.zeros(3)], [np.zeros(4)]) == np.inf
+    assert largest_gap([np.zeros(3), np.ones(2)], [np.zeros(3), np.full(2, 3.0)]) == 2.0
+
+
+@pytest.mark.parametrize("name", ["stem", "depthwise", "point", "grouped", "head"])
+def test_rows_times_matrices_are_the_outputs(name: str) -> None:
+    """A linear node's rows times its matrices, and its bias, are what ONNX Runtime computes at those places."""
+    model = residual_net().model()
+    graph = analysis_of(model).graph
+    linear = next(node for node in linear_nodes(graph) if node.node.name == name)
+    walk = Walk(model, samples_for(model), Provider.CPU)
+    x = walk.values(linear.node.inputs[0])[1]
+    y = Walk(model, samples_for(model), Provider.CPU).values(linear.node.outputs[0])[1]
+    weight = graph.array(linear.weight.name).astype(np.float64)
+    samples, places = linear.place_count(x, weight)
+    flat = np.random.default_rng(0).permutation(samples * places)[:10]
+    chosen = np.stack(np.divmod(flat, places), axis=1)
+    matrices = linear.matrices(weight)
+    made = np.einsum("ngd,god->ngo", linear.rows(x, weight, chosen), matrices).reshape(len(chosen), -1)
+    bias = graph.array(linear.node.inputs[2])
+    np.testing.assert_allclose(made + bias, linear.outputs(y, chosen), atol=1e-4)
+    np.testing.assert_array_equal(linear.weight_like(matrices, weight), weight)
+
+
+def test_results_end_behind_a_residual_addition() -> None:
+    """Both branches end in the sum; a convolution before an activation ends in itself."""
+    analysis = analysis_of(residual_net().model())
+    ends = {n.node.name: ending_of(n, analysis.graph, analysis.channels) for n in linear_nodes(analysis.graph)}
+    add = next(node for node in analysis.graph.nodes if node.op == "Add")
+    assert ends["point"].value == ends["shortcut"].value == add.outputs[0]
+    assert {ends["point"].other, ends["shortcut"].other} == set(add.inputs)
+    assert (ends["point"].plain.value, ends["point"].plain.other) == (ends["point"].before, "")
+    assert (ends["stem"].value, ends["stem"].other) == (analysis.graph.nodes[0].outputs[0], "")
+
+
+def test_judgements_predict_what_a_reader_loses() -> None:
+    """On the samples themselves, J is what the best linear reader loses: measured on the outputs of a network."""
+    net = Net(17, seed=2)
+    h = net.node("Relu", net.gemm(net.input(1, 5, batch="n"), 8, name="first"))
+    net.output(net.gemm(h, 3, name="last"))
+    model = net.model()
+    samples = samples_for(model, 400)
+    analysis = analysis_of(model)
+    group = next(g for g in analysis.channels.groups if not g.frozen)
+    judgement = judge_groups(analysis, [group], samples, Provider.CPU, 0)[group.name]
+    feeds = dict(samples.arrays)
+    made = onnxfuse.compress(model, calibration=feeds, ratio=0.5, prove=False, provider="cpu")
+    y, z = (next(iter(run_ort(m, feeds).values())).astype(np.float64) for m in (model, made.model))
+    lost = np.square(y - z).sum() / np.square(y - y.mean(axis=0)).sum()
+    assert judgement.damage[4] == pytest.approx(lost, rel=0.05)
+    report = next(g for g in made.report.groups if g.name == group.name)
+    assert report.method == "least-damage"
+    assert report.damage == pytest.approx(judgement.damage[4], rel=1e-6)
+
+
+@given(st.integers(1, 9), st.integers(4, 20), st.integers(4, 20), st.sampled_from([1, 3]))
+def test_dead_leaves_are_images(count: int, height: int, width: int, channels: int) -> None:
+    """Dead leaves have the shape that was asked for, are in range, differ, and are the same for the same seed."""
+    images = dead_leaves(count, height, width, channels, np.random.default_rng(3))
+    assert images.shape == (count, channels, height, width)
+    assert images.dtype == np.float32
+    assert images.min() >= 0
+    assert images.max() <= 1
+    assert len({image.tobytes() for image in images}) == count
+    np.testing.assert_array_equal(images, dead_leaves(count, height, width, channels, np.random.default_rng(3)))
+
+
+def test_neighbouring_pixels_are_alike() -> None:
+    """Neighbouring pixels are correlated much more than distant ones, as in photographs and unlike noise."""
+    images = dead_leaves(64, 32, 32, 3, np.random.default_rng(0)).mean(axis=1)
+
+    def correlation(distance: int) -> float:
+        return float(np.corrcoef(images[:, :, distance:].ravel(), images[:, :, :-distance].ravel())[0, 1])
+
+    assert correlation(1) > 0.8
+    assert correlation(1) > correlation(4) > correlation(16)
+
+
+def image_net(kind: int = onnx.TensorProto.FLOAT) -> onnx.ModelProto:
+    """A network for images of a type."""
+    net = Net(17, seed=4)
+    x = net.input(1, 3, 16, 16, batch="n", dtype=kind)
+    h = x if kind == onnx.TensorProto.FLOAT else net.node("Cast", x, to=onnx.TensorProto.FLOAT)
+    h = net.node("Relu", net.conv(h, 6, name="first"))
+    net.output(net.gemm(net.node("Flatten", h), 3, name="last", transB=1))
+    return net.model()
+
+
+@pytest.mark.parametrize(
+    ("kind", "low", "high"),
+    [(onnx.TensorProto.UINT8, 0, 255), (onnx.TensorProto.INT8, -128, 127), (onnx.TensorProto.FLOAT, -3, 3)],
+)
+def test_made_up_images_have_the_range_of_the_input(kind: int, low: float, high: float) -> None:
+    """Made-up images have the type of the input and its range."""
+    model = image_net(kind)
+    analysis = analysis_of(model)
+    found, _ = choose_samples(analysis.source, analysis.graph, Provider.CPU, 0)
+    assert found is not None
+    made = calibration_samples(analysis, found, Provider.CPU, 0)
+    assert made.is_like_data
+    assert "dead leaves" in made.samples.origin
+    array: AnyArray = next(iter(made.samples.arrays.values()))
+    assert array.dtype == onnx.helper.tensor_dtype_to_np_dtype(kind)
+    assert array.shape[1:] == (3, 16, 16)
+    assert low <= array.min() < array.max() <= high
+    assert np.ptp(array.astype(float)) > 0.5 * (high - low)
+
+
+def test_without_images_or_tokens_the_weights_decide() -> None:
+    """Random numbers for inputs of no known kind choose nothing: the method is the one that looks at weights alone."""
+    net = Net(17, seed=2)
+    net.output(net.gemm(net.node("Relu", net.gemm(net.input(1, 5, batch="n"), 8, name="first")), 3, name="last"))
+    made = onnxfuse.compress(net.model(), ratio=0.5, provider="cpu")
+    assert {g.method for g in made.report.groups} == {"intra-fusion", None}
+    assert made.report.refits == ()
+    assert any("--calibration" in note for note in made.report.notes)

@@ -1,0 +1,99 @@
+"""The damage J and what makes it small, against brute force and against samples."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxfuse.arrays import FloatArray, IntArray
+from onnxfuse.statistics.damage import Reading, best_input_map, greedy_order, selection_damage
+
+
+def reading(seed: int, channels: int, *, rank: int | None = None) -> tuple[Reading, FloatArray, FloatArray]:
+    """Return a reading of Gaussian channels, with the samples and the weights that it was made from."""
+    rng = np.random.default_rng(seed)
+    mixing = rng.normal(size=(rank or channels, channels))
+    samples = rng.normal(size=(400, rank or channels)) @ mixing + rng.normal(size=channels)
+    weights = rng.normal(size=(channels, 3))
+    covariance = np.cov(samples.T, bias=True).reshape(channels, channels)
+    return Reading(covariance, samples.T @ samples / 400, weights @ weights.T), samples, weights
+
+
+def missed(samples: FloatArray, weights: FloatArray, kept: IntArray) -> float:
+    """Return what the readers' outputs lose when the kept channels are all that they are predicted from."""
+    outputs = (samples - samples.mean(axis=0)) @ weights
+    inputs = (samples - samples.mean(axis=0))[:, kept]
+    solved = np.linalg.lstsq(inputs, outputs, rcond=None)[0]
+    return float(np.square(outputs - inputs @ solved).sum() / len(samples))
+
+
+@given(st.integers(0, 99), st.integers(2, 6))
+def test_damages_are_those_of_a_regression_on_samples(seed: int, channels: int) -> None:
+    """The damage of the first K of the greedy order is what a regression on samples misses, for every K."""
+    seen, samples, weights = reading(seed, channels)
+    order, damage = greedy_order([seen])
+    assert sorted(order.tolist()) == list(range(channels))
+    for kept in range(1, channels + 1):
+        wanted = missed(samples, weights, order[:kept])
+        assert damage[kept] == pytest.approx(wanted, rel=1e-4, abs=1e-6 * damage[0])
+        assert selection_damage([seen], order[:kept]) == pytest.approx(wanted, rel=1e-4, abs=1e-6 * damage[0])
+
+
+@given(st.integers(0, 99), st.integers(2, 6))
+def test_damage_falls_with_every_channel(seed: int, channels: int) -> None:
+    """Damage falls with every channel that is kept, from J with none to nothing with all; readers add up."""
+    readings = [reading(seed + i, channels)[0] for i in range(2)]
+    _, damage = greedy_order(readings)
+    assert np.all(np.diff(damage) <= 1e-9 * damage[0])
+    assert damage[0] == pytest.approx(sum(r.damage for r in readings))
+    assert damage[-1] <= 1e-6 * damage[0]
+
+
+def test_the_first_choice_is_the_best_single_channel() -> None:
+    """The first choice is the best single channel of all, and two choices are not far from the best pair."""
+    for seed in range(10):
+        seen, _, _ = reading(seed, 6)
+        order, damage = greedy_order([seen])
+        singles = [selection_damage([seen], np.array([c])) for c in range(6)]
+        assert order[0] == int(np.argmin(singles))
+        pairs = [selection_damage([seen], np.array(pair)) for pair in combinations(range(6), 2)]
+        assert damage[2] >= min(pairs) * (1 - 1e-6)
+        assert damage[2] <= 2.0 * min(pairs)
+
+
+def test_copies_cost_nothing() -> None:
+    """Of channels that depend linearly on fewer, those few are enough: the rest of the damage is rounding."""
+    seen, _, _ = reading(3, 8, rank=3)
+    _, damage = greedy_order([seen])
+    assert damage[3] <= 1e-6 * damage[0]
+
+
+def test_dead_channels_come_last() -> None:
+    """Channels that never change come last and make nothing infinite; so does a reader that reads nothing."""
+    seen, _, _ = reading(4, 4)
+    covariance = seen.covariance.copy()
+    covariance[1], covariance[:, 1] = 0.0, 0.0
+    order, damage = greedy_order([Reading(covariance, covariance, seen.strength)])
+    assert order[-1] == 1
+    assert np.isfinite(damage).all()
+    nothing = Reading(np.zeros((4, 4)), np.zeros((4, 4)), np.zeros((4, 4)))
+    assert greedy_order([nothing])[1].tolist() == [0.0] * 5
+    assert np.isfinite(best_input_map([nothing], np.eye(4)[:2])).all()
+
+
+@given(st.integers(0, 99), st.integers(2, 6))
+def test_the_best_input_map_raises_no_damage(seed: int, channels: int) -> None:
+    """The best input map loses no more than dropping does, and rebuilds kept channels exactly."""
+    seen, _, _ = reading(seed, channels)
+    kept = max(1, channels // 2)
+    output = np.eye(channels)[:kept]
+    found = best_input_map([seen], output)
+    np.testing.assert_array_equal(found[:kept], np.eye(kept))
+
+    def lost(matrix: FloatArray) -> float:
+        gap = np.eye(channels) - matrix @ output
+        return float(np.trace(gap @ seen.moments @ gap.T @ seen.strength))
+
+    assert lost(found) <= lost(output.T) * (1 + 1e-9)
