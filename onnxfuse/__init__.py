@@ -1,13 +1,15 @@
 """Compress trained ONNX files by fusing their channels with optimal transport.
 
-`compress` makes a model smaller and proves the result in ONNX Runtime, `inspect` shows what can be compressed and why
-the rest can't, `validate` compares two models on the same inputs.
+`compress` makes a model smaller and proves the result in ONNX Runtime, `plan` only decides how much each part of it
+would lose, `inspect` shows what can be compressed and why the rest can't, `validate` compares two models on the same
+inputs.
 """
 
 from onnxfuse.config import CompressionConfig, Order, Provider, Scope
 from onnxfuse.errors import OnnxFuseError
 from onnxfuse.fusion.options import FusionOptions
-from onnxfuse.pipeline import Compressed, compress, inspect, validate
+from onnxfuse.pipeline import Compressed, compress, inspect, plan, validate
+from onnxfuse.planning.files import Plan
 from onnxfuse.report import CompressionReport, InspectReport, ValidationReport
 
 __all__ = [
@@ -18,11 +20,13 @@ __all__ = [
     "InspectReport",
     "OnnxFuseError",
     "Order",
+    "Plan",
     "Provider",
     "Scope",
     "ValidationReport",
     "compress",
     "inspect",
+    "plan",
     "validate",
 ]
 

@@ -9,9 +9,9 @@ from typing import Any
 from onnxfuse.errors import ConfigError, RegistryError
 from onnxfuse.fusion.methods import METHODS
 from onnxfuse.fusion.options import FusionOptions
-from onnxfuse.target import Target
+from onnxfuse.target import Keep, Target
 
-__all__ = ["CompressionConfig", "Order", "Provider", "Scope"]
+__all__ = ["DEFAULT_RATIO", "CompressionConfig", "Order", "Provider", "Scope"]
 
 AUTO = "auto"
 DEFAULT_RATIO = 0.3
@@ -61,6 +61,8 @@ class CompressionConfig:
             the least important ones, ``fold`` merges clusters of similar ones.
         scope: Which groups may change: ``all`` that are not frozen, or ``hidden``, those that no addition ties
             together (the insides of residual blocks).
+        keep: How many channels the groups whose name fits a shell pattern keep, such as '/layer1/*=12' or, as a share,
+            '/layer1/*=0.75'. May be given several times; the last one that fits holds.
         only: A shell pattern such as '/layer1/*': only groups whose name fits change. May be given several times;
             ``inspect`` lists the names.
         skip: A shell pattern: groups whose name fits do not change. May be given several times.
@@ -93,6 +95,7 @@ class CompressionConfig:
     min_channels: int = 1
     method: str = AUTO
     scope: Scope = Scope.ALL
+    keep: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     order: Order = Order.BACKWARD
@@ -119,9 +122,11 @@ class CompressionConfig:
             raise ConfigError(what, where="--seed", mend="give a whole number from 0 on")
         for name, kind in (("scope", Scope), ("order", Order), ("provider", Provider)):
             object.__setattr__(self, name, _member(kind, getattr(self, name), f"--{name}"))
-        for name in ("only", "skip"):
+        for name in ("keep", "only", "skip"):
             given: tuple[str, ...] | str = getattr(self, name)
             object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
+        for rule in self.keep:
+            Keep.parse(rule)
 
     def _check_widths(self) -> None:
         """Check what decides how many channels stay."""

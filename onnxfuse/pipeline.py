@@ -1,4 +1,4 @@
-"""The three commands: inspect a model, compress it, validate a result. Data flows one way, stage by stage."""
+"""The commands: inspect a model, plan, compress it, validate a result. Data flows one way, stage by stage."""
 
 import os
 import tempfile
@@ -26,10 +26,11 @@ from onnxfuse.analysis import (
 from onnxfuse.calibration.judge import Judgement, judge_groups
 from onnxfuse.calibration.refit import Refit, refit_network
 from onnxfuse.calibration.synthetic import calibration_samples
-from onnxfuse.config import CompressionConfig, Provider
+from onnxfuse.config import DEFAULT_RATIO, CompressionConfig, Provider
 from onnxfuse.errors import ConfigError, DataError, OutputError, RuntimeFailedError, UnsupportedGraphError
 from onnxfuse.graph.files import SourceModel, check_output_path, read_model, staged, write_model
 from onnxfuse.graph.view import GraphView
+from onnxfuse.planning.files import Plan, PlannedGroup, apply_plan, read_plan
 from onnxfuse.planning.widths import GroupPlan, plan_widths
 from onnxfuse.proof.accuracy import measure_accuracy, split_labels
 from onnxfuse.proof.checker import check_structure
@@ -48,7 +49,7 @@ from onnxfuse.report import (
 from onnxfuse.stages import Fused, allocate_widths, edited_model, fuse_groups, prove_groups
 from onnxfuse.target import Target
 
-__all__ = ["Compressed", "compress", "inspect", "validate"]
+__all__ = ["Compressed", "compress", "inspect", "plan", "validate"]
 
 ModelSource: TypeAlias = str | os.PathLike[str] | onnx.ModelProto
 DataSource: TypeAlias = str | os.PathLike[str] | Mapping[str, np.ndarray[Any, np.dtype[Any]]]
@@ -134,12 +135,46 @@ def inspect(
     )
 
 
+def plan(
+    model: ModelSource,
+    *,
+    config: CompressionConfig | None = None,
+    calibration: DataSource | None = None,
+    progress: Progress = _silent,
+    **options: Any,
+) -> Plan:
+    """Decide how many channels each group keeps, and do no more: the first half of `compress`.
+
+    Args:
+        model: A path or a model object; it is never changed.
+        config: All options as one object.
+        calibration: Unlabelled samples, an ``.npz`` file or arrays by input name.
+        progress: Called as the work goes on.
+        **options: Single options, instead of ``config``.
+
+    Returns:
+        A plan, which `compress` replays; its JSON can be edited before.
+
+    Raises:
+        OnnxFuseError: One of its subclasses, as for `compress`.
+    """
+    config = _config(config, options)
+    prepared = _prepare(model, calibration, config, None, _Clock(progress))
+    groups = {
+        p.group.name: PlannedGroup(p.group.channels, p.kept, p.reason or None, _damage(prepared.judgements, p))
+        for p in prepared.plans
+    }
+    source = prepared.analysis.source
+    return Plan(source.name, source.sha256, groups, config.to_dict())
+
+
 def compress(
     model: ModelSource,
     output: str | os.PathLike[str] | None = None,
     *,
     config: CompressionConfig | None = None,
     calibration: DataSource | None = None,
+    plan: str | os.PathLike[str] | Plan | None = None,
     progress: Progress = _silent,
     **options: Any,
 ) -> Compressed:
@@ -151,6 +186,7 @@ def compress(
         config: All options as one object.
         calibration: Unlabelled samples, an ``.npz`` file or arrays by input name: what is kept is chosen and fitted on
             them, and the drift is measured on them.
+        plan: How many channels each group keeps, from `plan` or its file, instead of a ratio or a target.
         progress: Called as the work goes on.
         **options: Single options by the names of `CompressionConfig` and `FusionOptions`, instead of ``config``.
 
@@ -160,42 +196,13 @@ def compress(
     Raises:
         OnnxFuseError: One of its subclasses, which says what is wrong, where, and the mend; nothing is written then.
     """
-    if config is None:
-        config = CompressionConfig.from_options(options)
-    elif options:
-        what = "options were given beside a config"
-        raise ConfigError(what, where=", ".join(options), mend="put everything into the config, or nothing")
+    config = _config(config, options)
     target = None if output is None else check_output_path(output)
     clock = _Clock(progress)
-    with clock.stage("load"):
-        source = read_model(model)
-        _refuse_overwriting(source, target)
-        graph = GraphView(source.model)
-        samples = _samples(source, graph, calibration, config)
-    with clock.stage("couple"):
-        analysis = analyse(source, graph, samples)
-        plans = _plans(analysis, config)
-    notes = []
-    if config.prove:
-        with clock.stage("prove coupling"):
-            changing = [plan.group for plan in plans if config.target or plan.kept < plan.group.channels]
-            free = [group for group in changing if not group.frozen and group.channels > 1]
-            analysis, note = prove_groups(analysis, free, samples, config)
-            plans = _plans(analysis, config)
-            notes.append(note)
-    if calibration is None:
-        with clock.stage("synthesise"):
-            samples, config, note = _made_up(analysis, samples, config)
-            notes.append(note)
-    judgements: Mapping[str, Judgement] = {}
-    if config.is_auto or config.target:
-        with clock.stage("observe"):
-            free = [plan.group for plan in plans if not plan.reason]
-            judgements = judge_groups(analysis, free, samples, config.provider, config.seed)
-    if config.target:
-        with clock.stage("allocate"):
-            plans = allocate_widths(analysis, plans, judgements, Target.parse(config.target), config)
-            _refuse_nothing(analysis, plans, config)
+    prepared = _prepare(model, calibration, config, plan, clock, target)
+    analysis, plans, judgements = prepared.analysis, prepared.plans, prepared.judgements
+    source, samples, notes = analysis.source, prepared.samples, prepared.notes
+    config = prepared.config
     with clock.stage("fuse"):
         fused = fuse_groups(analysis, plans, judgements, config, partial(progress, "fuse"))
     refits: list[Refit] = []
@@ -325,11 +332,92 @@ def _samples(
     return samples
 
 
-def _plans(analysis: Analysis, config: CompressionConfig) -> list[GroupPlan]:
+def _config(config: CompressionConfig | None, options: Mapping[str, Any]) -> CompressionConfig:
+    if config is None:
+        return CompressionConfig.from_options(options)
+    if options:
+        what = "options were given beside a config"
+        raise ConfigError(what, where=", ".join(options), mend="put everything into the config, or nothing")
+    return config
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """Everything that is known before the first weight changes."""
+
+    analysis: Analysis
+    plans: Sequence[GroupPlan]
+    judgements: Mapping[str, Judgement]
+    samples: Samples
+    config: CompressionConfig
+    notes: list[str]
+
+
+def _prepare(
+    model: ModelSource,
+    calibration: DataSource | None,
+    config: CompressionConfig,
+    plan: str | os.PathLike[str] | Plan | None,
+    clock: "_Clock",
+    target: Path | None = None,
+) -> _Prepared:
+    """Read, analyse and prove the original, and decide how many channels each group keeps."""
+    with clock.stage("load"):
+        wanted = _wanted(plan, config)
+        source = read_model(model)
+        _refuse_overwriting(source, target)
+        graph = GraphView(source.model)
+        samples = _samples(source, graph, calibration, config)
+    notes = []
+    if wanted is not None and wanted.sha256 != source.sha256:
+        notes.append(f"the plan was made for another file, {wanted.model!r}, with the same groups")
+    with clock.stage("couple"):
+        analysis = analyse(source, graph, samples)
+        plans = _plans(analysis, config, wanted)
+    if config.prove:
+        with clock.stage("prove coupling"):
+            changing = [plan.group for plan in plans if config.target or plan.kept < plan.group.channels]
+            free = [group for group in changing if not group.frozen and group.channels > 1]
+            analysis, note = prove_groups(analysis, free, samples, config)
+            plans = _plans(analysis, config, wanted)
+            notes.append(note)
+    if calibration is None:
+        with clock.stage("synthesise"):
+            samples, config, note = _made_up(analysis, samples, config)
+            notes.append(note)
+    judgements: Mapping[str, Judgement] = {}
+    if config.is_auto or config.target:
+        with clock.stage("observe"):
+            free = [plan.group for plan in plans if not plan.reason]
+            judgements = judge_groups(analysis, free, samples, config.provider, config.seed)
+    if config.target:
+        with clock.stage("allocate"):
+            plans = allocate_widths(analysis, plans, judgements, Target.parse(config.target), config)
+            _refuse_nothing(analysis, plans, config)
+    return _Prepared(analysis, plans, judgements, samples, config, notes)
+
+
+def _wanted(plan: str | os.PathLike[str] | Plan | None, config: CompressionConfig) -> Plan | None:
+    if plan is None:
+        return None
+    if config.target or config.ratio != DEFAULT_RATIO:
+        what = "a plan is given beside a ratio or a target, and each decides how much goes"
+        raise ConfigError(what, where="--plan", mend="leave the others out")
+    return read_plan(plan)
+
+
+def _plans(analysis: Analysis, config: CompressionConfig, wanted: Plan | None) -> list[GroupPlan]:
     """Plan the widths, and refuse a run that would change nothing."""
     plans = plan_widths(analysis.channels.groups, config)
+    if wanted is not None:
+        plans = apply_plan(wanted, plans)
     _refuse_nothing(analysis, plans, config)
     return plans
+
+
+def _damage(judgements: Mapping[str, Judgement], plan: GroupPlan) -> float | None:
+    found = judgements.get(plan.group.name)
+    return None if found is None else float(found.damage[plan.kept])
 
 
 def _made_up(analysis: Analysis, samples: Samples, config: CompressionConfig) -> tuple[Samples, CompressionConfig, str]:
@@ -383,14 +471,14 @@ def _set_metadata(model: onnx.ModelProto, entries: Mapping[str, str]) -> None:
 def _group_report(
     analysis: Analysis, plan: GroupPlan, fused: Fused | None = None, judgements: Mapping[str, Judgement] | None = None
 ) -> GroupReport:
-    group, judgement = plan.group, (judgements or {}).get(plan.group.name)
+    group = plan.group
     return GroupReport(
         name=group.name,
         channels_before=group.channels,
         channels_after=plan.kept,
         frozen=plan.reason or None,
         method=fused.methods.get(group.name) if fused else None,
-        damage=float(judgement.damage[plan.kept]) if judgement else None,
+        damage=_damage(judgements or {}, plan),
         residual=group.residual,
         parameters=group_parameters(analysis, group),
         nodes=tuple(dict.fromkeys(parameter.node for parameter in group.parameters)),

@@ -70,9 +70,10 @@ def allocate_widths(
     choices = [
         Choice(plan.group, judgements[plan.group.name].damage, allowed_widths(plan.group.channels, config))
         for plan in plans
-        if plan.group.name in judgements and not plan.reason
+        if plan.group.name in judgements and not plan.reason and not plan.is_fixed
     ]
-    widths = allocate(choices, table, target.limit(table.total({})))
+    fixed = {plan.group.atom: plan.kept for plan in plans if plan.is_fixed}
+    widths = {**allocate(choices, table, target.limit(table.total({})), fixed), **fixed}
     return [replace(plan, kept=widths.get(plan.group.atom, plan.group.channels)) for plan in plans]
 
 

@@ -1,12 +1,13 @@
-"""Budgets: how much of a network may stay, counted in what."""
+"""Budgets: how much of a network may stay, counted in what; and how much of single groups."""
 
+import math
 import re
 from dataclasses import dataclass
 from enum import StrEnum
 
 from onnxfuse.errors import ConfigError
 
-__all__ = ["Measure", "Target"]
+__all__ = ["Keep", "Measure", "Target"]
 
 _UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 _FORM = re.compile(r"(?P<measure>[a-z]+)=(?P<number>[0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)(?P<unit>[kMG%]?)", re.ASCII)
@@ -70,3 +71,45 @@ class Target:
     def __str__(self) -> str:
         """Return the form that `parse` reads."""
         return f"{self.measure}={self.share if self.amount is None else f'{self.amount:g}'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """How many channels some groups keep, whatever the others do.
+
+    Attributes:
+        pattern: A shell pattern on names of groups.
+        number: A count of channels, or a share of them where it has a decimal point.
+        is_share: Whether it is a share.
+
+    Example:
+        >>> Keep.parse("/layer1/*=0.75").width(16), Keep.parse("head=12").width(16), Keep.parse("head=12").width(8)
+        (12, 12, 8)
+    """
+
+    pattern: str
+    number: float
+    is_share: bool
+
+    @classmethod
+    def parse(cls, text: str) -> "Keep":
+        """Read a rule as users write it: ``PATTERN=12`` or ``PATTERN=0.75``.
+
+        Raises:
+            ConfigError: It has another form, or is out of range.
+        """
+        pattern, _, written = text.rpartition("=")
+        mend = "write PATTERN=12, a number of channels, or PATTERN=0.75, a share of them"
+        try:
+            number, is_share = float(written), "." in written
+        except ValueError:
+            number, is_share = math.nan, False
+        if not pattern or not 0 < number < math.inf or (number > 1 if is_share else number != int(number)):
+            what = f"{text!r} does not say what to keep"
+            raise ConfigError(what, where="--keep", mend=mend)
+        return cls(pattern, number, is_share)
+
+    def width(self, channels: int) -> int:
+        """Return how many of C channels stay."""
+        wanted = math.floor(self.number * channels + 1e-9) if self.is_share else int(self.number)
+        return min(max(wanted, 1), channels)

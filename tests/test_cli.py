@@ -507,3 +507,27 @@ def test_an_error_while_unwinding_from_an_interrupt_counts_as_one(
     monkeypatch.setattr("onnxfuse.pipeline.measure_drift", interrupted)
     assert main(["compress", str(digits), "-o", str(digits.with_name("s.onnx"))]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_plan_is_printed_written_and_replayed(cli: Command, digits: Path) -> None:
+    """A plan is printed or written; compress follows it; a plan that can't be written is refused."""
+    printed = cli("plan", digits, "--ratio", "0.5", "--method", "prune", "--no-prove")
+    assert_quiet(printed)
+    assert one_object(printed.out)["groups"]["/block1/conv1/Conv"]["keep"] == 8
+    path, small = digits.with_name("plan.json"), digits.with_name("s.onnx")
+    assert_quiet(cli("plan", digits, "-o", path, "--ratio", "0.5", "--method", "prune", "--no-prove"))
+    assert path.read_text(encoding="utf-8") == printed.out
+    outcome = cli("compress", digits, "-o", small, "--plan", path, "--method", "prune", "--no-prove", "--json")
+    assert one_object(outcome.out)["after"]["macs"] < 0.5 * one_object(outcome.out)["before"]["macs"]
+    assert cli("plan", digits, "-o", digits).code == 9
+
+
+def test_methods_lists_every_member_of_every_registry(cli: Command) -> None:
+    """Every name that a flag takes is listed with a line of its own, without markup."""
+    outcome = cli("methods")
+    assert_quiet(outcome)
+    first = {line.split("  ")[0] for line in outcome.out.splitlines()}
+    for registry in (METHODS, IMPORTANCES, TARGETS, MASSES, SOLVERS):
+        assert first >= set(registry)
+    assert "auto" in first
+    assert "`" not in outcome.out

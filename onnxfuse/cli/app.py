@@ -18,13 +18,14 @@ from rich.console import Console
 
 from onnxfuse import __version__
 from onnxfuse.cli.progress import shown_progress
-from onnxfuse.cli.render import compression_tables, inspection_tables, validation_tables
+from onnxfuse.cli.render import compression_tables, inspection_tables, method_tables, validation_tables
 from onnxfuse.config import CompressionConfig, Provider
 from onnxfuse.errors import OnnxFuseError, OutputError
 from onnxfuse.fusion.options import FusionOptions
 from onnxfuse.graph.files import check_output_path
 from onnxfuse.pipeline import compress as run_compress
 from onnxfuse.pipeline import inspect as run_inspect
+from onnxfuse.pipeline import plan as run_plan
 from onnxfuse.pipeline import validate as run_validate
 
 __all__ = ["main"]
@@ -96,6 +97,7 @@ def compress(
     output: Annotated[Path, Parameter(alias="-o", group=_OUTPUT)],
     config: CompressionConfig | None = None,
     calibration: Annotated[Path | None, Parameter(group=_WHAT)] = None,
+    plan: Annotated[Path | None, Parameter(group=_WHAT)] = None,
     report: Annotated[Path | None, Parameter(group=_OUTPUT)] = None,
     json: Json = False,
     verbose: Verbose = False,
@@ -107,7 +109,9 @@ def compress(
         model: The ONNX file; it is never changed.
         output: Where to write the result.
         config: All other options.
-        calibration: Samples to measure the drift on: an .npz file keyed by input name, first axis samples.
+        calibration: Unlabelled samples, an .npz file keyed by input name, first axis samples: what is kept is chosen
+            and fitted on them. Without, image inputs get made-up images, and other inputs leave it to the weights.
+        plan: How many channels each group keeps, from the plan command, instead of a ratio or a target.
         report: Write the whole report to this JSON file.
         json: Print the whole report as one JSON object instead of tables.
         verbose: Show every group, and tracebacks of errors.
@@ -117,13 +121,51 @@ def compress(
     if report is not None:
         _check_report_path(report, {"the model": model, "the output": output, "the calibration file": calibration})
     with shown_progress(quiet=quiet) as progress:
-        result = run_compress(model, output, config=config, calibration=calibration, progress=progress)
+        result = run_compress(model, output, config=config, calibration=calibration, plan=plan, progress=progress)
     if report is not None:
         _write_report(report, result.report.to_json())
     if json:
         _print(result.report.to_json())
     elif not quiet:
         _print(compression_tables(result.report, verbose=verbose))
+
+
+@app.command
+def plan(
+    model: Path,
+    /,
+    *,
+    output: Annotated[Path | None, Parameter(alias="-o", group=_OUTPUT)] = None,
+    config: CompressionConfig | None = None,
+    calibration: Annotated[Path | None, Parameter(group=_WHAT)] = None,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Decide how many channels each group keeps, as a JSON file to read, to edit, and to give to compress --plan.
+
+    Args:
+        model: The ONNX file.
+        output: Where to write the plan; by default it is printed.
+        config: All other options, as for compress.
+        calibration: Unlabelled samples, as for compress.
+        verbose: Show tracebacks of errors.
+        quiet: Show no progress.
+    """
+    del verbose  # Read by `main`, which shows errors.
+    if output is not None:
+        _check_report_path(output, {"the model": model, "the calibration file": calibration})
+    with shown_progress(quiet=quiet) as progress:
+        found = run_plan(model, config=config or CompressionConfig(), calibration=calibration, progress=progress)
+    if output is None:
+        _print(found.to_json())
+    else:
+        _write_report(output, found.to_json())
+
+
+@app.command
+def methods() -> None:
+    """List the methods, and everything that they can be told to use, with a line each."""
+    _print(method_tables())
 
 
 @app.command

@@ -1,15 +1,19 @@
 """Reports as tables for people."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from onnxfuse.fusion.methods import METHODS
+from onnxfuse.importance import IMPORTANCES
 from onnxfuse.proof.drift import Drift
 from onnxfuse.report import CompressionReport, GroupReport, InspectReport, ModelCost, ValidationReport
+from onnxfuse.transport import MASSES, SOLVERS, TARGETS
 
-__all__ = ["compression_tables", "inspection_tables", "validation_tables"]
+__all__ = ["compression_tables", "inspection_tables", "method_tables", "validation_tables"]
 
 _MOST_GROUPS = 20
 _MOST_INPUTS = 6
@@ -65,6 +69,31 @@ def validation_tables(report: ValidationReport) -> RenderableType:
         right = ", ".join(f"{word} {100 * share:.2f} %" for word, share in report.accuracy.items())
         parts.append(Text(f"top-1 accuracy on {report.drift.samples} labelled samples: {right}", style="bold"))
     return Group(*parts)
+
+
+def method_tables() -> RenderableType:
+    """Show what there is to choose from, with the first line of what each says of itself."""
+    tables = []
+    for flag, registry in (
+        ("--method", METHODS),
+        ("--importance", IMPORTANCES),
+        ("--transport-target", TARGETS),
+        ("--source-mass, --target-mass", MASSES),
+        ("--solver", SOLVERS),
+    ):
+        table = _table(flag, "state")
+        table.columns[1].header = ""
+        if flag == "--method":
+            _add(table, "auto", "Keep the channels with which their readers lose least, and fit those readers anew.")
+        for name, member in registry.items():
+            _add(table, name, _first_line(member.__doc__ or ""))
+        tables.append(table)
+    return Group(*tables)
+
+
+def _first_line(text: str) -> str:
+    """Return the first line of a docstring without its markup."""
+    return re.sub(r":math:|``?", "", text.strip().split("\n")[0])
 
 
 def _cost_table(before: ModelCost, after: ModelCost) -> Table:

@@ -1,6 +1,6 @@
 """How many channels each group keeps under a budget: where the least damage is done for what is saved."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -29,7 +29,9 @@ class Choice:
     widths: tuple[int, ...]
 
 
-def allocate(choices: Sequence[Choice], table: CostTable, limit: float) -> dict[Atom, int]:
+def allocate(
+    choices: Sequence[Choice], table: CostTable, limit: float, fixed: Mapping[Atom, int] | None = None
+) -> dict[Atom, int]:
     """Choose widths so that the network costs at most ``limit``, with little damage in sum.
 
     From the full widths on, the next step is always the one with the least damage for what it saves at the widths so
@@ -40,11 +42,12 @@ def allocate(choices: Sequence[Choice], table: CostTable, limit: float) -> dict[
         choices: The groups.
         table: What the network costs.
         limit: What it may cost.
+        fixed: Widths of other groups that are not up for choice.
 
     Returns:
-        The width of every group. Where the widths allow no less than ``limit``, their least.
+        The width of every group, the fixed ones too. Where the widths allow no less than ``limit``, their least.
     """
-    widths: dict[Atom, int] = {choice.group.atom: choice.widths[0] for choice in choices}
+    widths: dict[Atom, int] = dict(fixed or {}) | {choice.group.atom: choice.widths[0] for choice in choices}
     hulls = [lower_hull(np.asarray(choice.widths), choice.damage) for choice in choices]
     at = [0] * len(choices)
     groups = [choice.group for choice in choices]

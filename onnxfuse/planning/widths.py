@@ -9,6 +9,7 @@ from fractions import Fraction
 from onnxfuse.config import CompressionConfig, Scope
 from onnxfuse.coupling.groups import CouplingGroup
 from onnxfuse.errors import ConfigError
+from onnxfuse.target import Keep
 
 __all__ = ["GroupPlan", "allowed_widths", "kept_channels", "plan_widths"]
 
@@ -23,11 +24,13 @@ class GroupPlan:
         group: The group.
         kept: K, how many channels it keeps.
         reason: Why it keeps all of them although less was asked for; empty if it does not.
+        is_fixed: Whether K was asked for by name, so that no budget changes it.
     """
 
     group: CouplingGroup
     kept: int
     reason: str
+    is_fixed: bool = False
 
 
 def kept_channels(channels: int, ratio: float) -> int:
@@ -62,7 +65,8 @@ def plan_widths(groups: Sequence[CouplingGroup], config: CompressionConfig) -> l
     Raises:
         ConfigError: A pattern fits no group at all.
     """
-    for flag, patterns in (("--only", config.only), ("--skip", config.skip)):
+    keeps = tuple(Keep.parse(rule).pattern for rule in config.keep)
+    for flag, patterns in (("--keep", keeps), ("--only", config.only), ("--skip", config.skip)):
         for pattern in patterns:
             if not any(_fits(group.name, pattern) for group in groups):
                 what = f"no group's name fits {pattern!r}"
@@ -78,7 +82,12 @@ def _plan(group: CouplingGroup, config: CompressionConfig) -> GroupPlan:
         reason = "it fits no pattern of --only"
     if not reason and any(_fits(group.name, p) for p in config.skip):
         reason = "it fits a pattern of --skip"
-    return GroupPlan(group, group.channels if reason else _rounded(group.channels, config), reason)
+    if reason:
+        return GroupPlan(group, group.channels, reason)
+    fixed = [keep for rule in config.keep if _fits(group.name, (keep := Keep.parse(rule)).pattern)]
+    if fixed:
+        return GroupPlan(group, fixed[-1].width(group.channels), "", is_fixed=True)
+    return GroupPlan(group, _rounded(group.channels, config), "")
 
 
 def _rounded(channels: int, config: CompressionConfig) -> int:
