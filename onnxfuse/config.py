@@ -11,7 +11,7 @@ from onnxfuse.fusion.methods import METHODS
 from onnxfuse.fusion.options import FusionOptions
 from onnxfuse.target import Keep, Target
 
-__all__ = ["DEFAULT_RATIO", "CompressionConfig", "Order", "Provider", "Scope"]
+__all__ = ["DEFAULT_RATIO", "CompressionConfig", "Order", "Pixels", "Provider", "Scope"]
 
 AUTO = "auto"
 DEFAULT_RATIO = 0.3
@@ -33,6 +33,19 @@ class Order(StrEnum):
     """From the output to the input, as the paper's released code does."""
     FORWARD = "forward"
     """From the input to the output."""
+
+
+class Pixels(StrEnum):
+    """How pixels of images become the numbers of an input."""
+
+    AUTO = "auto"
+    """As the network seems to expect them."""
+    STANDARDISED = "standardised"
+    """From 0 to 1, less ImageNet's mean, divided by its deviation, for every colour."""
+    BYTES = "0..255"
+    SIGNED = "-128..127"
+    SYMMETRIC = "-1..1"
+    UNIT = "0..1"
 
 
 class Provider(StrEnum):
@@ -70,6 +83,9 @@ class CompressionConfig:
             ``backward`` is from the output to the input, as the paper's released code does.
         refit: Whether to fit the layers behind fused channels anew on the calibration samples, front to back; by
             default with ``auto`` only.
+        pixels: How the pixels of pictures, or of made-up images, become the numbers of an input: ``standardised`` (less
+            ImageNet's mean, divided by its deviation), ``0..255``, ``-128..127``, ``-1..1`` or ``0..1``; ``auto``
+            finds out from the network.
         prove: Whether to prove the coupling on this model first, by permuting the channels of every group in ONNX
             Runtime; groups that fail are kept as they are.
         provider: Where ONNX Runtime runs: ``cuda`` or not at all, ``cpu``, or ``auto``, which is CUDA where it
@@ -100,6 +116,7 @@ class CompressionConfig:
     skip: tuple[str, ...] = ()
     order: Order = Order.BACKWARD
     refit: bool | None = None
+    pixels: Pixels = Pixels.AUTO
     prove: bool = True
     provider: Provider = Provider.AUTO
     seed: int = 0
@@ -120,7 +137,7 @@ class CompressionConfig:
         if not _is_number(self.seed, Integral) or self.seed < 0:
             what = f"the seed is {self.seed!r}"
             raise ConfigError(what, where="--seed", mend="give a whole number from 0 on")
-        for name, kind in (("scope", Scope), ("order", Order), ("provider", Provider)):
+        for name, kind in (("scope", Scope), ("order", Order), ("pixels", Pixels), ("provider", Provider)):
             object.__setattr__(self, name, _member(kind, getattr(self, name), f"--{name}"))
         for name in ("keep", "only", "skip"):
             given: tuple[str, ...] | str = getattr(self, name)

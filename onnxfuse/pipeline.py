@@ -148,7 +148,7 @@ def plan(
     Args:
         model: A path or a model object; it is never changed.
         config: All options as one object.
-        calibration: Unlabelled samples, an ``.npz`` file or arrays by input name.
+        calibration: Unlabelled samples, an ``.npz`` file, arrays by input name, or a folder of pictures.
         progress: Called as the work goes on.
         **options: Single options, instead of ``config``.
 
@@ -184,8 +184,8 @@ def compress(
         model: A path or a model object; it is never changed.
         output: Where to write the result, after its proof; None to keep it in memory (see `Compressed.save`).
         config: All options as one object.
-        calibration: Unlabelled samples, an ``.npz`` file or arrays by input name: what is kept is chosen and fitted on
-            them, and the drift is measured on them.
+        calibration: Unlabelled samples, an ``.npz`` file, arrays by input name, or a folder of pictures: what is kept
+            is chosen and fitted on them, and the drift is measured on them.
         plan: How many channels each group keeps, from `plan` or its file, instead of a ratio or a target.
         progress: Called as the work goes on.
         **options: Single options by the names of `CompressionConfig` and `FusionOptions`, instead of ``config``.
@@ -367,7 +367,8 @@ def _prepare(
         source = read_model(model)
         _refuse_overwriting(source, target)
         graph = GraphView(source.model)
-        samples = _samples(source, graph, calibration, config)
+        folder = _folder(calibration)
+        samples = _samples(source, graph, None if folder else calibration, config)
     notes = []
     if wanted is not None and wanted.sha256 != source.sha256:
         notes.append(f"the plan was made for another file, {wanted.model!r}, with the same groups")
@@ -381,7 +382,10 @@ def _prepare(
             analysis, note = prove_groups(analysis, free, samples, config)
             plans = _plans(analysis, config, wanted)
             notes.append(note)
-    if calibration is None:
+    if folder is not None:
+        with clock.stage("read pictures"):
+            samples = calibration_samples(analysis, samples, config, folder).samples
+    elif calibration is None:
         with clock.stage("synthesise"):
             samples, config, note = _made_up(analysis, samples, config)
             notes.append(note)
@@ -395,6 +399,13 @@ def _prepare(
             plans = allocate_widths(analysis, plans, judgements, Target.parse(config.target), config)
             _refuse_nothing(analysis, plans, config)
     return _Prepared(analysis, plans, judgements, samples, config, notes)
+
+
+def _folder(calibration: DataSource | None) -> Path | None:
+    """Return the folder of pictures that samples are to be read from, if it is one."""
+    if isinstance(calibration, str | os.PathLike) and Path(calibration).is_dir():
+        return Path(calibration)
+    return None
 
 
 def _wanted(plan: str | os.PathLike[str] | Plan | None, config: CompressionConfig) -> Plan | None:
@@ -424,7 +435,7 @@ def _made_up(analysis: Analysis, samples: Samples, config: CompressionConfig) ->
     """Return samples for a run without data, the config for what they are good for, and what a reader should know."""
     if not (config.is_auto or config.refits or config.target):
         return more_samples(analysis, samples, config.seed), config, ""
-    synthetic = calibration_samples(analysis, samples, config.provider, config.seed)
+    synthetic = calibration_samples(analysis, samples, config)
     if synthetic.is_like_data:
         return synthetic.samples, config, f"no data: chosen and fitted on {synthetic.samples.origin}"
     note = "no data, and the inputs are neither images nor tokens: random numbers say little of what real ones do, so "

@@ -1,21 +1,24 @@
 """Walks through networks, linear nodes as regressions, what samples say of groups, and samples that are made up."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 import onnxfuse
 from onnxfuse.analysis import choose_samples
 from onnxfuse.calibration.judge import judge_groups
 from onnxfuse.calibration.linear import ending_of, linear_nodes
+from onnxfuse.calibration.pictures import read_pictures
 from onnxfuse.calibration.synthetic import calibration_samples
 from onnxfuse.calibration.walk import Walk, largest_gap
-from onnxfuse.config import Provider
-from onnxfuse.errors import InvariantError
+from onnxfuse.config import CompressionConfig, Pixels, Provider
+from onnxfuse.errors import DataError, InvariantError
 from onnxfuse.proof.samples import Samples, load_samples
 from onnxfuse.statistics.dead_leaves import dead_leaves
 from tests.builders import AnyArray, Net, run_ort
@@ -178,7 +181,7 @@ def test_made_up_images_have_the_range_of_the_input(kind: int, low: float, high:
     analysis = analysis_of(model)
     found, _ = choose_samples(analysis.source, analysis.graph, Provider.CPU, 0)
     assert found is not None
-    made = calibration_samples(analysis, found, Provider.CPU, 0)
+    made = calibration_samples(analysis, found, CompressionConfig(provider=Provider.CPU))
     assert made.is_like_data
     assert "dead leaves" in made.samples.origin
     array: AnyArray = next(iter(made.samples.arrays.values()))
@@ -196,3 +199,49 @@ def test_without_images_or_tokens_the_weights_decide() -> None:
     assert {g.method for g in made.report.groups} == {"intra-fusion", None}
     assert made.report.refits == ()
     assert any("--calibration" in note for note in made.report.notes)
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    """Write grey and coloured pictures of several sizes, one of them in a folder of its own."""
+    (folder / "more").mkdir(parents=True)
+    (folder / "notes.txt").write_text("no picture", encoding="utf-8")
+    for i, image in enumerate(dead_leaves(count, 24, 20 + count, 3, np.random.default_rng(0))):
+        path = folder / ("more" if i == 0 else "") / f"{i}.{('png', 'jpg')[i % 2]}"
+        Image.fromarray((255 * image.transpose(1, 2, 0)).astype(np.uint8)).save(path)
+
+
+def test_pictures_are_read_as_pixels(tmp_path: Path) -> None:
+    """Pictures are cut to the size asked for, in the order of their paths; of many, some evenly spaced ones."""
+    write_pictures(tmp_path / "pictures", 6)
+    pixels = read_pictures(tmp_path / "pictures", 16, 8, 3, 100)
+    assert pixels.shape == (6, 3, 16, 8)
+    assert 0 <= pixels.min() < 0.5 < pixels.max() <= 1
+    np.testing.assert_array_equal(read_pictures(tmp_path / "pictures", 16, 8, 3, 3), pixels[::2])
+    assert read_pictures(tmp_path / "pictures", 16, 8, 1, 2).shape == (2, 1, 16, 8)
+
+
+def test_a_folder_of_pictures_calibrates(tmp_path: Path) -> None:
+    """A folder of pictures is a calibration set: as the network seems to expect pixels, or as is asked for."""
+    write_pictures(tmp_path / "pictures", 8)
+    for pixels in (Pixels.AUTO, Pixels.SYMMETRIC):
+        report = onnxfuse.compress(
+            image_net(), calibration=tmp_path / "pictures", ratio=0.5, pixels=pixels, prove=False, provider="cpu"
+        ).report
+        assert report.drift.samples == 8
+        assert ("-1..1" in report.drift.data) == (pixels is Pixels.SYMMETRIC)
+        assert report.notes == ()
+    with pytest.raises(DataError, match=r"can't be '0\.\.1' for inputs of this type"):
+        onnxfuse.compress(image_net(onnx.TensorProto.UINT8), ratio=0.5, pixels="0..1", prove=False, provider="cpu")
+
+
+def test_folders_without_pictures_are_refused(tmp_path: Path) -> None:
+    """A folder without pictures, a picture that is none, and a network that takes no images are refused."""
+    with pytest.raises(DataError, match="there are no pictures"):
+        onnxfuse.compress(image_net(), calibration=tmp_path, provider="cpu")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="this picture can't be read"):
+        onnxfuse.compress(image_net(), calibration=tmp_path, provider="cpu")
+    net = Net(17, seed=2)
+    net.output(net.gemm(net.node("Relu", net.gemm(net.input(1, 5, batch="n"), 8, name="first")), 3, name="last"))
+    with pytest.raises(DataError, match="one input that takes images"):
+        onnxfuse.compress(net.model(), calibration=tmp_path, provider="cpu")

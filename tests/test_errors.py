@@ -202,7 +202,8 @@ NOT_ARRAYS = (
 
 SAMPLES = {
     "missing.npz": "there is no such samples file\n  at:   missing.npz\n  mend: check the path",
-    "folder": "this is a folder, not a samples file\n  at:   folder\n  mend: name the .npz file inside it",
+    "folder": "there are no pictures in this folder\n  at:   folder\n"
+    "  mend: known endings: .bmp, .gif, .jpeg, .jpg, .png, .ppm, .tif, .tiff, .webp",
     "key.npz": "there is no array called 'image'\n  at:   key.npz\n"
     "  mend: name the arrays like the model's inputs: image",
     "extra.npz": "there is an unknown array called 'other'\n  at:   extra.npz\n"

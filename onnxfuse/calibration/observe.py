@@ -17,7 +17,7 @@ from onnxfuse.fusion.weights import WeightState
 from onnxfuse.graph.view import NodeView, Operand
 from onnxfuse.proof.runtime import Session
 from onnxfuse.proof.samples import Samples
-from onnxfuse.statistics.damage import Reading
+from onnxfuse.statistics.damage import Reading, shrunk
 from onnxfuse.statistics.features import Role
 
 __all__ = ["observe_readings"]
@@ -39,6 +39,7 @@ class _Moments:
     axis: int
     where: IntArray
     count: int = 0
+    independent: float = 0.0
     total: FloatArray = field(init=False)
     products: FloatArray = field(init=False)
 
@@ -46,7 +47,9 @@ class _Moments:
         channels = len(self.where)
         self.total, self.products = np.zeros(channels), np.zeros((channels, channels))
 
-    def add(self, array: AnyArray, share: float, rng: np.random.Generator) -> None:
+    def add(self, array: AnyArray, samples: int, share: float, rng: np.random.Generator) -> None:
+        # Neighbouring places of one sample are alike; the root of their number is a fair guess of how many count.
+        self.independent += samples * float(np.sqrt(max(array.size // array.shape[self.axis] // samples, 1)))
         rows = np.moveaxis(array, self.axis, -1).reshape(-1, array.shape[self.axis])
         wanted = max(2, int(np.ceil(share * len(rows))))
         if wanted < len(rows):
@@ -57,14 +60,12 @@ class _Moments:
         self.total += part.sum(axis=0, dtype=np.float64)
         self.products += part.T @ part
 
-    @property
-    def second(self) -> FloatArray:
-        return self.products / max(self.count, 1)
-
-    @property
-    def covariance(self) -> FloatArray:
+    def estimates(self) -> tuple[FloatArray, FloatArray]:
+        """Return the covariance, and the second moments about zero."""
         mean = self.total / max(self.count, 1)
-        return self.second - np.outer(mean, mean)
+        outer = np.outer(mean, mean)
+        covariance = shrunk(self.products / max(self.count, 1) - outer, self.independent)
+        return covariance, covariance + outer
 
 
 @dataclass
@@ -138,7 +139,8 @@ def observe_readings(
             seen = moments[group.name, *place.moments]
             variance = spreads[place.end].variance
             strength = place.weights @ place.weights.T / (variance if np.isfinite(variance) and variance > 0 else 1.0)
-            found.append(Reading(seen.covariance if place.has_shift else seen.second, seen.second, strength))
+            covariance, second = seen.estimates()
+            found.append(Reading(covariance if place.has_shift else second, second, strength))
         readings[group.name] = tuple(found)
     return readings
 
@@ -205,7 +207,7 @@ def _run(
         for moment in moments.values():
             per_sample = int(np.prod(dims[moment.value])) // max(dims[moment.value][moment.axis], 1) / analysis.batch
             wanted = max(_FEWEST_ROWS, _ROWS_PER_CHANNEL * len(moment.where))
-            moment.add(outputs[moment.value], min(1.0, wanted / max(per_sample * samples.count, 1)), rng)
+            moment.add(outputs[moment.value], runs.batch, min(1.0, wanted / max(per_sample * samples.count, 1)), rng)
         for name, spread in spreads.items():
             spread.add(outputs[name])
 

@@ -34,10 +34,12 @@ __all__ = ["Refit", "refit_network"]
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Applied: TypeAlias = Sequence[tuple[CouplingGroup, ChannelMap]]
 
-_RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 # Rows to fit on: for every number in a row, and in all.
 _ROWS_PER_INPUT = 6
 _FEWEST_ROWS = 12_000
+# With fewer a fit says more of these samples than of the network, and only the mean is made good.
+_FEWEST_ROWS_PER_INPUT = 1.5
 # Longer rows would need more than about 350 MB for each sum of products.
 _LONGEST_ROW = 6_912
 # One sample in so many is held back.
@@ -173,7 +175,7 @@ class _Refitting:
         variance, before = held.variance(), held.missed(prior)
         whole = fit.merged(held)
         fitted, after, ridge = prior, before, 0.0
-        if before > _ROUNDING * variance:
+        if before > _ROUNDING * variance and fit.count >= _FEWEST_ROWS_PER_INPUT * inputs:
             best, at = min((held.missed(fit.fit(prior, ridge)), ridge) for ridge in _RIDGES)
             if best < before:
                 fitted, after, ridge = whole.fit(prior, at), best, at

@@ -1,4 +1,4 @@
-"""Samples where the user gives none: dead leaves for inputs that are images, scaled as the network expects them.
+"""Samples from pictures, and where the user gives none: dead leaves, scaled as the network expects its images.
 
 A file does not say how its images were normalised. Integer types tell their range. For floats the network tells: the
 first batch normalisations state what they saw in training, and where there are none, pixels of a wrong scale make
@@ -7,6 +7,7 @@ outputs that hardly depend on the image.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,7 +15,9 @@ import onnx
 from onnx import TensorProto
 
 from onnxfuse.analysis import Analysis
-from onnxfuse.config import Provider
+from onnxfuse.calibration.pictures import read_pictures
+from onnxfuse.config import CompressionConfig, Pixels
+from onnxfuse.errors import DataError
 from onnxfuse.graph.view import NodeView
 from onnxfuse.proof.runtime import Session
 from onnxfuse.proof.samples import Samples, synthetic_samples
@@ -60,39 +63,55 @@ class _Image:
     channels_last: bool
 
 
-def calibration_samples(analysis: Analysis, samples: Samples, provider: Provider, seed: int) -> Synthetic:
-    """Make samples for a calibration without data.
+def calibration_samples(
+    analysis: Analysis, samples: Samples, config: CompressionConfig, folder: Path | None = None
+) -> Synthetic:
+    """Make samples for a calibration from pictures, or without data.
 
     Args:
         analysis: The network.
         samples: One synthetic run that it works with; its shapes are kept.
-        provider: Where to run.
-        seed: Seed of the images.
+        config: Where to run, the seed of the images, and how pixels become inputs.
+        folder: A folder of pictures; None for made-up images.
 
     Raises:
+        DataError: The pictures can't be read, the network takes none, or pixels can't become its inputs as asked for.
         RuntimeFailedError: ONNX Runtime could not run the network.
     """
     tables = dict(_tables(analysis))
     images = {name: image for name in samples.batched if (image := _image(analysis, name, samples.dims[name]))}
     numbers = sum(int(np.prod(dims)) for dims in samples.dims.values()) // max(samples.batch, 1)
     count = min(_MACS // max(analysis.cost.macs, 1), _NUMBERS // max(numbers, 1), _MOST)
-    plain = synthetic_samples(analysis.graph, samples.dims, seed, count=max(count, _FEWEST))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(config.seed)
+    pictures: Mapping[str, AnyArray] = {}
+    if folder is not None:
+        pictures = _pictures(folder, images, count)
+        count = len(next(iter(pictures.values())))
+    plain = synthetic_samples(analysis.graph, samples.dims, config.seed, count=max(count, 1 if folder else _FEWEST))
     if not images:
         tokens = {
             name: _tokens(array, table, rng) for name, array in plain.arrays.items() if (table := tables.get(name))
         }
-        origin = f"{plain.count} rows of random tokens (seed {seed})" if tokens else plain.origin
+        origin = f"{plain.count} rows of random tokens (seed {config.seed})" if tokens else plain.origin
         return Synthetic(replace(plain, arrays={**plain.arrays, **tokens}, origin=origin), is_like_data=bool(tokens))
-    leaves = {
+    leaves = pictures or {
         name: dead_leaves(len(plain.arrays[name]), image.height, image.width, image.channels, rng)
         for name, image in images.items()
     }
     scaled = {name: _scalings(analysis, name, image) for name, image in images.items()}
-    word = _right_scale(analysis, plain, leaves, scaled, images, provider)
+    word = _right_scale(analysis, plain, leaves, scaled, images, config)
     arrays = {**plain.arrays, **{n: _as_input(scaled[n][word](leaves[n]), images[n], plain, n) for n in images}}
-    words = f"{plain.count} synthetic images (dead leaves, seed {seed}; pixels {word})"
+    words = f"{plain.count} synthetic images (dead leaves, seed {config.seed}; pixels {word})"
+    if folder is not None:
+        words = f"{plain.count} pictures from {folder} (pixels {word})"
     return Synthetic(replace(plain, arrays=arrays, origin=words), is_like_data=True)
+
+
+def _pictures(folder: Path, images: Mapping[str, _Image], most: int) -> dict[str, AnyArray]:
+    if len(images) != 1:
+        what = "pictures are for networks with one input that takes images"
+        raise DataError(what, where=str(folder), mend="give an .npz file with an array for every input")
+    return {n: read_pictures(folder, i.height, i.width, i.channels, max(most, 1)) for n, i in images.items()}
 
 
 def _tables(analysis: Analysis) -> Iterator[tuple[str, int]]:
@@ -128,16 +147,16 @@ def _scalings(analysis: Analysis, name: str, image: _Image) -> dict[str, Callabl
     """Return the ways in which pixels from 0 to 1 may become the input, the usual one first."""
     kind = analysis.graph.inputs[name].type.tensor_type.elem_type
     if kind == TensorProto.UINT8:
-        return {"from 0 to 255": lambda x: np.round(255 * x)}
+        return {str(Pixels.BYTES): lambda x: np.round(255 * x)}
     if kind == TensorProto.INT8:
-        return {"from -128 to 127": lambda x: np.round(255 * x) - 128}
+        return {str(Pixels.SIGNED): lambda x: np.round(255 * x) - 128}
     mean, deviation = (_MEAN, _DEVIATION) if image.channels == 3 else (_MEAN[:1], _DEVIATION[:1])
     return {
-        "standardised": lambda x: (x - mean[:, None, None]) / deviation[:, None, None],
-        "from 0 to 255": lambda x: 255 * x,
-        "from -128 to 127": lambda x: 255 * x - 128,
-        "from -1 to 1": lambda x: 2 * x - 1,
-        "from 0 to 1": lambda x: x,
+        str(Pixels.STANDARDISED): lambda x: (x - mean[:, None, None]) / deviation[:, None, None],
+        str(Pixels.BYTES): lambda x: 255 * x,
+        str(Pixels.SIGNED): lambda x: 255 * x - 128,
+        str(Pixels.SYMMETRIC): lambda x: 2 * x - 1,
+        str(Pixels.UNIT): lambda x: x,
     }
 
 
@@ -152,10 +171,15 @@ def _right_scale(
     leaves: Mapping[str, AnyArray],
     scaled: Mapping[str, Mapping[str, Callable[[AnyArray], AnyArray]]],
     images: Mapping[str, _Image],
-    provider: Provider,
+    config: CompressionConfig,
 ) -> str:
-    """Return the scaling that suits the network; the same for all inputs."""
+    """Return the scaling that suits the network, or is asked for; the same for all inputs."""
     words = list(dict.fromkeys(word for choices in scaled.values() for word in choices))
+    if config.pixels is not Pixels.AUTO:
+        if not all(str(config.pixels) in choices for choices in scaled.values()):
+            what = f"pixels can't be {str(config.pixels)!r} for inputs of this type"
+            raise DataError(what, where="--pixels", mend=f"possible: {', '.join(words)}")
+        return str(config.pixels)
     if any(len(choices) == 1 for choices in scaled.values()):
         return next(iter(next(choices for choices in scaled.values() if len(choices) == 1)))
     norms = list(_first_norms(analysis))
@@ -163,7 +187,7 @@ def _right_scale(
     model.CopyFrom(analysis.source.model)
     stated = {o.name for o in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=n.inputs[0]) for n in norms if n.inputs[0] not in stated)
-    session = Session(model, provider, name=f"the original model {analysis.source.name!r}")
+    session = Session(model, config.provider, name=f"the original model {analysis.source.name!r}")
     strangeness, liveliness = {}, {}
     for word in words:
         few = -(-_TRIALS // plain.batch) * plain.batch

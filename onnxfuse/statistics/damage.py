@@ -17,7 +17,7 @@ import numpy as np
 
 from onnxfuse.arrays import FloatArray, IntArray
 
-__all__ = ["Reading", "best_input_map", "greedy_order", "selection_damage"]
+__all__ = ["Reading", "best_input_map", "greedy_order", "selection_damage", "shrunk"]
 
 # Residual variances below this share of the original are rounding.
 _ROUNDING = 1e-10
@@ -46,6 +46,35 @@ class Reading:
     def damage(self) -> float:
         """J if all channels went, relative to the variance of what the result ends in."""
         return float((self.covariance * self.strength).sum())
+
+
+def shrunk(covariance: FloatArray, count: float) -> FloatArray:
+    r"""Shrink the correlations of a covariance that was estimated from few observations.
+
+    With fewer observations than channels every channel seems to follow from the others. Correlations R are replaced by
+    :math:`(1 - \rho) R + \rho I`, with the oracle-approximating :math:`\rho` (Chen, Wiesel, Eldar and Hero, "Shrinkage
+    algorithms for MMSE covariance estimation", IEEE Transactions on Signal Processing 58, 2010, equation 23); variances
+    stay.
+
+    Args:
+        covariance: Shape (C, C), float64.
+        count: How many independent observations it is from, > 0.
+
+    Example:
+        >>> shrunk(np.array([[1.0, 1.0], [1.0, 4.0]]), 3.0).round(3).tolist()
+        [[1.0, 0.0], [0.0, 4.0]]
+    """
+    deviation = np.sqrt(np.maximum(np.diag(covariance), 0.0))
+    scale = np.outer(deviation, deviation)
+    correlation = np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0)
+    alive = max(int(np.count_nonzero(deviation)), 1)
+    squares, trace = float(np.square(correlation).sum()), float(np.trace(correlation))
+    above = (1 - 2 / alive) * squares + trace**2
+    below = (count + 1 - 2 / alive) * (squares - trace**2 / alive)
+    rho = min(above / below, 1.0) if below > 0 else 1.0
+    result = (1 - rho) * covariance
+    np.fill_diagonal(result, np.diag(covariance))
+    return result
 
 
 def greedy_order(readings: Sequence[Reading]) -> tuple[IntArray, FloatArray]:
