@@ -139,10 +139,26 @@ def candidate_dims(graph: GraphView, *, most: float = _MOST_NUMBERS) -> Iterator
     """
     stated = _with_batch_of_one(graph)
     free = any(d is None for dims in stated.values() for d in dims)
+    tried = []
     for size in _SIZES if free else _SIZES[:1]:
-        chosen = {name: tuple(size if d is None else d for d in dims) for name, dims in stated.items()}
-        if all(math.prod(dims) <= most for dims in chosen.values()):
-            yield chosen
+        for chosen in (_filled(stated, size), _filled(_with_states(graph, stated), size)):
+            if chosen not in tried and all(math.prod(dims) <= most for dims in chosen.values()):
+                tried.append(chosen)
+                yield chosen
+
+
+def _filled(stated: Mapping[str, Sequence[int | None]], size: int) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(size if d is None else d for d in dims) for name, dims in stated.items()}
+
+
+def _with_states(graph: GraphView, stated: Mapping[str, Sequence[int | None]]) -> dict[str, list[int | None]]:
+    """Take an unnamed second dimension for a batch, of 1, where the first is stated: layers x batch x hidden size."""
+    found = {}
+    for name, dims in stated.items():
+        symbols = [d.dim_param for d in graph.inputs[name].type.tensor_type.shape.dim]
+        behind = len(dims) > 2 and _stated_dims(graph.inputs[name])[0] is not None and not symbols[1]
+        found[name] = [1 if behind and i == 1 and d is None else d for i, d in enumerate(dims)]
+    return found
 
 
 def read_arrays(path: Path) -> dict[str, AnyArray]:
