@@ -76,7 +76,8 @@ def calibration_samples(analysis: Analysis, samples: Samples, provider: Provider
     images = {name: image for name in samples.batched if (image := _image(analysis, name, samples.dims[name]))}
     numbers = sum(int(np.prod(dims)) for dims in samples.dims.values()) // max(samples.batch, 1)
     count = min(_MACS // max(analysis.cost.macs, 1), _NUMBERS // max(numbers, 1), _MOST)
-    plain = synthetic_samples(analysis.graph, samples.dims, seed, count=max(count, _FEWEST))
+    count = max(count, _FEWEST)
+    plain = synthetic_samples(analysis.graph, samples.dims, seed, count, compared=samples.compared)
     rng = np.random.default_rng(seed)
     if not images:
         tokens = {
