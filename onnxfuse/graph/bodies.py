@@ -115,7 +115,7 @@ def cut_body(
         if name not in shapes[0] or name not in types:
             what = f"the shape of {name!r}, which {attribute} of {node.title} reads, is not known"
             raise UnsupportedGraphError(what, where=node.title)
-        dims = _open_dims(name, shapes)
+        dims = _open_dims(name, shapes, _may_change(node, inner, name, len(shapes[0][name])) if others else ())
         model.graph.input.append(helper.make_tensor_value_info(name, types[name], dims))
     model.graph.initializer.extend(constants.values())
     return Body(node, attribute, model, formal, captured, frozenset(constants))
@@ -229,14 +229,23 @@ def _reads(inner: onnx.GraphProto) -> list[str]:
     return list(found)
 
 
-def _open_dims(name: str, shapes: Sequence[Mapping[str, _Dims]]) -> list[int | str]:
-    """Return a shape in which the dimensions that move with the model's inputs are symbols."""
+def _may_change(node: NodeView, inner: onnx.GraphProto, name: str, rank: int) -> list[int]:
+    """Return the axes of a Loop's state that may change from step to step: those whose size the body leaves open."""
+    stated = next((i.type.tensor_type for i in inner.input if i.name == name), None)
+    if node.op != "Loop" or stated is None:
+        return []
+    dims = stated.shape.dim if stated.HasField("shape") else []
+    return [axis for axis in range(rank) if axis >= len(dims) or not dims[axis].HasField("dim_value")]
+
+
+def _open_dims(name: str, shapes: Sequence[Mapping[str, _Dims]], changing: Sequence[int]) -> list[int | str]:
+    """Return a shape in which the dimensions that move with the model's inputs, or by themselves, are symbols."""
     first = shapes[0][name]
     rows = [s.get(name, ()) for s in shapes]
     dims: list[int | str] = []
     for axis, size in enumerate(first):
         sizes = [row[axis] if len(row) == len(first) else None for row in rows]
-        if None in sizes:
+        if None in sizes or axis in changing:
             dims.append(f"{name}_{axis}")
         elif len(set(sizes)) > 1:
             dims.append("size_" + "_".join(map(str, sizes)))

@@ -22,8 +22,7 @@ __all__ = ["body_arrays", "values_around", "with_output_types"]
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
-# Of how many runs of the model, and of how many steps of a loop in each, inputs are taken.
-_MOST_RUNS = 32
+# Of how many steps of a loop in each run inputs are taken.
 _MOST_STEPS = 8
 
 
@@ -33,6 +32,7 @@ def values_around(
     constants: Mapping[str, AnyArray],
     samples: Samples,
     provider: Provider,
+    most: int,
 ) -> list[dict[str, AnyArray]]:
     """Run a model and return what its bodies read, one entry for each run.
 
@@ -42,6 +42,7 @@ def values_around(
         constants: What the nodes of the bodies read that is known before a run.
         samples: Inputs of the model.
         provider: Where to run it.
+        most: How many runs to look at, at most.
 
     Raises:
         RuntimeFailedError: The model does not run with them.
@@ -54,9 +55,9 @@ def values_around(
     observed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(wanted - stated))
     session = Session(observed, provider, name="the model around a body")
     found = []
-    for feeds in islice(samples.feeds(), _MOST_RUNS):
+    for feeds in islice(samples.feeds(), most):
         results = session.run(feeds) if wanted else {}
-        found.append({**constants, **feeds, **{name: results[name] for name in wanted}})
+        found.append({**constants, **feeds, **{name: np.asarray(results[name]) for name in wanted}})
     return found
 
 
@@ -65,7 +66,7 @@ def body_arrays(body: Body, around: Sequence[Mapping[str, AnyArray]], provider: 
 
     Raises:
         RuntimeFailedError: The body does not run with the values around it.
-        UnsupportedGraphError: Its node gives it nothing, or its inputs change their shape from step to step.
+        UnsupportedGraphError: Its node runs it not even once.
     """
     session = Session(body.model, provider, name=f"{body.name} by itself")
     feeds = [step for values in around for step in islice(_steps(body, values, session), _MOST_STEPS)]
@@ -74,23 +75,24 @@ def body_arrays(body: Body, around: Sequence[Mapping[str, AnyArray]], provider: 
         raise UnsupportedGraphError(what, where=body.name)
     for step in feeds:
         session.run(step)
-    shapes = {name: {step[name].shape for step in feeds} for name in feeds[0]}
-    uneven = [name for name, found in shapes.items() if len(found) > 1]
-    if uneven:
-        what = f"its input {uneven[0]!r} changes its shape from run to run"
-        raise UnsupportedGraphError(what, where=body.name)
-    return {name: np.stack([step[name] for step in feeds[:_MOST_RUNS]]) for name in feeds[0]}
+    # A state may grow from step to step; the last step has met most of what there is.
+    shapes = {name: value.shape for name, value in feeds[-1].items()}
+    alike = [step for step in feeds if all(step[name].shape == shape for name, shape in shapes.items())]
+    # As many as there were runs, and from all of them.
+    chosen = alike[:: -(-len(alike) // len(around))]
+    return {name: np.stack([step[name] for step in chosen]) for name in shapes}
 
 
 def with_output_types(body: Body, arrays: Mapping[str, AnyArray], provider: Provider) -> Body:
     """Return a body whose outputs state their type and number of axes: a graph has to, a body need not."""
     session = Session(body.model, provider, name=f"{body.name} by itself")
-    results = session.run({name: array[0] for name, array in arrays.items()})
+    results = session.run({name: np.asarray(array[0]) for name, array in arrays.items()})
     model = onnx.ModelProto()
     model.CopyFrom(body.model)
     for info in model.graph.output:
         value = results[info.name]
-        if isinstance(value, np.ndarray) and not info.type.tensor_type.elem_type:
+        stated = info.type.tensor_type
+        if isinstance(value, np.ndarray | np.generic) and not (stated.elem_type and stated.HasField("shape")):
             kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
             info.CopyFrom(onnx.helper.make_tensor_value_info(info.name, kind, [None] * value.ndim))
     return replace(body, model=model)
@@ -113,15 +115,15 @@ def _steps_of_loop(
 ) -> Iterator[dict[str, AnyArray]]:
     most = _MOST_STEPS if given[0] is None else int(given[0].ravel()[0])
     goes_on = True if given[1] is None else bool(given[1].ravel()[0])
-    states = list(given[2:])
+    states: list[AnyArray | None] = list(given[2:])
     for i in range(most):
         if not goes_on:
             return
         values = [np.array(i, np.int64), np.array(goes_on), *states]
         feeds = {**captured, **_named(body.formal, values)}
         yield feeds
-        results = list(session.run(feeds).values())
-        goes_on, states = bool(results[0].ravel()[0]), results[1 : 1 + len(states)]
+        results = [np.asarray(result) for result in session.run(feeds).values()]
+        goes_on, states = bool(results[0].ravel()[0]), [*results[1 : 1 + len(states)]]
 
 
 def _steps_of_scan(
