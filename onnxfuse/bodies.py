@@ -191,19 +191,21 @@ def compress_bodies(
     left: list[str] = []
     for body, arrays in _cut_bodies(analysis, samples, config, _MANY, left):
         found = _planned(_inspected(body, inspect(body.model, arrays, replace(config, prove=False))), config)
-        own = _own_config(body, found.groups, config)
         if found.groups:
             part = None if wanted is None else wanted.inside(f"{body.name}/")
-            results.append(_compressed(found, lambda b, x=arrays, c=own, w=part: compress(b.model, x, c, w)))
+            results.append(_compressed(found, arrays, config, part, compress))
     return Bodies(tuple(results), tuple(left), any(result.model is not None for result in results))
 
 
-def _compressed(found: BodyResult, compress: Callable[[Body], tuple[onnx.ModelProto, CompressionReport]]) -> BodyResult:
+def _compressed(
+    found: BodyResult, arrays: Arrays, config: CompressionConfig, wanted: Plan | None, compress: Compress
+) -> BodyResult:
     body = found.body
-    if all(group.frozen for group in found.groups):
+    asked = wanted is not None and any(group.keep < group.channels for group in wanted.groups.values())
+    if all(group.frozen for group in found.groups) and not asked:
         return found
     try:
-        model, report = compress(body)
+        model, report = compress(body.model, arrays, _own_config(body, found.groups, config), wanted)
     except UnsupportedGraphError:
         return found
     except ConfigError as error:

@@ -440,9 +440,7 @@ def _wanted(plan: str | os.PathLike[str] | Plan | None, config: CompressionConfi
     return read_plan(plan)
 
 
-def _plans(
-    analysis: Analysis, bodies: Bodies, config: CompressionConfig, wanted: Plan | None
-) -> list[GroupPlan]:
+def _plans(analysis: Analysis, bodies: Bodies, config: CompressionConfig, wanted: Plan | None) -> list[GroupPlan]:
     """Plan the widths, and refuse a run that would change nothing."""
     inside = [group.name for group in bodies.groups]
     plans = plan_widths(analysis.channels.groups, config, inside)

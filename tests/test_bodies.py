@@ -426,10 +426,54 @@ def test_a_budget_holds_for_every_body(text: str) -> None:
         "flag": np.linspace(-1, 1, 16, dtype=np.float32),
     }
     calibration["x"] = calibration["x"][:, None]
-    options = {"target": text, "calibration": calibration, "method": "auto", "provider": "cpu"}
+    options: dict[str, Any] = {"target": text, "calibration": calibration, "method": "auto", "provider": "cpu"}
     report = onnxfuse.compress(model, **options).report
     widest = 2 * weights["left_1"].size
     assert report.before.macs == WIDTH * WIDTH + widest
     # Of 48 in each branch three quarters are 36, which is 4.5 of its 6 channels.
     kept = {name: after for name, (_, after) in widths(report).items()}
     assert kept == {"choose/then_branch/left_make": 4, "choose/else_branch/other_make": 4}
+
+
+def test_widths_by_name_go_by_full_names() -> None:
+    """Rules for widths choose groups in bodies by node and branch; those of others do not touch them."""
+    report = compressed(if_model(), keep=("*/then_branch/*=5", "choose/else_branch/other_make=0.5")).report
+    assert widths(report)["choose/then_branch/left_make"] == (HIDDEN, 5)
+    assert widths(report)["choose/else_branch/other_make"] == (HIDDEN, 3)
+    with pytest.raises(ConfigError, match="no group's name fits"):
+        compressed(if_model(), keep=("choose/nowhere/*=5",))
+
+
+@pytest.mark.parametrize("name", ["if", "nested", "loop"])
+def test_a_plan_names_groups_in_bodies_and_is_replayed(name: str) -> None:
+    """A plan has the groups in bodies under their full names; replayed, edited or not, it gives what it says."""
+    build, names = MODELS[name]
+    model = build()
+    made = onnxfuse.plan(model, ratio=0.5, method="fold", provider="cpu")
+    assert {n: (g.channels, g.keep) for n, g in made.groups.items() if n in names} == dict.fromkeys(
+        names, (HIDDEN, KEPT)
+    )
+    replayed = onnxfuse.compress(model, plan=made, method="fold", provider="cpu")
+    assert initializer_bytes(replayed.model) == initializer_bytes(compressed(model).model)
+    one = min(names)
+    edited = replace(made, groups={one: replace(made.groups[one], keep=4)})
+    report = onnxfuse.compress(model, plan=edited, method="fold", provider="cpu").report
+    assert {n: after for n, (before, after) in widths(report).items() if after < before} == {one: 4}
+
+
+def test_a_plan_that_a_body_can_not_follow_is_refused() -> None:
+    """A plan for a frozen group, or for one that is not there, is refused with the name."""
+    model = if_model()
+    made = onnxfuse.plan(model, ratio=0.5, method="fold", provider="cpu")
+    frozen = "choose/then_branch/left_read"
+    wrong = {**made.groups, frozen: replace(made.groups[frozen], keep=1)}
+    with pytest.raises(ConfigError, match=r"the plan keeps 1 of 4 channels of 'left_read': graph output"):
+        onnxfuse.compress(model, plan=replace(made, groups=wrong), method="fold", provider="cpu")
+    unknown = {**made.groups, "choose/then_branch/other": made.groups[frozen]}
+    with pytest.raises(ConfigError, match="which this model does not have"):
+        onnxfuse.compress(model, plan=replace(made, groups=unknown), method="fold", provider="cpu")
+
+
+def initializer_bytes(model: onnx.ModelProto) -> list[bytes]:
+    """All weights, those of bodies too."""
+    return [t.SerializeToString() for t in all_tensors(model.graph)]
