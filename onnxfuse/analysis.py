@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from onnxfuse.graph.shapes import Shapes, infer_shapes
 from onnxfuse.graph.view import GraphView
 from onnxfuse.proof.runtime import Session
 from onnxfuse.proof.samples import Samples, candidate_dims, synthetic_samples
+from onnxfuse.proof.values import value_hints
 
 __all__ = ["Analysis", "analyse", "choose_samples", "compressible_share", "cost_of", "group_parameters", "more_samples"]
 
@@ -68,12 +70,15 @@ def choose_samples(source: SourceModel, graph: GraphView, provider: Provider, se
     """
     session = Session(source.path or source.model, provider, name=f"the original model {source.name!r}")
     problem = ""
-    for dims in candidate_dims(graph):
+    decides = any(value_hints(graph, name).compared for name in graph.inputs)
+    # Inputs that take every branch come first; a size that all of them run with may not be among those tried.
+    for compared, dims in product((True, False) if decides else (False,), candidate_dims(graph)):
         # Two samples at once where the model allows it: with a batch of 1, Reshape could not be told from Squeeze.
         for count in (_BATCH, 1):
             try:
-                samples = synthetic_samples(graph, dims, seed, count)
-                session.run(next(samples.feeds()))
+                samples = synthetic_samples(graph, dims, seed, count, compared=compared)
+                for feeds in samples.feeds():
+                    session.run(feeds)
             except RuntimeFailedError as error:
                 problem = problem or error.what
                 continue
@@ -85,7 +90,8 @@ def choose_samples(source: SourceModel, graph: GraphView, provider: Provider, se
 def more_samples(analysis: Analysis, samples: Samples, seed: int) -> Samples:
     """Make more synthetic samples of the same shape: as many as a few seconds of work allow, at most 32."""
     count = _SYNTHETIC_MACS // max(analysis.cost.macs, 1)
-    return synthetic_samples(analysis.graph, samples.dims, seed, count=min(max(count, 1), _MOST_SYNTHETIC))
+    count = min(max(count, 1), _MOST_SYNTHETIC)
+    return synthetic_samples(analysis.graph, samples.dims, seed, count, compared=samples.compared)
 
 
 def analyse(source: SourceModel, graph: GraphView, samples: Samples | None) -> Analysis:

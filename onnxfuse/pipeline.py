@@ -23,6 +23,15 @@ from onnxfuse.analysis import (
     group_parameters,
     more_samples,
 )
+from onnxfuse.bodies import (
+    Bodies,
+    compress_bodies,
+    find_bodies,
+    inspect_bodies,
+    plan_bodies,
+    with_bodies,
+    with_shared_target,
+)
 from onnxfuse.calibration.judge import Judgement, judge_groups
 from onnxfuse.calibration.refit import Refit, refit_network
 from onnxfuse.calibration.synthetic import calibration_samples
@@ -108,19 +117,30 @@ def inspect(
     source = read_model(model)
     graph = GraphView(source.model)
     config = CompressionConfig.from_options({"provider": provider, "prove": prove, "seed": seed})
-    notes = []
     try:
         samples, problem = choose_samples(source, graph, config.provider, seed)
     except (UnsupportedGraphError, RuntimeFailedError) as error:
         samples, problem = None, error.what
+    return _inspected(source, graph, samples, problem, config)
+
+
+def _inspected(
+    source: SourceModel, graph: GraphView, samples: Samples | None, problem: str, config: CompressionConfig
+) -> InspectReport:
+    """Inspect a model on given inputs, or without any."""
     analysis = analyse(source, graph, samples)
+    bodies = inspect_bodies(analysis, samples, config, _inspect_body) if samples else Bodies()
+    notes = []
     if samples is None:
         notes.append(f"shapes are inferred only, the model was not run: {problem}")
-    elif prove:
+    elif config.prove:
         groups_to_prove = [group for group in analysis.channels.groups if not group.frozen]
         analysis, note = prove_groups(analysis, groups_to_prove, samples, config)
         notes.append(note)
     groups = tuple(_group_report(analysis, GroupPlan(g, g.channels, g.frozen)) for g in analysis.channels.groups)
+    groups += bodies.groups
+    free = compressible_share(analysis) * analysis.cost.parameters + bodies.compressible
+    notes.extend(bodies.notes)
     return InspectReport(
         model=source.name,
         opset={domain or "ai.onnx": version for domain, version in graph.opsets.items()},
@@ -128,7 +148,7 @@ def inspect(
         input_shapes=analysis.sample_dims,
         cost=ModelCost(analysis.cost.parameters, analysis.cost.macs, source.size_bytes),
         groups=groups,
-        compressible_share=compressible_share(analysis),
+        compressible_share=free / max(analysis.cost.parameters, 1),
         frozen_reasons=_frozen_reasons(groups),
         notes=tuple(note for note in notes if note),
         versions=versions(),
@@ -164,6 +184,8 @@ def plan(
         p.group.name: PlannedGroup(p.group.channels, p.kept, p.reason or None, _damage(prepared.judgements, p))
         for p in prepared.plans
     }
+    if prepared.bodies.results:
+        groups |= plan_bodies(prepared.analysis, prepared.samples, prepared.config, _inspect_body, _plan_body)
     source = prepared.analysis.source
     return Plan(source.name, source.sha256, groups, config.to_dict())
 
@@ -202,7 +224,11 @@ def compress(
     prepared = _prepare(model, calibration, config, plan, clock, target)
     analysis, plans, judgements = prepared.analysis, prepared.plans, prepared.judgements
     source, samples, notes = analysis.source, prepared.samples, prepared.notes
-    config = prepared.config
+    config, bodies = prepared.config, prepared.bodies
+    if bodies.results:
+        with clock.stage("bodies"):
+            bodies = compress_bodies(analysis, samples, config, prepared.wanted, _inspect_body, _compress_body)
+            _refuse_nothing(analysis, plans, bodies, config)
     with clock.stage("fuse"):
         fused = fuse_groups(analysis, plans, judgements, config, partial(progress, "fuse"))
     refits: list[Refit] = []
@@ -212,8 +238,12 @@ def compress(
                 analysis, fused.state, fused.applied, samples, config.provider, config.seed, partial(progress, "refit")
             )
     result, dims = edited_model(analysis, fused.state)
+    result = with_bodies(result, bodies)
+    refits.extend(bodies.refits)
+    notes.extend(bodies.notes)
     cost = cost_of(result, analysis, dims)
-    _set_metadata(result, metadata_of(source, analysis.cost, cost, plans, config))
+    groups = (*(_group_report(analysis, plan, fused, judgements) for plan in plans), *bodies.groups)
+    _set_metadata(result, metadata_of(source, analysis.cost, cost, groups, config))
     with _place(target) as temporary, clock.stage("prove"):
         size = write_model(result, temporary)
         notes.append(check_structure(temporary, source.path or source.model))
@@ -227,7 +257,7 @@ def compress(
         before=ModelCost(analysis.cost.parameters, analysis.cost.macs, source.size_bytes),
         after=ModelCost(cost.parameters, cost.macs, size),
         input_shapes=analysis.sample_dims,
-        groups=tuple(_group_report(analysis, plan, fused, judgements) for plan in plans),
+        groups=groups,
         refits=tuple(refits),
         drift=drift,
         provider=str(compressed.provider),
@@ -350,6 +380,8 @@ class _Prepared:
     judgements: Mapping[str, Judgement]
     samples: Samples
     config: CompressionConfig
+    bodies: Bodies
+    wanted: Plan | None
     notes: list[str]
 
 
@@ -374,13 +406,15 @@ def _prepare(
         notes.append(f"the plan was made for another file, {wanted.model!r}, with the same groups")
     with clock.stage("couple"):
         analysis = analyse(source, graph, samples)
-        plans = _plans(analysis, config, wanted)
+        bodies = find_bodies(analysis, samples, config, wanted, _inspect_body)
+        config = with_shared_target(config, analysis, bodies)
+        plans = _plans(analysis, bodies, config, wanted)
     if config.prove:
         with clock.stage("prove coupling"):
             changing = [plan.group for plan in plans if config.target or plan.kept < plan.group.channels]
             free = [group for group in changing if not group.frozen and group.channels > 1]
             analysis, note = prove_groups(analysis, free, samples, config)
-            plans = _plans(analysis, config, wanted)
+            plans = _plans(analysis, bodies, config, wanted)
             notes.append(note)
     if folder is not None:
         with clock.stage("read pictures"):
@@ -397,8 +431,8 @@ def _prepare(
     if config.target:
         with clock.stage("allocate"):
             plans = allocate_widths(analysis, plans, judgements, Target.parse(config.target), config)
-            _refuse_nothing(analysis, plans, config)
-    return _Prepared(analysis, plans, judgements, samples, config, notes)
+            _refuse_nothing(analysis, plans, bodies, config)
+    return _Prepared(analysis, plans, judgements, samples, config, bodies, wanted, notes)
 
 
 def _folder(calibration: DataSource | None) -> Path | None:
@@ -417,12 +451,13 @@ def _wanted(plan: str | os.PathLike[str] | Plan | None, config: CompressionConfi
     return read_plan(plan)
 
 
-def _plans(analysis: Analysis, config: CompressionConfig, wanted: Plan | None) -> list[GroupPlan]:
+def _plans(analysis: Analysis, bodies: Bodies, config: CompressionConfig, wanted: Plan | None) -> list[GroupPlan]:
     """Plan the widths, and refuse a run that would change nothing."""
-    plans = plan_widths(analysis.channels.groups, config)
+    inside = [group.name for group in bodies.groups]
+    plans = plan_widths(analysis.channels.groups, config, inside)
     if wanted is not None:
-        plans = apply_plan(wanted, plans)
-    _refuse_nothing(analysis, plans, config)
+        plans = apply_plan(wanted.without(inside), plans)
+    _refuse_nothing(analysis, plans, bodies, config)
     return plans
 
 
@@ -451,19 +486,60 @@ def _refuse_overwriting(source: SourceModel, target: Path | None) -> None:
         raise OutputError(what, where=str(target), mend="choose another output path")
 
 
-def _refuse_nothing(analysis: Analysis, plans: Sequence[GroupPlan], config: CompressionConfig) -> None:
-    """Refuse a run that would change nothing although it was asked to."""
-    if config.ratio == 0 or any(plan.kept < plan.group.channels for plan in plans):
+def _inspect_body(
+    model: onnx.ModelProto, arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]], config: CompressionConfig
+) -> InspectReport:
+    source = read_model(model)
+    graph = GraphView(source.model)
+    return _inspected(source, graph, load_samples(arrays, graph, "the model around it"), "", config)
+
+
+def _plan_body(
+    model: onnx.ModelProto, arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]], config: CompressionConfig
+) -> Plan:
+    return plan(model, config=config, calibration=arrays)
+
+
+def _compress_body(
+    model: onnx.ModelProto,
+    arrays: Mapping[str, np.ndarray[Any, np.dtype[Any]]],
+    config: CompressionConfig,
+    wanted: Plan | None,
+) -> tuple[onnx.ModelProto, CompressionReport]:
+    result = compress(model, config=config, calibration=arrays, plan=wanted)
+    return result.model, result.report
+
+
+def _refuse_nothing(analysis: Analysis, plans: Sequence[GroupPlan], bodies: Bodies, config: CompressionConfig) -> None:
+    """Refuse a run that would change nothing, in the model or in its bodies, although it was asked to."""
+    if config.ratio == 0 or bodies.may_change or any(plan.kept < plan.group.channels for plan in plans):
         return
-    if not plans:
+    told = [*(plan.reason for plan in plans), *(group.frozen for group in bodies.groups), *bodies.left]
+    fed = _fed_weight(analysis.graph)
+    if not told and fed:
+        what = f"there is nothing to compress: weights such as {fed!r} are not stored but given as graph inputs"
+        raise UnsupportedGraphError(what, where=analysis.source.name, mend="store the weights in the model")
+    if not told:
         what = "there is nothing to compress: no Conv, Gemm or MatMul with constant weights makes channels"
         raise UnsupportedGraphError(what, where=analysis.source.name, mend="onnxfuse compresses neural networks")
-    reasons = Counter(plan.reason or "it can't have fewer channels" for plan in plans).most_common(_MOST_REASONS)
-    total = f"of {len(plans)} groups" if len(plans) > 1 else "of 1 group"
+    reasons = Counter(reason or "it can't have fewer channels" for reason in told).most_common(_MOST_REASONS)
+    total = f"of {len(told)} groups" if len(told) > 1 else "of 1 group"
+    total += " and bodies" if bodies.left else ""
     what = "nothing can be compressed as asked: "
     what += "; ".join(f"{_shortened(reason)} ({count} {total})" for reason, count in reasons)
     mend = "`onnxfuse inspect` lists every group with its reason; widen --scope, --only or --skip if they exclude it"
     raise UnsupportedGraphError(what, where=analysis.source.name, mend=mend)
+
+
+def _fed_weight(graph: GraphView) -> str:
+    """Return a graph input that a linear operator reads as its weight; empty if there is none."""
+    for node in graph.nodes:
+        if node.op in {"Conv", "ConvInteger", "ConvTranspose", "Gemm", "MatMul", "MatMulInteger"}:
+            name = node.inputs[1]
+            dims = graph.inputs[name].type.tensor_type.shape.dim if name in graph.inputs else []
+            if len(dims) > 1 and all(dim.dim_value > 0 for dim in dims):
+                return name
+    return ""
 
 
 def _shortened(text: str) -> str:
@@ -493,6 +569,8 @@ def _group_report(
         residual=group.residual,
         parameters=group_parameters(analysis, group),
         nodes=tuple(dict.fromkeys(parameter.node for parameter in group.parameters)),
+        statistic=group.statistic or None,
+        unmixable=group.unmixable or None,
     )
 
 

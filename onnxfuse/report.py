@@ -15,7 +15,6 @@ from onnxfuse.calibration.refit import Refit
 from onnxfuse.config import CompressionConfig
 from onnxfuse.graph.cost import Cost
 from onnxfuse.graph.files import SourceModel
-from onnxfuse.planning.widths import GroupPlan
 from onnxfuse.proof.drift import Drift
 
 __all__ = [
@@ -59,6 +58,8 @@ class GroupReport:
         residual: Whether an addition of computed tensors ties it.
         parameters: How many parameters follow its channels.
         nodes: Names of the nodes whose weights follow its channels, in graph order.
+        statistic: Which node computes a statistic over them, which fewer channels can only approximate; None if none.
+        unmixable: Why they may be dropped but not mixed; None if they may be mixed.
     """
 
     name: str
@@ -70,6 +71,8 @@ class GroupReport:
     residual: bool
     parameters: int
     nodes: tuple[str, ...]
+    statistic: str | None = None
+    unmixable: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +192,7 @@ def versions() -> dict[str, str]:
 
 
 def metadata_of(
-    source: SourceModel, before: Cost, after: Cost, plans: Sequence[GroupPlan], config: CompressionConfig
+    source: SourceModel, before: Cost, after: Cost, groups: Sequence[GroupReport], config: CompressionConfig
 ) -> dict[str, str]:
     """Return the report in short, for the model's ``metadata_props``: the same for the same input, options and seed."""
     short = {
@@ -199,7 +202,9 @@ def metadata_of(
         **({"target": config.target} if config.target else {"ratio": config.ratio}),
         "seed": config.seed,
         "source_sha256": source.sha256,
-        "groups": {p.group.name: [p.group.channels, p.kept] for p in plans if p.kept < p.group.channels},
+        "groups": {
+            g.name: [g.channels_before, g.channels_after] for g in groups if g.channels_after < g.channels_before
+        },
     }
     return {"onnxfuse.version": metadata.version("onnxfuse"), "onnxfuse.report": json.dumps(_plain(short))}
 

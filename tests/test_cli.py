@@ -25,6 +25,7 @@ from onnxfuse.fusion.options import FusionOptions
 from onnxfuse.importance import IMPORTANCES
 from onnxfuse.registry import Registry
 from onnxfuse.transport import MASSES, SOLVERS, TARGETS
+from tests.builders import Net
 from tests.conftest import Command, MakeMlp, Outcome, names_in
 
 REGISTRIES: dict[str, Registry[Any]] = {
@@ -531,3 +532,39 @@ def test_methods_lists_every_member_of_every_registry(cli: Command) -> None:
         assert first >= set(registry)
     assert "auto" in first
     assert "`" not in outcome.out
+
+
+def test_inspect_marks_statistics_and_channels_that_can_not_be_mixed() -> None:
+    """Inspect marks groups with a statistic, and those that can only be dropped; a legend explains the marks shown."""
+    net = Net(17, seed=1)
+    x = net.input(1, 3, 4)
+    h = net.node("LayerNormalization", net.matmul(x, 6, name="stream"), net.vector(6), net.vector(6))
+    product = net.node(
+        "MatMul",
+        net.matmul(h, 5, bias=False, name="query"),
+        net.node("Transpose", net.matmul(h, 5, bias=False, name="key"), perm=[0, 2, 1]),
+    )
+    net.output(product)
+    report = onnxfuse.inspect(net.model(), provider="cpu")
+    found = {group.name: group for group in report.groups}
+    assert (found["stream"].statistic is None, found["stream"].unmixable) == (False, None)
+    assert found["query"].statistic is None
+    assert "multiplies two computed tensors over it" in str(found["query"].unmixable)
+    assert json.loads(report.to_json())["groups"][0]["statistic"] == found["stream"].statistic
+    texts = {}
+    for verbose in (False, True):
+        with (shown := Console(width=200)).capture() as capture:
+            shown.print(inspection_tables(report, verbose=verbose))
+        texts[verbose] = [line.rstrip() for line in capture.get().splitlines()]
+    states = {line.split()[0]: line.split("free")[1] for line in texts[False] if " free" in line}
+    assert states == {"stream": " ~", "query": " /"}
+    assert sum(line.startswith(("~ ", "/ ")) for line in texts[False]) == 2
+    assert f"query / {found['query'].unmixable}" in texts[True]
+    assert f"query / {found['query'].unmixable}" not in texts[False]
+
+
+def test_inspect_explains_no_marks_that_it_does_not_show(make_mlp: MakeMlp) -> None:
+    """Without such groups there is no legend."""
+    with (shown := Console(width=200)).capture() as capture:
+        shown.print(inspection_tables(onnxfuse.inspect(make_mlp()), verbose=True))
+    assert not any(line.startswith(("~ ", "/ ")) for line in capture.get().splitlines())

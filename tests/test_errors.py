@@ -364,6 +364,20 @@ def test_no_network_at_all(cli: Command, tmp_path: Path, monkeypatch: pytest.Mon
     assert_refused(cli("compress", "relu.onnx", "-o", "small.onnx"), 4, message, before, tmp_path)
 
 
+def test_weights_that_are_fed(cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that are graph inputs can't be compressed, and the message names one."""
+    monkeypatch.chdir(tmp_path)
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[n, 4] x, float[4, 3] kernel) => (float[n, 3] y) { y = MatMul (x, kernel) }"""
+    onnx.save(onnx.parser.parse_model(text), "fed.onnx")
+    before = contents(tmp_path)
+    message = (
+        "there is nothing to compress: weights such as 'kernel' are not stored but given as graph inputs\n"
+        "  at:   fed.onnx\n  mend: store the weights in the model"
+    )
+    assert_refused(cli("compress", "fed.onnx", "-o", "small.onnx"), 4, message, before, tmp_path)
+
+
 def test_long_names_do_not_flood_the_message(cli: Command, make_mlp: MakeMlp, tmp_path: Path) -> None:
     """Long names do not flood the message."""
     model = make_mlp()

@@ -24,6 +24,9 @@ they are coupled to then keeps its number too.
 An operator that is not listed, or is of another domain, is no error: all axes that it touches are frozen, with a reason
 that names the node, and the rest of the network is compressed. `onnxfuse inspect MODEL.onnx` shows every group with
 its reason. "Since" is the first version of the operator set that a rule holds for.
+
+The bodies of `If`, `Loop` and `Scan` are compressed by the same rules, each as a graph of its own; what goes into or
+out of them is frozen.
 """
 
 

@@ -87,7 +87,8 @@ def calibration_samples(
     if folder is not None:
         pictures = _pictures(folder, images, count)
         count = len(next(iter(pictures.values())))
-    plain = synthetic_samples(analysis.graph, samples.dims, config.seed, count=max(count, 1 if folder else _FEWEST))
+    count = max(count, 1 if folder else _FEWEST)
+    plain = synthetic_samples(analysis.graph, samples.dims, config.seed, count, compared=samples.compared)
     if not images:
         tokens = {
             name: _tokens(array, table, rng) for name, array in plain.arrays.items() if (table := tables.get(name))

@@ -17,6 +17,11 @@ __all__ = ["compression_tables", "inspection_tables", "method_tables", "validati
 
 _MOST_GROUPS = 20
 _MOST_INPUTS = 6
+_STATISTIC, _DROPPED = "~", "/"
+_LEGEND = {
+    _STATISTIC: "a statistic is computed over these channels, which fewer channels can only approximate",
+    _DROPPED: "these channels can be dropped, but not mixed",
+}
 
 
 def inspection_tables(report: InspectReport, *, verbose: bool) -> RenderableType:
@@ -32,10 +37,16 @@ def inspection_tables(report: InspectReport, *, verbose: bool) -> RenderableType
     table = _table("coupling group", "channels", "parameters", "state")
     for group in report.groups:
         state = f"frozen: {group.frozen}" if group.frozen else ("residual stream" if group.residual else "free")
-        _add(table, group.name, str(group.channels_before), f"{group.parameters:,}", state)
+        marks = "" if group.frozen else "".join(f" {mark}" for mark, _ in _marks(group))
+        _add(table, group.name, str(group.channels_before), f"{group.parameters:,}", state + marks)
+    used = {mark for group in report.groups if not group.frozen for mark, _ in _marks(group)}
+    legend = [Text(f"{mark} {meaning}", style="dim") for mark, meaning in _LEGEND.items() if mark in used]
+    why = [f"{g.name} {mark} {reason}" for g in report.groups if not g.frozen for mark, reason in _marks(g)]
+    if why and verbose:
+        legend.extend(Text(line, style="dim") for line in why)
     nodes = [f"{group.name}: {', '.join(group.nodes)}" for group in report.groups] if verbose else []
     more = [Text("nodes whose weights follow the channels", style="bold"), *map(Text, nodes)] if nodes else []
-    return Group(head, *([table] if report.groups else []), *more, *_notes(report.notes))
+    return Group(head, *([table] if report.groups else []), *legend, *more, *_notes(report.notes))
 
 
 def compression_tables(report: CompressionReport, *, verbose: bool) -> RenderableType:
@@ -124,6 +135,12 @@ def _drift_table(drift: Drift) -> RenderableType:
             "-" if o.top1_agreement is None else f"{100 * o.top1_agreement:.1f} %",
         )
     return Group(head, table)
+
+
+def _marks(group: GroupReport) -> list[tuple[str, str]]:
+    """Return what is special about a group that may change, as mark and reason."""
+    told = ((_STATISTIC, group.statistic), (_DROPPED, group.unmixable))
+    return [(mark, reason) for mark, reason in told if reason]
 
 
 def _state(group: GroupReport) -> str:

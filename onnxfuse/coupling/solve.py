@@ -92,6 +92,7 @@ class _Solver:
         self.axes: dict[Operand, tuple[Layout, ...]] = {}
         self.fresh: dict[Fresh, Atom] = {}
         self.weights: dict[tuple[Operand, int], Role] = {}
+        self.weights_of: dict[int, list[tuple[Operand, int]]] = {}
         self.users: dict[Operand, str] = {}
         self.sizes: list[SizeEntry] = []
         self.targets: dict[tuple[int, int], Int64Array | None] = {}
@@ -213,6 +214,8 @@ class _Solver:
     def _give_role(self, operand: Operand, axis: int, role: Role, node: NodeView) -> None:
         """Note what an axis of a weight does; in two roles at once it can't be mixed, but channels can be dropped."""
         self.users.setdefault(operand, node.name)
+        if (operand, axis) not in self.weights:
+            self.weights_of.setdefault(operand.node, []).append((operand, axis))
         if self.weights.setdefault((operand, axis), role) is not role:
             self.unifier.forbid_mixing(
                 self.axes[operand][axis], f"{node.title} reads a weight that has another role too"
@@ -502,9 +505,9 @@ class _Solver:
 
     def _roles_over(self, node: NodeView, channels: Layout) -> set[Role]:
         return {
-            role
-            for (operand, axis), role in self.weights.items()
-            if operand.node == node.index and self.unifier.resolve(self.axes[operand][axis]) == channels
+            self.weights[operand, axis]
+            for operand, axis in self.weights_of.get(node.index, ())
+            if self.unifier.resolve(self.axes[operand][axis]) == channels
         }
 
 

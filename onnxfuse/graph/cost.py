@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from onnx import TensorProto
+from onnx import AttributeProto, GraphProto, TensorProto
 
-from onnxfuse.graph.shapes import Shapes
-from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView, Operand
+from onnxfuse.graph.bodies import subgraphs, trip_count
+from onnxfuse.graph.shapes import BodyShapes, Shapes
+from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView, Operand, constant_tensor
 
 __all__ = ["Cost", "DimsOf", "measure_cost", "node_macs", "node_parameters"]
 
@@ -27,7 +28,8 @@ class Cost:
             without the running mean and variance of batch normalisation, as frameworks count. A constant with several
             readers counts once while they agree on its shape.
         macs: Multiply-accumulates of one run at the shapes given: convolutions, matrix products, recurrent layers;
-            other operators count nothing.
+            other operators count nothing. Of an If the branch counts that does most, of a Loop or Scan the body as
+            often as it runs, once where that is not known.
     """
 
     parameters: int
@@ -42,12 +44,42 @@ def measure_cost(graph: GraphView, shapes: Shapes, dims_of: DimsOf) -> Cost:
         shapes: Its original shapes.
         dims_of: The shape of an operand now (or as planned); None where it is not known.
     """
-    macs = sum(node_macs(node, graph, dims_of) for node in graph.nodes)
+    macs = sum(node_macs(node, graph, dims_of) for node in graph.nodes) + _macs_inside(graph, shapes)
     tensors: set[tuple[str, tuple[int, ...]]] = set()
     for node in graph.nodes:
         for operand in node_parameters(node, graph, shapes):
             tensors.add((operand.name, tuple(dims_of(operand) or shapes.dims[operand.name])))
-    return Cost(sum(math.prod(dims) for _, dims in tensors), macs)
+    return Cost(sum(math.prod(dims) for _, dims in tensors) + _parameters_inside(graph), macs)
+
+
+def _macs_inside(graph: GraphView, shapes: Shapes) -> int:
+    """Count what bodies do: of an If the branch that does most, of a Loop or Scan its body as often as it runs."""
+    found: dict[int, int] = {}
+    for (index, _), body in shapes.bodies.items():
+        macs = _cost_of_body(body).macs * trip_count(graph.nodes[index], shapes)
+        found[index] = max(found.get(index, 0), macs)
+    return sum(found.values())
+
+
+def _cost_of_body(body: BodyShapes) -> Cost:
+    return measure_cost(body.graph, body.shapes, lambda operand: body.shapes.dims.get(operand.name))
+
+
+def _parameters_inside(graph: GraphView) -> int:
+    """Count the constants that bodies hold; those that they read from around them count there."""
+    return sum(_held(inner) for node in graph.nodes for _, inner in subgraphs(node))
+
+
+def _held(inner: GraphProto) -> int:
+    """Count the parameters that a body and the bodies in it hold."""
+    tensors = {tensor.name: tensor for tensor in inner.initializer}
+    tensors |= {n.output[0]: tensor for n in inner.node if (tensor := constant_tensor(n)) is not None}
+    for node in inner.node:
+        if node.op_type == "BatchNormalization":
+            for slot in _BATCH_NORM_STATISTICS:
+                tensors.pop(node.input[slot], None)
+    total = sum(math.prod(t.dims) for t in tensors.values() if t.data_type not in _NO_PARAMETER_TYPES)
+    return total + sum(_held(a.g) for node in inner.node for a in node.attribute if a.type == AttributeProto.GRAPH)
 
 
 def node_parameters(node: NodeView, graph: GraphView, shapes: Shapes) -> Iterator[Operand]:

@@ -8,16 +8,18 @@ targets of Reshape, the paddings that exporters compute) are evaluated with ONNX
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto, TypeProto, checker, defs, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
+from onnxfuse.errors import OnnxFuseError
+from onnxfuse.graph.bodies import cut_body, subgraphs, trip_count
 from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView
 
-__all__ = ["Shapes", "infer_shapes"]
+__all__ = ["BodyShapes", "Shapes", "infer_shapes", "shapes_at_other_sizes"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,7 @@ class Shapes:
         fixed: Those of `static` that are the same for every input shape.
         read_from: For a value of `fixed` that the graph computes from shapes: the computed values whose shapes it
             reads. It stays what it is only as long as these keep theirs.
+        bodies: What is known inside the bodies of If, Loop and Scan, by node index and attribute.
     """
 
     dims: Mapping[str, tuple[int, ...]]
@@ -58,6 +61,22 @@ class Shapes:
     static: Mapping[str, np.ndarray[Any, np.dtype[Any]]]
     fixed: frozenset[str]
     read_from: Mapping[str, frozenset[str]]
+    bodies: Mapping[tuple[int, str], "BodyShapes"] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BodyShapes:
+    """A body as a graph of its own, with what is known inside it.
+
+    Attributes:
+        graph: The body.
+        shapes: What is known inside it.
+        outside: The constants that it reads from around it.
+    """
+
+    graph: GraphView
+    shapes: Shapes
+    outside: frozenset[str]
 
 
 def infer_shapes(
@@ -77,9 +96,20 @@ def infer_shapes(
     """
     inference = _Inference(graph, input_dims, observed or {})
     inference.run(graph)
-    fixed = inference.fixed | _unmoved(graph, inference, input_dims)
-    read_from = {name: frozenset(inference.read_from[name]) for name in fixed if inference.read_from.get(name)}
-    return Shapes(inference.dims, inference.types, inference.static, frozenset(fixed), read_from)
+    inference.fixed |= _unmoved(graph, inference, input_dims)
+    return inference.result()
+
+
+def shapes_at_other_sizes(
+    graph: GraphView, input_dims: Mapping[str, Sequence[int]]
+) -> list[Mapping[str, tuple[int, ...]]]:
+    """Return the shapes of all values at two other choices of the dimensions that the file leaves open."""
+    found: list[Mapping[str, tuple[int, ...]]] = []
+    for factor in (2, 3):
+        other = _Inference(graph, _other_dims(graph, input_dims, factor), {})
+        other.run(graph)
+        found.append(other.dims)
+    return found
 
 
 def _unmoved(graph: GraphView, inference: "_Inference", input_dims: Mapping[str, Sequence[int]]) -> set[str]:
@@ -131,6 +161,7 @@ class _Inference:
         self.static: dict[str, np.ndarray[Any, np.dtype[Any]]] = {}
         self.fixed: set[str] = set()
         self.read_from: dict[str, set[str]] = {}
+        self.bodies: dict[tuple[int, str], BodyShapes] = {}
         self.graph = graph
         for name, tensor in graph.constants.items():
             self.dims[name] = tuple(tensor.dims)
@@ -148,8 +179,14 @@ class _Inference:
         for node in graph.nodes:
             self.visit(node)
 
+    def result(self) -> Shapes:
+        """Return what was inferred."""
+        read_from = {name: frozenset(self.read_from[name]) for name in self.fixed if self.read_from.get(name)}
+        return Shapes(self.dims, self.types, self.static, frozenset(self.fixed), read_from, self.bodies)
+
     def visit(self, node: NodeView) -> None:
         """Infer the outputs of one node."""
+        inside = self._visit_bodies(node)
         if self._evaluate(node):
             return
         types = self._infer_types(node)
@@ -157,12 +194,60 @@ class _Inference:
             if not name:
                 continue
             dims = _static_dims(types.get(name))
+            if dims is None and name in inside:
+                dims, self.types[name] = inside[name]
             if dims is None and name in self.observed:
                 dims = tuple(int(d) for d in self.observed[name])
             if dims is not None:
                 self.dims[name] = dims
             if name in types and types[name].HasField("tensor_type"):
                 self.types[name] = types[name].tensor_type.elem_type
+
+    def _visit_bodies(self, node: NodeView) -> dict[str, tuple[tuple[int, ...], int]]:
+        """Infer inside the bodies of a node; return shape and type of each output of the node that they tell."""
+        results = {}
+        for attribute, _ in subgraphs(node):
+            try:
+                body = cut_body(self.graph, node, attribute, self)
+                view = GraphView(body.model)
+            except OnnxFuseError as error:
+                logger.debug("no shape inference in %s of %s: %s", attribute, node.title, error.what)
+                continue
+            dims = {name: _static_dims(info.type) or () for name, info in view.inputs.items()}
+            inner = _Inference(view, dims, self.observed)
+            inner.static.update((name, self.static[name]) for name in body.captured if name in self.static)
+            inner.run(view)
+            shapes = inner.result()
+            self.bodies[node.index, attribute] = BodyShapes(view, shapes, body.constants)
+            results[attribute] = [(shapes.dims.get(o), shapes.types.get(o)) for o in view.outputs]
+        found = {}
+        for name, told in zip(node.outputs, self._joined(node, results), strict=False):
+            if told[0] is not None and told[1] is not None:
+                found[name] = (told[0], told[1])
+        return found
+
+    def _joined(
+        self, node: NodeView, results: Mapping[str, Sequence[tuple[tuple[int, ...] | None, int | None]]]
+    ) -> Sequence[tuple[tuple[int, ...] | None, int | None]]:
+        """Return what the results of bodies say of their node's outputs."""
+        if node.op == "If":
+            condition = self.static.get(node.inputs[0])
+            if condition is not None:
+                return results.get("then_branch" if condition.all() else "else_branch", ())
+            if len(results) > 1:
+                return [a if a == b else (None, None) for a, b in zip(*results.values(), strict=False)]
+        if node.op == "Scan" and "body" in results:
+            scans = int(node.attributes["num_scan_inputs"])
+            states = len(node.inputs) - scans
+            axes = [int(a) for a in node.attributes.get("scan_output_axes", [])]
+            steps = trip_count(node, self)
+            told = list(results["body"])
+            for i, (dims, kind) in enumerate(told[states:]):
+                if dims is not None:
+                    axis = axes[i] % (len(dims) + 1) if axes else 0
+                    told[states + i] = ((*dims[:axis], steps, *dims[axis:]), kind)
+            return told
+        return ()
 
     def _evaluate(self, node: NodeView) -> bool:
         """Compute the outputs of a node whose inputs are static; return whether that was possible."""

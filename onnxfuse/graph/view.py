@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 from onnxfuse.errors import ModelError
 
-__all__ = ["DEFAULT_DOMAIN", "GraphView", "NodeView", "Operand", "Reader"]
+__all__ = ["DEFAULT_DOMAIN", "GraphView", "NodeView", "Operand", "Reader", "constant_tensor"]
 
 DEFAULT_DOMAIN = ""
 _DEFAULT_DOMAIN_ALIASES = ("", "ai.onnx")
@@ -122,7 +122,7 @@ class GraphView:
         self.constants: dict[str, onnx.TensorProto] = {t.name: t for t in graph.initializer}
         self.constant_nodes: dict[str, int] = {}
         for position, node in enumerate(graph.node):
-            tensor = _constant_tensor(node)
+            tensor = constant_tensor(node)
             if tensor is not None:
                 self.constants[node.output[0]] = tensor
                 self.constant_nodes[node.output[0]] = position
@@ -173,7 +173,7 @@ class GraphView:
             needs[i] = [makers[name] for name in (*reads, *captured[i]) if name in makers]
         is_sorted = all(j < i for i, before in needs.items() for j in before)
         order: Sequence[int] = range(len(protos)) if is_sorted else _topological_order(needs)
-        keep = [i for i in order if _constant_tensor(protos[i]) is None]
+        keep = [i for i in order if constant_tensor(protos[i]) is None]
         nodes = []
         for index, i in enumerate(keep):
             domain = _plain_domain(protos[i].domain)
@@ -188,7 +188,7 @@ def _plain_domain(domain: str) -> str:
     return DEFAULT_DOMAIN if domain in _DEFAULT_DOMAIN_ALIASES else domain
 
 
-def _constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
+def constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
     """Return the tensor of a ``Constant`` node; None for other nodes and for sparse or string constants."""
     if node.op_type != "Constant" or _plain_domain(node.domain) != DEFAULT_DOMAIN:
         return None

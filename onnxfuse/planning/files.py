@@ -48,6 +48,15 @@ class Plan:
     groups: Mapping[str, PlannedGroup]
     options: Mapping[str, Any]
 
+    def without(self, names: Sequence[str]) -> "Plan":
+        """Return the plan for all groups but some."""
+        return replace(self, groups={name: group for name, group in self.groups.items() if name not in names})
+
+    def inside(self, prefix: str) -> "Plan":
+        """Return the plan for the groups whose names begin with a prefix, without that."""
+        chosen = {name.removeprefix(prefix): g for name, g in self.groups.items() if name.startswith(prefix)}
+        return replace(self, groups=chosen)
+
     def to_json(self) -> str:
         """Return the plan as JSON, a line for each group, so that it is easy to read and to edit."""
         head = {"onnxfuse_plan": _FORMAT, "model": self.model, "sha256": self.sha256, "options": dict(self.options)}

@@ -11,7 +11,7 @@ from onnxfuse.coupling.groups import CouplingGroup
 from onnxfuse.errors import ConfigError
 from onnxfuse.target import Keep
 
-__all__ = ["GroupPlan", "allowed_widths", "kept_channels", "plan_widths"]
+__all__ = ["GroupPlan", "allowed_widths", "fits", "kept_channels", "plan_widths", "reason_to_keep"]
 
 _MOST_WIDTHS = 64
 
@@ -59,32 +59,45 @@ def allowed_widths(channels: int, config: CompressionConfig) -> tuple[int, ...]:
     return (channels, *(width for width in range(first, 0, -step) if width >= least))
 
 
-def plan_widths(groups: Sequence[CouplingGroup], config: CompressionConfig) -> list[GroupPlan]:
+def plan_widths(
+    groups: Sequence[CouplingGroup], config: CompressionConfig, elsewhere: Sequence[str] = ()
+) -> list[GroupPlan]:
     """Decide the width of every group by the ratio, in the order of ``groups``.
+
+    Args:
+        groups: The groups.
+        config: The options.
+        elsewhere: Names of groups that are planned elsewhere, which a pattern may fit instead.
 
     Raises:
         ConfigError: A pattern fits no group at all.
     """
+    names = [*(group.name for group in groups), *elsewhere]
     keeps = tuple(Keep.parse(rule).pattern for rule in config.keep)
     for flag, patterns in (("--keep", keeps), ("--only", config.only), ("--skip", config.skip)):
         for pattern in patterns:
-            if not any(_fits(group.name, pattern) for group in groups):
+            if not any(fits(name, [pattern]) for name in names):
                 what = f"no group's name fits {pattern!r}"
                 raise ConfigError(what, where=flag, mend="`onnxfuse inspect` lists the names of the groups")
     return [_plan(group, config) for group in groups]
 
 
+def reason_to_keep(name: str, config: CompressionConfig, *, residual: bool) -> str:
+    """Return why the options leave a group of that name out; empty if they do not."""
+    if config.scope is Scope.HIDDEN and residual:
+        return "a residual addition ties it, and the scope is hidden"
+    if config.only and not fits(name, config.only):
+        return "it fits no pattern of --only"
+    if fits(name, config.skip):
+        return "it fits a pattern of --skip"
+    return ""
+
+
 def _plan(group: CouplingGroup, config: CompressionConfig) -> GroupPlan:
-    reason = group.frozen
-    if not reason and config.scope is Scope.HIDDEN and group.residual:
-        reason = "a residual addition ties it, and the scope is hidden"
-    if not reason and config.only and not any(_fits(group.name, p) for p in config.only):
-        reason = "it fits no pattern of --only"
-    if not reason and any(_fits(group.name, p) for p in config.skip):
-        reason = "it fits a pattern of --skip"
+    reason = group.frozen or reason_to_keep(group.name, config, residual=group.residual)
     if reason:
         return GroupPlan(group, group.channels, reason)
-    fixed = [keep for rule in config.keep if _fits(group.name, (keep := Keep.parse(rule)).pattern)]
+    fixed = [keep for rule in config.keep if fits(group.name, [(keep := Keep.parse(rule)).pattern])]
     if fixed:
         return GroupPlan(group, fixed[-1].width(group.channels), "", is_fixed=True)
     return GroupPlan(group, _rounded(group.channels, config), "")
@@ -96,5 +109,6 @@ def _rounded(channels: int, config: CompressionConfig) -> int:
     return min(channels, math.ceil(kept / config.round_to) * config.round_to)
 
 
-def _fits(name: str, pattern: str) -> bool:
-    return name == pattern or fnmatchcase(name, pattern)
+def fits(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a group's name fits one of some patterns; its own name always fits it."""
+    return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)

@@ -1,0 +1,344 @@
+"""The bodies of If, Loop and Scan go the same road as the model around them, each as a model of its own.
+
+A body is cut out, gets the inputs that it has when the model around it runs, is compressed and proven by itself, and is
+put back. Bodies inside bodies follow by recursion. What can't be cut out or run by itself is left as it is, and the
+report says why.
+"""
+
+import glob
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from onnxfuse.analysis import Analysis
+from onnxfuse.calibration.refit import Refit
+from onnxfuse.config import CompressionConfig
+from onnxfuse.errors import ConfigError, OnnxFuseError, UnsupportedGraphError
+from onnxfuse.graph.bodies import Body, cut_body, drop_unread, splice_body, subgraphs
+from onnxfuse.graph.shapes import Shapes, shapes_at_other_sizes
+from onnxfuse.planning.files import Plan, PlannedGroup
+from onnxfuse.planning.widths import fits, reason_to_keep
+from onnxfuse.proof.bodies import body_arrays, values_around, with_output_types
+from onnxfuse.proof.samples import Samples, candidate_dims, synthetic_samples
+from onnxfuse.report import CompressionReport, GroupReport, InspectReport
+from onnxfuse.target import Keep, Measure, Target
+
+__all__ = [
+    "Bodies",
+    "BodyResult",
+    "compress_bodies",
+    "find_bodies",
+    "inspect_bodies",
+    "plan_bodies",
+    "with_bodies",
+    "with_shared_target",
+]
+
+Arrays: TypeAlias = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
+Inspect: TypeAlias = Callable[[onnx.ModelProto, Arrays, CompressionConfig], InspectReport]
+MakePlan: TypeAlias = Callable[[onnx.ModelProto, Arrays, CompressionConfig], Plan]
+Compress: TypeAlias = Callable[
+    [onnx.ModelProto, Arrays, CompressionConfig, Plan | None], tuple[onnx.ModelProto, CompressionReport]
+]
+
+# How many runs of the model around them bodies are inspected on, and compressed on.
+_FEW, _MANY = 8, 128
+
+
+@dataclass(frozen=True)
+class BodyResult:
+    """What became of one body.
+
+    Attributes:
+        body: The body as it was.
+        model: What it has become; None if it was left as it is.
+        groups: Its coupling groups, and those of the bodies inside it, named after node and branch.
+        refits: What a refit did inside it.
+        compressible: How many of its parameters follow the channels of a group that is not frozen.
+        notes: What else a reader should know.
+    """
+
+    body: Body
+    model: onnx.ModelProto | None
+    groups: tuple[GroupReport, ...]
+    refits: tuple[Refit, ...] = ()
+    compressible: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Bodies:
+    """The bodies of a model that have coupling groups.
+
+    Attributes:
+        results: What became of each.
+        left: Why others were left as they are.
+        may_change: Whether a group in them has been compressed, or may be where they are still to be.
+    """
+
+    results: tuple[BodyResult, ...] = ()
+    left: tuple[str, ...] = ()
+    may_change: bool = False
+
+    @property
+    def groups(self) -> tuple[GroupReport, ...]:
+        """All their groups."""
+        return tuple(group for result in self.results for group in result.groups)
+
+    @property
+    def refits(self) -> tuple[Refit, ...]:
+        """What refits did inside them."""
+        return tuple(refit for result in self.results for refit in result.refits)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know of them."""
+        return (*self.left, *(note for result in self.results for note in result.notes))
+
+    @property
+    def compressible(self) -> float:
+        """How many of their parameters follow the channels of a group that is not frozen."""
+        return sum(result.compressible for result in self.results)
+
+
+def inspect_bodies(analysis: Analysis, samples: Samples, config: CompressionConfig, inspect: Inspect) -> Bodies:
+    """Find the coupling groups in the bodies of a model.
+
+    Args:
+        analysis: The model around them.
+        samples: Inputs that it runs with.
+        config: The options.
+        inspect: Inspects a model on given inputs.
+    """
+    left: list[str] = []
+    found = [
+        _inspected(body, inspect(body.model, arrays, config))
+        for body, arrays in _cut_bodies(analysis, samples, config, _FEW, left)
+    ]
+    return Bodies(tuple(result for result in found if result.groups), tuple(left))
+
+
+def find_bodies(
+    analysis: Analysis, samples: Samples, config: CompressionConfig, wanted: Plan | None, inspect: Inspect
+) -> Bodies:
+    """Find the groups in the bodies of a model, without a proof, and which of them the options leave out.
+
+    Args:
+        analysis: The model around them.
+        samples: Inputs that it runs with.
+        config: The options.
+        wanted: A plan to follow; None to go by the options.
+        inspect: Inspects a model on given inputs.
+    """
+    found = inspect_bodies(analysis, samples, replace(config, prove=False), inspect)
+    planned = tuple(_planned(result, config) for result in found.results)
+    groups = [group for result in planned for group in result.groups]
+    if wanted is None:
+        return Bodies(planned, found.left, any(group.frozen is None for group in groups))
+    kept = {name: group.keep for name, group in wanted.groups.items()}
+    return Bodies(planned, found.left, any(kept.get(g.name, g.channels_before) < g.channels_before for g in groups))
+
+
+def plan_bodies(
+    analysis: Analysis, samples: Samples, config: CompressionConfig, inspect: Inspect, plan: MakePlan
+) -> dict[str, PlannedGroup]:
+    """Return what is planned for the groups in the bodies of a model, by their full names.
+
+    Args:
+        analysis: The model around them.
+        samples: Inputs that it runs with.
+        config: The options.
+        inspect: Inspects a model on given inputs.
+        plan: Plans a model on given inputs.
+    """
+    groups: dict[str, PlannedGroup] = {}
+    for body, arrays in _cut_bodies(analysis, samples, config, _MANY, []):
+        found = _planned(_inspected(body, inspect(body.model, arrays, replace(config, prove=False))), config)
+        groups |= {g.name: PlannedGroup(g.channels_before, g.channels_before, g.frozen) for g in found.groups}
+        if any(group.frozen is None for group in found.groups):
+            try:
+                made = plan(body.model, arrays, _own_config(body, found.groups, config))
+            except UnsupportedGraphError:
+                continue
+            groups |= {f"{body.name}/{name}": group for name, group in made.groups.items()}
+    return groups
+
+
+def compress_bodies(
+    analysis: Analysis,
+    samples: Samples,
+    config: CompressionConfig,
+    wanted: Plan | None,
+    inspect: Inspect,
+    compress: Compress,
+) -> Bodies:
+    """Compress the bodies of a model, each by itself.
+
+    Args:
+        analysis: The model around them.
+        samples: Inputs that it runs with.
+        config: The options; patterns for names of groups go by the full names, with node and branch. A budget holds
+            for each body as a share of what it costs itself.
+        wanted: A plan to follow; None to go by the options.
+        inspect: Inspects a model on given inputs.
+        compress: Compresses a model on given inputs.
+    """
+    results: list[BodyResult] = []
+    left: list[str] = []
+    for body, arrays in _cut_bodies(analysis, samples, config, _MANY, left):
+        found = _planned(_inspected(body, inspect(body.model, arrays, replace(config, prove=False))), config)
+        if found.groups:
+            part = None if wanted is None else wanted.inside(f"{body.name}/")
+            results.append(_compressed(found, arrays, config, part, compress))
+    return Bodies(tuple(results), tuple(left), any(result.model is not None for result in results))
+
+
+def _compressed(
+    found: BodyResult, arrays: Arrays, config: CompressionConfig, wanted: Plan | None, compress: Compress
+) -> BodyResult:
+    body = found.body
+    asked = wanted is not None and any(group.keep < group.channels for group in wanted.groups.values())
+    if all(group.frozen for group in found.groups) and not asked:
+        return found
+    try:
+        model, report = compress(body.model, arrays, _own_config(body, found.groups, config), wanted)
+    except UnsupportedGraphError:
+        return found
+    except ConfigError as error:
+        error.where = f"{error.where}, for {body.name}"
+        raise
+    except OnnxFuseError as error:
+        return _left(found, f"{body.name} was left as it is: {error.what}")
+    groups = _prefixed(body, report.groups)
+    changed = any(group.channels_after < group.channels_before for group in groups)
+    refits = tuple(replace(refit, node=f"{body.name}/{refit.node}") for refit in report.refits)
+    said = tuple(f"in {body.name}: {note}" for note in report.notes)
+    return BodyResult(body, model if changed else None, groups, refits, found.compressible, said)
+
+
+def with_shared_target(config: CompressionConfig, analysis: Analysis, bodies: Bodies) -> CompressionConfig:
+    """Return options whose budget is a share, which the main graph and every body can meet by itself."""
+    target = Target.parse(config.target) if config.target else None
+    if target is None or target.amount is None or not bodies.results:
+        return config
+    whole = {
+        Measure.MACS: analysis.cost.macs,
+        Measure.PARAMS: analysis.cost.parameters,
+        Measure.BYTES: analysis.source.size_bytes,
+    }[target.measure]
+    return replace(config, target=str(Target(target.measure, min(1.0, target.amount / max(whole, 1)))))
+
+
+def with_bodies(model: onnx.ModelProto, bodies: Bodies) -> onnx.ModelProto:
+    """Return a model with what became of its bodies in their places; the same object where none has changed."""
+    changed = [(result.body, result.model) for result in bodies.results if result.model is not None]
+    if not changed:
+        return model
+    whole = onnx.ModelProto()
+    whole.CopyFrom(model)
+    for body, new in changed:
+        splice_body(whole, body, new)
+    drop_unread(whole, frozenset().union(*(body.constants for body, _ in changed)))
+    return whole
+
+
+def _cut_bodies(
+    analysis: Analysis, samples: Samples, config: CompressionConfig, most: int, left: list[str]
+) -> Iterator[tuple[Body, Arrays]]:
+    """Yield every body of the graph with inputs that it runs with; say why others are left."""
+    nodes = [(node, name) for node in analysis.graph.nodes for name, _ in subgraphs(node)]
+    nodes = [(node, name) for node, name in nodes if _has_weights(analysis.shapes, node.index, name)]
+    others = shapes_at_other_sizes(analysis.graph, analysis.input_dims) if nodes else []
+    bodies = []
+    for node, attribute in nodes:
+        try:
+            bodies.append(cut_body(analysis.graph, node, attribute, analysis.shapes, others))
+        except OnnxFuseError as error:
+            left.append(f"{node.name}/{attribute} was left as it is: {error.what}")
+    for body in bodies:
+        problem = ""
+        for chosen in _choices(analysis, samples, config, most):
+            try:
+                constants = _constants(analysis, body)
+                around = values_around(analysis.source.model, [body], constants, chosen, config.provider, most)
+                arrays = body_arrays(body, around, config.provider)
+                yield with_output_types(body, arrays, config.provider), arrays
+                break
+            except OnnxFuseError as error:
+                problem = problem or error.what
+        else:
+            left.append(f"{body.name} was left as it is: {problem}")
+
+
+def _has_weights(shapes: Shapes, node: int, attribute: str) -> bool:
+    """Whether a body, or one inside it, reads a matrix that is stored; True where that is not known."""
+    body = shapes.bodies.get((node, attribute))
+    if body is None:
+        return True
+    matrices = (t for t in body.graph.constants.values() if len(t.dims) > 1 and t.data_type != TensorProto.INT64)
+    inner = [(n.index, name) for n in body.graph.nodes for name, _ in subgraphs(n)]
+    return any(True for _ in matrices) or any(_has_weights(body.shapes, *place) for place in inner)
+
+
+def _choices(analysis: Analysis, samples: Samples, config: CompressionConfig, most: int) -> Iterator[Samples]:
+    """Yield the inputs at hand in small batches, and, as a branch may need others, other synthetic ones."""
+    yield _in_small_batches(analysis, samples)
+    for dims in candidate_dims(analysis.graph):
+        yield _in_small_batches(analysis, synthetic_samples(analysis.graph, dims, config.seed, most))
+
+
+def _in_small_batches(analysis: Analysis, samples: Samples) -> Samples:
+    """Return the same samples, as many in one run as the analysis was made for."""
+    batches = {dims[0] for dims in analysis.input_dims.values() if dims}
+    batch = min(batches, default=samples.batch)
+    if len(batches) != 1 or batch >= samples.batch or samples.batched != set(samples.arrays):
+        return samples
+    return replace(samples, batch=batch, dims={name: (batch, *dims[1:]) for name, dims in samples.dims.items()})
+
+
+def _constants(analysis: Analysis, body: Body) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+    """Return what the node of a body reads that is stored in the model."""
+    graph = analysis.graph
+    return {name: graph.array(name) for name in body.node.inputs if name in graph.constants}
+
+
+def _inspected(body: Body, found: InspectReport) -> BodyResult:
+    compressible = found.compressible_share * found.cost.parameters
+    notes = tuple(f"in {body.name}: {note}" for note in found.notes)
+    return BodyResult(body, None, _prefixed(body, found.groups), (), compressible, notes)
+
+
+def _planned(found: BodyResult, config: CompressionConfig) -> BodyResult:
+    """Note which groups the options leave out."""
+    groups = [
+        replace(g, frozen=g.frozen or reason_to_keep(g.name, config, residual=g.residual) or None) for g in found.groups
+    ]
+    return replace(found, groups=tuple(groups))
+
+
+def _left(found: BodyResult, reason: str) -> BodyResult:
+    groups = tuple(replace(group, frozen=group.frozen or reason) for group in found.groups)
+    return replace(found, groups=groups)
+
+
+def _prefixed(body: Body, groups: Sequence[GroupReport]) -> tuple[GroupReport, ...]:
+    return tuple(
+        replace(group, name=f"{body.name}/{group.name}", nodes=tuple(f"{body.name}/{node}" for node in group.nodes))
+        for group in groups
+    )
+
+
+def _own_config(body: Body, groups: Sequence[GroupReport], config: CompressionConfig) -> CompressionConfig:
+    """Return the options for a body, whose groups have shorter names there."""
+    start = len(body.name) + 1
+
+    def fitting(patterns: Sequence[str]) -> tuple[str, ...]:
+        return tuple(glob.escape(group.name[start:]) for group in groups if fits(group.name, patterns))
+
+    rules = [(Keep.parse(rule).pattern, rule.rpartition("=")[2]) for rule in config.keep]
+    keep = tuple(f"{name}={number}" for pattern, number in rules for name in fitting([pattern]))
+    return replace(config, keep=keep, only=fitting(config.only), skip=fitting(config.skip))
