@@ -234,3 +234,36 @@ def test_the_result_has_the_mode_of_a_new_file(digits: Path) -> None:
     plain.write_bytes(b"")
     onnxfuse.compress(digits, digits.with_name("small.onnx"), prove=False)
     assert digits.with_name("small.onnx").stat().st_mode == plain.stat().st_mode
+
+
+def test_local_functions_are_put_in_where_they_are_called(tmp_path: Path) -> None:
+    """A function that is called twice, with a convolution of its own each time, is compressed at both places."""
+    model = onnx.parser.parse_model(
+        """
+        <ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+        net (float[n, 2, 6, 6] x) => (float[n, 3, 6, 6] y) {
+            h = local.layer <groups: int = 1> (x, v)
+            i = local.layer <groups: int = 1> (h, w)
+            y = Conv <kernel_shape = [1, 1]> (i, last)
+        }
+        <domain: "local", opset_import: ["" : 17]>
+        layer <groups> (a, f) => (b) {
+            c = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1], group: int = @groups> (a, f)
+            b = Relu (c)
+        }
+        """
+    )
+    rng = np.random.default_rng(0)
+    for name, shape in {"v": (8, 2, 3, 3), "w": (6, 8, 3, 3), "last": (3, 6, 1, 1)}.items():
+        array = rng.normal(size=shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    result = onnxfuse.compress(path, method="prune", ratio=0.5, provider="cpu")
+    assert [(g.channels_before, g.channels_after) for g in result.report.groups] == [(8, 4), (6, 3), (3, 3)]
+    assert len(result.model.functions) == 0
+    assert read_model(path).size_bytes == path.stat().st_size
+    unused = onnx.ModelProto()
+    unused.CopyFrom(result.model)
+    unused.functions.extend(model.functions)
+    assert read_model(unused).model.functions == unused.functions

@@ -1,6 +1,7 @@
 """Reading and writing model files: clear refusals, external data, and no half-written result."""
 
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -10,11 +11,13 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import external_data_helper
+from onnx import external_data_helper, inliner
 
 from onnxfuse.errors import ModelError, OutputError
 
 __all__ = ["SourceModel", "check_output_path", "read_model", "staged", "write_model"]
+
+logger = logging.getLogger(__name__)
 
 # A protobuf message, so a single-file model, can't be larger.
 _LARGEST_FILE = 2**31 - 1
@@ -60,7 +63,7 @@ def read_model(source: str | os.PathLike[str] | onnx.ModelProto) -> SourceModel:
         if any(external_data_helper.uses_external_data(t) for t in _tensors(model.graph)):
             what = "the weights of the model object are in files, and it does not say in which folder"
             raise ModelError(what, where="the model object", mend="give its path, or load it with onnx.load")
-        return SourceModel(model, None, model.ByteSize(), "")
+        return SourceModel(_without_functions(model), None, source.ByteSize(), "")
     path = Path(source)
     data = _read_bytes(path)
     try:
@@ -71,7 +74,22 @@ def read_model(source: str | os.PathLike[str] | onnx.ModelProto) -> SourceModel:
         raise ModelError(what, where=str(path), mend=mend) from error
     _check_has_graph(model, str(path))
     size = len(data) + _load_external_data(model, path)
-    return SourceModel(model, path, size, hashlib.sha256(data).hexdigest())
+    return SourceModel(_without_functions(model), path, size, hashlib.sha256(data).hexdigest())
+
+
+def _without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model with the functions that are local to it put in where they are called.
+
+    A function that is called twice may have to become two, with other widths.
+    """
+    called = {(f.domain, f.name) for f in model.functions}
+    if not any((node.domain, node.op_type) in called for node in model.graph.node):
+        return model
+    try:
+        return inliner.inline_local_functions(model)
+    except RuntimeError as error:
+        logger.debug("local functions stay, which freezes what they touch: %s", error)
+        return model
 
 
 def check_output_path(path: str | os.PathLike[str]) -> Path:
