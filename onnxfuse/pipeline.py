@@ -282,7 +282,8 @@ def validate(
     Args:
         original: The reference.
         compressed: The model to judge.
-        data: Samples, and labels under the name ``labels`` if accuracy is to be measured; None for synthetic inputs.
+        data: Samples, and labels under the name ``labels`` if accuracy is to be measured; a folder of pictures; None
+            for synthetic inputs.
         provider: Where ONNX Runtime runs.
         seed: Seed of synthetic inputs.
 
@@ -292,11 +293,14 @@ def validate(
     config = CompressionConfig.from_options({"provider": provider, "seed": seed})
     sources = [read_model(original), read_model(compressed)]
     graph = GraphView(sources[0].model)
-    arrays, labels = split_labels(data, graph)
+    folder = _folder(data)
+    arrays, labels = split_labels(None if folder else data, graph)
     origin = str(data) if isinstance(data, str | os.PathLike) else ""
     samples = _samples(sources[0], graph, arrays, config, origin)
     analysis = analyse(sources[0], graph, samples)
-    if data is None:
+    if folder is not None:
+        samples = calibration_samples(analysis, samples, config, folder).samples
+    elif data is None:
         samples = more_samples(analysis, samples, seed)
     sessions = [Session(s.path or s.model, config.provider, name=f"the model {s.name!r}") for s in sources]
     drift = measure_drift(sessions[0], sessions[1], samples)

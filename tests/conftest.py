@@ -12,11 +12,16 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 import pytest
+from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from onnxfuse.cli import main
 from onnxfuse.proof.runtime import has_cuda
+
+# How long an example takes says nothing on a machine that other work is running on too.
+settings.register_profile("onnxfuse", deadline=None)
+settings.load_profile("onnxfuse")
 
 _ROOT = Path(__file__).resolve().parent.parent
 _NO_CUDA = "needs an NVIDIA GPU that ONNX Runtime can really use, and there is none here"

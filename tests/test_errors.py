@@ -185,7 +185,7 @@ def test_unknown_names(cli: Command, place: Path, words: tuple[str, str]) -> Non
     [
         (["compress", "digits.onnx"], 'Command "compress" parameter --output requires an argument.'),
         (["compress", "-o", "small.onnx"], 'Command "compress" parameter MODEL requires an argument.'),
-        (["shrink"], 'Unknown command "shrink". Available commands: inspect, compress, validate.'),
+        (["shrink"], 'Unknown command "shrink". Available commands: inspect, compress, plan, methods, validate.'),
     ],
 )
 def test_bad_usage(cli: Command, place: Path, words: list[str], what: str) -> None:

@@ -186,7 +186,8 @@ def validate(
     Args:
         original: The reference.
         compressed: The model to judge.
-        data: Samples, an .npz file keyed by input name; with an array `labels`, top-1 accuracy is measured as well.
+        data: Samples, an .npz file keyed by input name, or a folder of pictures; with an array `labels` in the file,
+            top-1 accuracy is measured as well.
         provider: Where ONNX Runtime runs.
         seed: Seed of the synthetic inputs that are used without data.
         json: Print one JSON object instead of tables.
