@@ -81,7 +81,7 @@ def test_assert_permutes_fails() -> None:
 
 def test_members_are_as_documented() -> None:
     """Members are as documented."""
-    assert list(IMPORTANCES) == ["l1", "l2", "linf", "lamp", "random", "bn-scale"]
+    assert list(IMPORTANCES) == ["l1", "l2", "linf", "lamp", "random", "bn-scale", "geometric-median"]
     with pytest.raises(RegistryError, match="no importance called 'l3'"):
         IMPORTANCES["l3"]
 
@@ -210,3 +210,15 @@ def test_members_satisfy_the_protocol() -> None:
         member: Importance = IMPORTANCES[name]
         assert callable(member)
         assert member.__doc__
+
+
+@given(groups())
+def test_geometric_median_is_the_sum_of_distances(features: ChannelFeatures) -> None:
+    """The score is the sum of Euclidean distances, pair by pair, averaged over the members."""
+    distances = [
+        [sum(float(np.linalg.norm(a - b)) for b in member.weights) for a in member.weights]
+        for member in features.members
+    ]
+    mean = np.mean(distances, axis=0)
+    wanted = mean / mean.mean() if mean.mean() > 1e-6 else np.ones(features.channels)
+    np.testing.assert_allclose(score("geometric-median", features), wanted, atol=1e-6)

@@ -5,6 +5,7 @@ Each member of `IMPORTANCES` is an `Importance`. To add one, write it in a modul
 
 from onnxfuse.importance.batch_norm import bn_scale
 from onnxfuse.importance.chance import chance
+from onnxfuse.importance.geometric_median import geometric_median
 from onnxfuse.importance.lamp import lamp
 from onnxfuse.importance.magnitude import l1, l2, linf
 from onnxfuse.importance.protocol import Importance
@@ -19,3 +20,4 @@ IMPORTANCES.register("linf")(linf)
 IMPORTANCES.register("lamp")(lamp)
 IMPORTANCES.register("random")(chance)
 IMPORTANCES.register("bn-scale")(bn_scale)
+IMPORTANCES.register("geometric-median")(geometric_median)
