@@ -119,7 +119,12 @@ def test_a_greedy_allocation_is_near_the_best_of_all(seed: int, share: float) ->
     if not fitting:
         assert list(widths.values()) == [c.widths[-1] for c in choices]
         return
-    assert table.total(widths) <= 1.01 * limit
+    room = limit - table.total(widths)
+    assert room >= 0
+    for choice in choices:
+        wider = min((w for w in choice.widths if w > widths[choice.group.atom]), default=None)
+        # No channel more would fit.
+        assert wider is None or -table.saving(choice.group, wider, widths) > room
     best = min(map(total, fitting))
     assert total(tuple(widths.values())) <= best + max(c.damage[0] for c in choices) * 0.5 + 1e-9
     assert total(tuple(widths.values())) < inf
@@ -138,7 +143,7 @@ def test_a_smaller_budget_keeps_less() -> None:
     ]
     costs = [m.report.after.macs / m.report.before.macs for m in made]
     assert costs == sorted(costs, reverse=True)
-    assert all(cost <= 1.01 * share for cost, share in zip(costs, (0.8, 0.5, 0.3), strict=True))
+    assert all(0 < cost <= share for cost, share in zip(costs, (0.8, 0.5, 0.3), strict=True))
     rounded = onnxfuse.compress(
         network(), target="macs=0.6", round_to=2, calibration=feeds(), prove=False, provider="cpu"
     )

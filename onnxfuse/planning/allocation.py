@@ -41,7 +41,7 @@ def allocate(
     Args:
         choices: The groups.
         table: What the network costs.
-        limit: What it may cost.
+        limit: What it may cost; it is not exceeded.
         fixed: Widths of other groups that are not up for choice.
 
     Returns:
@@ -58,15 +58,37 @@ def allocate(
         best = int(np.argmin(slopes))
         at[best] += 1
         width = choices[best].widths[at[best]]
-        saved = table.saving(groups[best], width, widths)
-        # The last step may save more than is needed: of the two widths the nearer one to the limit is taken.
-        if cost - saved < limit and limit - (cost - saved) > cost - limit and cost - limit < 0.01 * limit:
-            break
+        cost -= table.saving(groups[best], width, widths)
         widths[groups[best].atom] = width
-        cost -= saved
         for i in near[best]:
             slopes[i] = _slope(choices[i], hulls[i], at[i], table, widths)
+    _fill_up(choices, hulls, at, table, widths, limit - cost)
     return widths
+
+
+def _fill_up(
+    choices: Sequence[Choice],
+    hulls: Sequence[FloatArray],
+    at: list[int],
+    table: CostTable,
+    widths: dict[Atom, int],
+    room: float,
+) -> None:
+    """Give channels back where they fit into what the last steps have saved too much, those that help most first."""
+    while True:
+        found: list[tuple[float, int, float]] = []
+        for i, choice in enumerate(choices):
+            if at[i] == 0:
+                continue
+            price = -table.saving(choice.group, choice.widths[at[i] - 1], widths)
+            if 0 < price <= room:
+                found.append(((hulls[i][at[i]] - hulls[i][at[i] - 1]) / price, i, price))
+        if not found:
+            return
+        _, best, price = max(found)
+        at[best] -= 1
+        widths[choices[best].group.atom] = choices[best].widths[at[best]]
+        room -= price
 
 
 def lower_hull(widths: np.ndarray[tuple[int], np.dtype[np.int64]], damage: FloatArray) -> FloatArray:
