@@ -16,7 +16,7 @@ from tools import environment
 MODELS = Path("models")
 RESULT = Path("build", "digits_small.onnx")
 COMPRESS = (
-    *("compress", MODELS / "digits_bn.onnx", "--output", RESULT, "--target", "macs=0.4"),
+    *("compress", MODELS / "digits_bn.onnx", "--output", RESULT, "--target", "macs=0.5"),
     *("--calibration", MODELS / "digits_calibration.npz"),
 )
 VALIDATE = ("validate", MODELS / "digits_bn.onnx", RESULT, "--data", MODELS / "digits_test.npz")
