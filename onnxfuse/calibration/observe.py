@@ -1,7 +1,7 @@
 """What the readers of every group see of its channels, on samples: second moments, streamed through ONNX Runtime."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -201,7 +201,7 @@ def _run(
     sample_bytes = sum(4 * int(np.prod(dims[n])) // analysis.batch for n in names)
     runs = samples
     if analysis.batch > 1:
-        runs = _with_batch(samples, max(1, _MOST_BYTES // max(sample_bytes, 1)))
+        runs = samples.in_batches(_MOST_BYTES // max(sample_bytes, 1))
     for feeds in runs.feeds():
         outputs = {**feeds, **session.run(feeds)}
         for moment in moments.values():
@@ -210,12 +210,3 @@ def _run(
             moment.add(outputs[moment.value], runs.batch, min(1.0, wanted / max(per_sample * samples.count, 1)), rng)
         for name, spread in spreads.items():
             spread.add(outputs[name])
-
-
-def _with_batch(samples: Samples, most: int) -> Samples:
-    """Return the samples in smaller batches, where the network takes any."""
-    if samples.batch <= most or samples.batched != set(samples.arrays):
-        return samples
-    batch = max(d for d in range(1, most + 1) if samples.batch % d == 0)
-    dims = {name: (batch, *d[1:]) for name, d in samples.dims.items()}
-    return replace(samples, batch=batch, dims=dims)
