@@ -24,6 +24,7 @@ from onnxfuse.gradient.expressions import (
     Site,
     call,
 )
+from onnxfuse.gradient.forward import final_values
 from onnxfuse.gradient.rules import DEFAULT_RULES
 from onnxfuse.graph.shapes import Shapes
 from onnxfuse.graph.view import GraphView, NodeView
@@ -32,6 +33,7 @@ __all__ = ["Backward", "build_backward"]
 
 _OPSET, _IR_VERSION = 18, 8
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16})
+_QUANTISED = frozenset({TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16})
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Backward:
         model: The network; its inputs are ``values`` and ``seeds``.
         dtype: What it computes in: double precision where the original does, else single.
         values: Names of its inputs for values of the original, by value.
-        seeds: Names of its inputs for the gradients of the original's outputs, by output.
+        seeds: Names of its inputs for the gradients of the values that the loss is a function of, by value.
         results: Names of its outputs, by the value of the original that each is the gradient of.
         zeros: Values that no output depends on: their gradient is zero.
     """
@@ -81,7 +83,7 @@ class _Builder:
         self.rules: dict[tuple[str, str], list[Rule]] = {}
         for rule in sorted(rules, key=lambda rule: rule.since):
             self.rules.setdefault((rule.domain, rule.op), []).append(rule)
-        is_double = any(shapes.types.get(name) == TensorProto.DOUBLE for name in graph.outputs)
+        is_double = any(shapes.types.get(name) == TensorProto.DOUBLE for name in final_values(graph))
         self.dtype = np.dtype(np.float64) if is_double else np.dtype(np.float32)
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
@@ -93,8 +95,8 @@ class _Builder:
 
     def build(self, names: Sequence[str]) -> Backward:
         active = self._active(names)
-        for name in self.graph.outputs:
-            if name in active and self._is_float(name):
+        for name in final_values(self.graph):
+            if name in active:
                 self.parts.setdefault(name, []).append(Given(self._seed(name), backward=True))
         for node in reversed(self.graph.nodes):
             if any(output in active for output in node.outputs):
@@ -121,15 +123,16 @@ class _Builder:
         active = set(names)
         for node in self.graph.nodes:
             if any(read in active for read in (*node.inputs, *node.captured)):
-                active |= {output for output in node.outputs if output and self._is_float(output)}
+                active |= {output for output in node.outputs if output and self._is_number(output)}
         return active
 
-    def _is_float(self, name: str) -> bool:
-        return self.shapes.types.get(name, TensorProto.FLOAT) in _FLOATS
+    def _is_number(self, name: str) -> bool:
+        """Whether a value is made of floats, or of what stands for them."""
+        return self.shapes.types.get(name, TensorProto.FLOAT) in _FLOATS | _QUANTISED
 
     def _visit(self, node: NodeView, gradients: tuple[Given | None, ...], active: set[str]) -> None:
         """Hand the gradients of a node's outputs on to its inputs."""
-        site = Site(node, self.shapes.dims, _Known(self.graph, self.shapes.static), gradients)
+        site = Site(node, self.shapes.dims, self.shapes.types, _Known(self.graph, self.shapes.static), gradients)
         fitting = [r for r in self.rules.get((node.domain, node.op), []) if r.since <= node.version]
         if not fitting:
             what = f"no gradient is known through {node.title}: there is no rule for its operator"

@@ -114,12 +114,14 @@ class Site:
     Attributes:
         node: The node.
         dims: Shape of every input and output by name.
+        types: `onnx.TensorProto` element type of every input and output by name.
         static: Values that are known, by name.
         gradients: The gradient of each output; None for one that the loss does not depend on.
     """
 
     node: NodeView
     dims: Mapping[str, tuple[int, ...]]
+    types: Mapping[str, int]
     static: Mapping[str, AnyArray]
     gradients: tuple[Expr | None, ...]
 

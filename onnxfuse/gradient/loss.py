@@ -17,6 +17,7 @@ import numpy as np
 from onnxfuse.arrays import FloatArray, IntArray
 from onnxfuse.config import Provider
 from onnxfuse.errors import DataError
+from onnxfuse.gradient.forward import final_values, with_outputs
 from onnxfuse.graph.view import GraphView
 from onnxfuse.proof.runtime import Session
 from onnxfuse.proof.samples import Samples
@@ -40,7 +41,7 @@ class Loss(Protocol):
         """Return the gradient of each output that the loss depends on.
 
         Args:
-            outputs: The outputs of one run, in order.
+            outputs: The outputs of one run, in order; before they were quantised, if they are.
             start: How many samples there were in the runs before.
         """
 
@@ -140,12 +141,14 @@ def choose_loss(
     """
     if labels is not None:
         return CrossEntropy(labels)
-    session = Session(graph.model, provider)
+    ends = final_values(graph)
+    session = Session(with_outputs(graph.model, (name for name in ends if name in graph.producers)), provider)
     totals: dict[str, FloatArray] = {}
     squares: dict[str, FloatArray] = {}
     runs = 0
     for feeds in samples.feeds():
-        outputs = session.run(feeds)
+        values = {**feeds, **session.run(feeds)}
+        outputs = {name: values[name] for name in ends if name in values}
         first = np.asarray(next(iter(outputs.values())))
         if len(outputs) == 1 and len(first) == samples.batch and _class_rows(first) is not None:
             return CrossEntropy()

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 
 from onnxfuse.arrays import IntArray
 from onnxfuse.config import Provider
 from onnxfuse.errors import DataError
 from onnxfuse.gradient.backward import Backward, build_backward
 from onnxfuse.gradient.expressions import AnyArray, Rule
+from onnxfuse.gradient.forward import final_values, with_outputs
 from onnxfuse.gradient.loss import Loss, choose_loss
 from onnxfuse.gradient.rules import DEFAULT_RULES
 from onnxfuse.graph.shapes import Shapes, infer_shapes
@@ -94,8 +94,9 @@ def stream_gradients(
 def _stream(
     graph: GraphView, samples: Samples, names: Sequence[str], backward: Backward, loss: Loss, provider: Provider
 ) -> Iterator[Batch]:
-    wanted = [name for name in dict.fromkeys([*backward.values, *names]) if name in graph.producers]
-    forward = _with_outputs(graph.model, wanted)
+    ends = final_values(graph)
+    wanted = [name for name in dict.fromkeys([*backward.values, *names, *ends]) if name in graph.producers]
+    forward = with_outputs(graph.model, wanted)
     session = Session(forward, provider)
     reverse = Session(backward.model, provider, name="the backward network") if backward.results else None
     constants = {name: graph.array(name) for name in names if name in graph.constants}
@@ -103,7 +104,7 @@ def _stream(
     for feeds in samples.feeds():
         outputs = session.run(feeds)
         values = {**constants, **feeds, **outputs}
-        seeds = loss({name: outputs[name] for name in graph.outputs}, start)
+        seeds = loss({name: values[name] for name in ends}, start)
         found = {name: np.zeros(values[name].shape, backward.dtype) for name in backward.zeros}
         if reverse is not None:
             fed = {own: _cast(values[name], backward) for name, own in backward.values.items()}
@@ -127,19 +128,10 @@ def _shapes(graph: GraphView, samples: Samples) -> Shapes:
     unknown = [name for name in graph.producers if name not in shapes.dims]
     if not unknown:
         return shapes
-    session = Session(_with_outputs(graph.model, unknown), Provider.CPU)
+    session = Session(with_outputs(graph.model, unknown), Provider.CPU)
     results = session.run(next(samples.feeds()))
     observed = {name: results[name].shape for name in unknown if isinstance(results[name], np.ndarray)}
     return infer_shapes(graph, samples.dims, observed)
-
-
-def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """Return a model that returns more values."""
-    extended = onnx.ModelProto()
-    extended.CopyFrom(model)
-    stated = {output.name for output in model.graph.output}
-    extended.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in stated)
-    return extended
 
 
 def _in_fitting_batches(graph: GraphView, samples: Samples, shapes: Shapes, names: Sequence[str]) -> Samples:

@@ -5,7 +5,7 @@ it in that file's ``RULES``. The tests compare every rule with finite difference
 """
 
 from onnxfuse.gradient.expressions import Rule
-from onnxfuse.gradient.rules import elementwise, indexing, linear, normalisation, pooling, reduction
+from onnxfuse.gradient.rules import elementwise, indexing, linear, normalisation, pooling, quantisation, reduction
 
 __all__ = ["DEFAULT_RULES"]
 
@@ -16,4 +16,5 @@ DEFAULT_RULES: tuple[Rule, ...] = (
     *pooling.RULES,
     *reduction.RULES,
     *indexing.RULES,
+    *quantisation.RULES,
 )

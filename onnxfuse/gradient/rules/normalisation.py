@@ -129,6 +129,8 @@ RULES = (
     Rule("BatchNormalization", batch_norm),
     Rule("LayerNormalization", layer_norm),
     Rule("RMSNormalization", rms_norm),
+    # One of ONNX Runtime's own that it keeps under ONNX's domain.
+    Rule("SimplifiedLayerNormalization", rms_norm),
     Rule("InstanceNormalization", instance_norm),
     Rule("GroupNormalization", group_norm),
     Rule("Softmax", softmax),
