@@ -17,7 +17,7 @@ import numpy as np
 from onnxfuse.arrays import FloatArray, IntArray
 from onnxfuse.config import Provider
 from onnxfuse.errors import DataError
-from onnxfuse.gradient.forward import final_values, with_outputs
+from onnxfuse.gradient.forward import final_values, loss_values, with_outputs
 from onnxfuse.graph.view import GraphView
 from onnxfuse.proof.runtime import Session
 from onnxfuse.proof.samples import Samples
@@ -71,7 +71,7 @@ class CrossEntropy:
 
     def __call__(self, outputs: Mapping[str, AnyArray], start: int, /) -> Mapping[str, FloatArray]:
         """Return the gradient of the first output."""
-        name, output = next(iter(outputs.items()))
+        name, output = next(iter(outputs.items()), ("", np.zeros(0)))
         rows = _class_rows(output)
         if rows is None:
             what = f"the first output has shape {output.shape}, which is not one row of scores for each sample"
@@ -137,27 +137,26 @@ def choose_loss(
         labels: The right class of each sample, if known.
 
     Raises:
+        DataError: No output varies between the samples.
         RuntimeFailedError: ONNX Runtime could not run the network.
     """
     if labels is not None:
         return CrossEntropy(labels)
-    ends = final_values(graph)
-    session = Session(with_outputs(graph.model, (name for name in ends if name in graph.producers)), provider)
+    ends = (name for name in final_values(graph) if name in graph.producers)
+    session = Session(with_outputs(graph.model, ends), provider)
     totals: dict[str, FloatArray] = {}
     squares: dict[str, FloatArray] = {}
     runs = 0
     for feeds in samples.feeds():
-        values = {**feeds, **session.run(feeds)}
-        outputs = {name: values[name] for name in ends if name in values}
-        first = np.asarray(next(iter(outputs.values())))
-        if len(outputs) == 1 and len(first) == samples.batch and _class_rows(first) is not None:
+        outputs = loss_values(graph, {**feeds, **session.run(feeds)})
+        first = next(iter(outputs.values()), None)
+        if len(outputs) == 1 and first is not None and len(first) == samples.batch and _class_rows(first) is not None:
             return CrossEntropy()
         runs += 1
         for name, output in outputs.items():
-            if isinstance(output, np.ndarray) and output.dtype.kind == "f":
-                value = output.astype(np.float64)
-                totals[name] = totals.get(name, 0.0) + value
-                squares[name] = squares.get(name, 0.0) + np.square(value)
+            value = output.astype(np.float64)
+            totals[name] = totals.get(name, 0.0) + value
+            squares[name] = squares.get(name, 0.0) + np.square(value)
     means, variances = {}, {}
     for name, total in totals.items():
         # Outputs with the batch in front are averaged over it too.
@@ -168,6 +167,9 @@ def choose_loss(
         variance = float((square - np.square(mean)).sum())
         if np.isfinite(variance) and variance > 0:
             means[name], variances[name] = mean, variance
+    if not means:
+        what = "no output of the network is made of floats that vary between samples, so there is no loss"
+        raise DataError(what, mend="give more samples, or choose an importance that needs no gradients")
     return HalfSquares(means, variances)
 
 

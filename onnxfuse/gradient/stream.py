@@ -10,7 +10,7 @@ from onnxfuse.config import Provider
 from onnxfuse.errors import DataError
 from onnxfuse.gradient.backward import Backward, build_backward
 from onnxfuse.gradient.expressions import AnyArray, Rule
-from onnxfuse.gradient.forward import final_values, with_outputs
+from onnxfuse.gradient.forward import final_values, loss_values, with_outputs
 from onnxfuse.gradient.loss import Loss, choose_loss
 from onnxfuse.gradient.rules import DEFAULT_RULES
 from onnxfuse.graph.shapes import Shapes, infer_shapes
@@ -94,9 +94,8 @@ def stream_gradients(
 def _stream(
     graph: GraphView, samples: Samples, names: Sequence[str], backward: Backward, loss: Loss, provider: Provider
 ) -> Iterator[Batch]:
-    ends = final_values(graph)
-    wanted = [name for name in dict.fromkeys([*backward.values, *names, *ends]) if name in graph.producers]
-    forward = with_outputs(graph.model, wanted)
+    wanted = dict.fromkeys([*backward.values, *names, *final_values(graph)])
+    forward = with_outputs(graph.model, (name for name in wanted if name in graph.producers))
     session = Session(forward, provider)
     reverse = Session(backward.model, provider, name="the backward network") if backward.results else None
     constants = {name: graph.array(name) for name in names if name in graph.constants}
@@ -104,7 +103,7 @@ def _stream(
     for feeds in samples.feeds():
         outputs = session.run(feeds)
         values = {**constants, **feeds, **outputs}
-        seeds = loss({name: values[name] for name in ends}, start)
+        seeds = loss(loss_values(graph, values), start)
         found = {name: np.zeros(values[name].shape, backward.dtype) for name in backward.zeros}
         if reverse is not None:
             fed = {own: _cast(values[name], backward) for name, own in backward.values.items()}

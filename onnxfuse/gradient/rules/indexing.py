@@ -113,22 +113,22 @@ def resized(site: Site) -> Gradients:
     nearest = "floor" if old else site.attribute("nearest_mode", b"round_prefer_floor").decode()
     if how not in {"half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners"}:
         site.refuse(f"coordinates by {how!r} are not known")
-    taken = {}
-    for axis, (size, wanted) in enumerate(zip(small, large, strict=True)):
-        if size != wanted:
-            taken[axis] = _nearest(size, wanted, wanted / size, how, nearest)
-        elif _scale_of(site, axis) not in {None, 1.0}:
-            site.refuse("its scale does not go with the sizes")
+    scales = _scales(site)
+    taken = {
+        axis: _nearest(size, wanted, scales.get(axis, wanted / size), how, nearest)
+        for axis, (size, wanted) in enumerate(zip(small, large, strict=True))
+    }
     return {0: _put_back(site.g, large, small, taken)}
 
 
-def _scale_of(site: Site, axis: int) -> float | None:
-    """Return the scale that a Resize states along an axis."""
-    slot = 1 if site.node.op == "Upsample" or site.node.version < 11 else 2
-    if site.node.version < 9 and site.node.op == "Upsample":
-        return float(site.attribute("scales")[axis])
-    scales = site.known(slot)
-    return float(scales[axis]) if axis < len(scales) and not site.attribute("axes") else None
+def _scales(site: Site) -> dict[int, float]:
+    """Return the scales that a Resize states, by axis; where it states sizes there are none."""
+    if site.node.op == "Upsample" and site.node.version < 9:
+        found = np.array(site.attribute("scales"))
+    else:
+        found = site.known(1 if site.node.op == "Upsample" or site.node.version < 11 else 2)
+    axes = site.attribute("axes") or range(len(found))
+    return {int(axis) % len(site.dims_in()): float(scale) for axis, scale in zip(axes, found, strict=False)}
 
 
 def _nearest(size: int, wanted: int, scale: float, how: str, nearest: str) -> AnyArray:
