@@ -77,6 +77,16 @@ def _gather(net: Net, axis: int, *indices: int, shape: Sequence[int]) -> str:
     return net.node("Gather", net.input(2, 5, 3), net.constant(np.array(indices, INT64).reshape(shape)), axis=axis)
 
 
+_UPS: Mapping[str, Mapping[str, Any]] = {
+    "strides": {"strides": [2, 3], "pads": [1, 0, 1, 2]},
+    "more at the end": {"strides": [2, 3], "output_padding": [1, 2]},
+    "dilations and groups": {"dilations": [2, 1], "group": 2, "pads": [1, 1, 0, 1]},
+    "output shape": {"strides": [2, 2], "output_shape": [10, 9]},
+    "same upper": {"strides": [2, 2], "auto_pad": "SAME_UPPER"},
+    "same lower": {"strides": [2, 2], "auto_pad": "SAME_LOWER"},
+}
+
+
 def _up(net: Net, more: Mapping[str, Any]) -> str:
     return net.conv_transpose(net.input(2, 4, 5, 4), 6, 3, **more)
 
@@ -121,17 +131,7 @@ OWN = (
     conv("valid", auto_pad="VALID", strides=[3, 3]),
     conv("one axis", dims=(4, 9), strides=[2], pads=[1, 1]),
     conv("three axes", dims=(4, 5, 4, 5), strides=[2, 1, 2], pads=[1] * 6),
-    *(
-        made("ConvTranspose", label, partial(_up, more=more))
-        for label, more in {
-            "strides": {"strides": [2, 3], "pads": [1, 0, 1, 2]},
-            "more at the end": {"strides": [2, 3], "output_padding": [1, 2]},
-            "dilations and groups": {"dilations": [2, 1], "group": 2, "pads": [1, 1, 0, 1]},
-            "output shape": {"strides": [2, 2], "output_shape": [10, 9]},
-            "same upper": {"strides": [2, 2], "auto_pad": "SAME_UPPER"},
-            "same lower": {"strides": [2, 2], "auto_pad": "SAME_LOWER"},
-        }.items()
-    ),
+    *(made("ConvTranspose", label, partial(_up, more=more)) for label, more in _UPS.items()),
     *(
         operands(
             "Gemm", f"{ta}{tb}", (3, 4)[:: 1 - 2 * ta], (4, 2)[:: 1 - 2 * tb], (2,), transA=ta, transB=tb, alpha=0.7
