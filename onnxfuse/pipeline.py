@@ -23,6 +23,7 @@ from onnxfuse.analysis import (
     group_parameters,
     more_samples,
 )
+from onnxfuse.arrays import IntArray
 from onnxfuse.bodies import (
     Bodies,
     compress_bodies,
@@ -32,13 +33,16 @@ from onnxfuse.bodies import (
     with_bodies,
     with_shared_target,
 )
+from onnxfuse.calibration.activations import observe_activations
 from onnxfuse.calibration.judge import Judgement, judge_groups
 from onnxfuse.calibration.refit import Refit, refit_network
 from onnxfuse.calibration.synthetic import calibration_samples
 from onnxfuse.config import DEFAULT_RATIO, CompressionConfig, Provider
 from onnxfuse.errors import ConfigError, DataError, OutputError, RuntimeFailedError, UnsupportedGraphError
+from onnxfuse.gradient import choose_loss
 from onnxfuse.graph.files import SourceModel, check_output_path, read_model, staged, write_model
 from onnxfuse.graph.view import GraphView
+from onnxfuse.importance import FROM_SAMPLES
 from onnxfuse.planning.files import Plan, PlannedGroup, apply_plan, read_plan
 from onnxfuse.planning.widths import GroupPlan, plan_widths
 from onnxfuse.proof.accuracy import measure_accuracy, split_labels
@@ -56,6 +60,7 @@ from onnxfuse.report import (
     versions,
 )
 from onnxfuse.stages import Fused, allocate_widths, edited_model, fuse_groups, prove_groups
+from onnxfuse.statistics.features import ActivationFeatures
 from onnxfuse.target import Target
 
 __all__ = ["Compressed", "compress", "inspect", "plan", "validate"]
@@ -207,7 +212,8 @@ def compress(
         output: Where to write the result, after its proof; None to keep it in memory (see `Compressed.save`).
         config: All options as one object.
         calibration: Unlabelled samples, an ``.npz`` file, arrays by input name, or a folder of pictures: what is kept
-            is chosen and fitted on them, and the drift is measured on them.
+            is chosen and fitted on them, and the drift is measured on them. Labels under the name ``labels`` are used
+            by the importance ``taylor`` alone.
         plan: How many channels each group keeps, from `plan` or its file, instead of a ratio or a target.
         progress: Called as the work goes on.
         **options: Single options by the names of `CompressionConfig` and `FusionOptions`, instead of ``config``.
@@ -229,8 +235,13 @@ def compress(
         with clock.stage("bodies"):
             bodies = compress_bodies(analysis, samples, config, prepared.wanted, _inspect_body, _compress_body)
             _refuse_nothing(analysis, plans, bodies, config)
+    activations: Mapping[str, ActivationFeatures] = {}
+    if config.fusion.importance in FROM_SAMPLES:
+        with clock.stage("importance"):
+            activations, note = _activations(prepared)
+            notes.append(note)
     with clock.stage("fuse"):
-        fused = fuse_groups(analysis, plans, judgements, config, partial(progress, "fuse"))
+        fused = fuse_groups(analysis, plans, judgements, activations, config, partial(progress, "fuse"))
     refits: list[Refit] = []
     if config.refits:
         with clock.stage("refit"):
@@ -383,6 +394,7 @@ class _Prepared:
     plans: Sequence[GroupPlan]
     judgements: Mapping[str, Judgement]
     samples: Samples
+    labels: IntArray | None
     config: CompressionConfig
     bodies: Bodies
     wanted: Plan | None
@@ -404,7 +416,9 @@ def _prepare(
         _refuse_overwriting(source, target)
         graph = GraphView(source.model)
         folder = _folder(calibration)
-        samples = _samples(source, graph, None if folder else calibration, config)
+        origin = str(calibration) if isinstance(calibration, str | os.PathLike) else ""
+        arrays, labels = split_labels(None if folder else calibration, graph)
+        samples = _samples(source, graph, arrays, config, origin)
     notes = []
     if wanted is not None and wanted.sha256 != source.sha256:
         notes.append(f"the plan was made for another file, {wanted.model!r}, with the same groups")
@@ -436,7 +450,7 @@ def _prepare(
         with clock.stage("allocate"):
             plans = allocate_widths(analysis, plans, judgements, Target.parse(config.target), config)
             _refuse_nothing(analysis, plans, bodies, config)
-    return _Prepared(analysis, plans, judgements, samples, config, bodies, wanted, notes)
+    return _Prepared(analysis, plans, judgements, samples, labels, config, bodies, wanted, notes)
 
 
 def _folder(calibration: DataSource | None) -> Path | None:
@@ -472,16 +486,36 @@ def _damage(judgements: Mapping[str, Judgement], plan: GroupPlan) -> float | Non
 
 def _made_up(analysis: Analysis, samples: Samples, config: CompressionConfig) -> tuple[Samples, CompressionConfig, str]:
     """Return samples for a run without data, the config for what they are good for, and what a reader should know."""
-    if not (config.is_auto or config.refits or config.target):
+    from_samples = config.fusion.importance in FROM_SAMPLES
+    if not (config.is_auto or config.refits or config.target or from_samples):
         return more_samples(analysis, samples, config.seed), config, ""
     synthetic = calibration_samples(analysis, samples, config)
     if synthetic.is_like_data:
         return synthetic.samples, config, f"no data: chosen and fitted on {synthetic.samples.origin}"
+    if from_samples:
+        what = (
+            f"there are no samples for the importance {config.fusion.importance!r}, and the inputs are neither images "
+        )
+        what += "nor tokens that could be made up"
+        mend = "give samples with --calibration, or choose an importance that looks at weights alone, such as l1"
+        raise DataError(what, where="--importance", mend=mend)
     note = "no data, and the inputs are neither images nor tokens: random numbers say little of what real ones do, so "
     if config.is_auto:
         config = replace(config, method="intra-fusion", refit=False)
         note += "the weights alone decide (intra-fusion); "
     return synthetic.samples, config, f"{note}give --calibration for better results"
+
+
+def _activations(prepared: _Prepared) -> tuple[Mapping[str, ActivationFeatures], str]:
+    """Observe what the importance wants to know of the groups whose map it decides; say what a reader should know."""
+    config, samples, analysis = prepared.config, prepared.samples, prepared.analysis
+    shrinking = [plan.group for plan in prepared.plans if plan.kept < plan.group.channels]
+    groups = [group for group in shrinking if not (config.is_auto and group.name in prepared.judgements)]
+    name, loss, note = config.fusion.importance, None, ""
+    if groups and name == "taylor":
+        loss = choose_loss(analysis.graph, samples, config.provider, prepared.labels)
+        note = f"the importance taylor goes by the gradient of {loss.words}"
+    return observe_activations(analysis, groups, name, samples, config.provider, config.seed, loss), note
 
 
 def _refuse_overwriting(source: SourceModel, target: Path | None) -> None:

@@ -22,6 +22,7 @@ from onnxfuse.planning.costs import CostTable
 from onnxfuse.planning.widths import GroupPlan, allowed_widths
 from onnxfuse.proof.coupling import prove_coupling, watched_values
 from onnxfuse.proof.samples import Samples
+from onnxfuse.statistics.features import ActivationFeatures
 from onnxfuse.target import Target
 
 __all__ = ["Fused", "allocate_widths", "edited_model", "fuse_groups", "prove_groups"]
@@ -96,6 +97,7 @@ def fuse_groups(
     analysis: Analysis,
     plans: Sequence[GroupPlan],
     judgements: Judgements,
+    activations: Mapping[str, ActivationFeatures],
     config: CompressionConfig,
     progress: Callable[[int, int], None],
 ) -> Fused:
@@ -105,6 +107,7 @@ def fuse_groups(
         analysis: The original.
         plans: How many channels each group keeps.
         judgements: What samples say of groups; with the method ``auto``, these decide.
+        activations: What samples say of channels, by group, for importances that want to know.
         config: All options.
         progress: Called with the number of groups done, and of all.
 
@@ -120,7 +123,9 @@ def fuse_groups(
         progress(done, len(work))
         rng = np.random.default_rng([config.seed, plans.index(plan)])
         try:
-            methods[plan.group.name], channel_map = _find_map(state, plan, judgements, config, rng)
+            methods[plan.group.name], channel_map = _find_map(
+                state, plan, judgements, activations.get(plan.group.name), config, rng
+            )
             state.fuse(plan.group, channel_map)
         except OnnxFuseError as error:
             error.where = error.where or f"group {plan.group.name!r}"
@@ -130,7 +135,12 @@ def fuse_groups(
 
 
 def _find_map(
-    state: WeightState, plan: GroupPlan, judgements: Judgements, config: CompressionConfig, rng: np.random.Generator
+    state: WeightState,
+    plan: GroupPlan,
+    judgements: Judgements,
+    activations: ActivationFeatures | None,
+    config: CompressionConfig,
+    rng: np.random.Generator,
 ) -> tuple[str, ChannelMap]:
     """Return a map, and the name of the method that found it."""
     if config.is_auto and plan.group.name in judgements:
@@ -139,7 +149,8 @@ def _find_map(
     if plan.group.unmixable:
         # Channels that may not be mixed are dropped instead, by the same importance.
         name = "prune"
-    return name, METHODS[name](state.features(plan.group), plan.kept, config.fusion, rng)
+    features = replace(state.features(plan.group), activations=activations)
+    return name, METHODS[name](features, plan.kept, config.fusion, rng)
 
 
 def _last_producer(group: CouplingGroup) -> int:

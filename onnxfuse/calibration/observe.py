@@ -1,7 +1,7 @@
 """What the readers of every group see of its channels, on samples: second moments, streamed through ONNX Runtime."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,7 +20,7 @@ from onnxfuse.proof.samples import Samples
 from onnxfuse.statistics.damage import Reading, shrunk
 from onnxfuse.statistics.features import Role
 
-__all__ = ["observe_readings"]
+__all__ = ["observe_readings", "read_at", "stream_values"]
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -154,7 +154,7 @@ def _places(
         if parameter.role is not Role.CONSUMER:
             continue
         node = by_name[parameter.node]
-        where = _read_at(analysis, group, parameter, node)
+        where = read_at(analysis, group, parameter, node)
         if where is None:
             continue
         end, has_shift = node.outputs[0], False
@@ -164,10 +164,17 @@ def _places(
         yield _Place(features.weights, where, end, has_shift)
 
 
-def _read_at(
+def read_at(
     analysis: Analysis, group: CouplingGroup, parameter: ParameterAxis, node: NodeView
 ) -> tuple[str, int] | None:
-    """Return the computed value in which a reader finds the channels, and the axis."""
+    """Return the computed value in which a node finds the channels of a group, and the axis.
+
+    Args:
+        analysis: The original.
+        group: The group.
+        parameter: A weight of the node that follows the channels.
+        node: The node.
+    """
     for name in (*node.inputs, *node.outputs):
         if not name or name == parameter.operand.name:
             continue
@@ -190,32 +197,44 @@ def _run(
     provider: Provider,
     rng: np.random.Generator,
 ) -> None:
-    names = dict.fromkeys([m.value for m in moments.values()] + list(spreads))
     dims = analysis.shapes.dims
-    model = onnx.ModelProto()
-    model.CopyFrom(analysis.source.model)
-    stated = {o.name for o in model.graph.output} | set(analysis.graph.inputs)
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in stated)
-    # Intermediate values would be fused away otherwise only where they are no outputs; so optimisation may stay.
-    session = Session(model, provider, name=f"the original model {analysis.source.name!r}")
-    sample_bytes = sum(4 * int(np.prod(dims[n])) // analysis.batch for n in names)
-    runs = samples
-    if analysis.batch > 1:
-        runs = _with_batch(samples, max(1, _MOST_BYTES // max(sample_bytes, 1)))
-    for feeds in runs.feeds():
-        outputs = {**feeds, **session.run(feeds)}
+    names = [m.value for m in moments.values()] + list(spreads)
+    for batch, outputs in stream_values(analysis, names, samples, provider):
         for moment in moments.values():
             per_sample = int(np.prod(dims[moment.value])) // max(dims[moment.value][moment.axis], 1) / analysis.batch
             wanted = max(_FEWEST_ROWS, _ROWS_PER_CHANNEL * len(moment.where))
-            moment.add(outputs[moment.value], runs.batch, min(1.0, wanted / max(per_sample * samples.count, 1)), rng)
+            moment.add(outputs[moment.value], batch, min(1.0, wanted / max(per_sample * samples.count, 1)), rng)
         for name, spread in spreads.items():
             spread.add(outputs[name])
 
 
-def _with_batch(samples: Samples, most: int) -> Samples:
-    """Return the samples in smaller batches, where the network takes any."""
-    if samples.batch <= most or samples.batched != set(samples.arrays):
-        return samples
-    batch = max(d for d in range(1, most + 1) if samples.batch % d == 0)
-    dims = {name: (batch, *d[1:]) for name, d in samples.dims.items()}
-    return replace(samples, batch=batch, dims=dims)
+def stream_values(
+    analysis: Analysis, names: Iterable[str], samples: Samples, provider: Provider
+) -> Iterator[tuple[int, Mapping[str, AnyArray]]]:
+    """Run the original and return some of its values, in runs that fit into memory.
+
+    Args:
+        analysis: The original.
+        names: The values.
+        samples: Inputs.
+        provider: Where to run.
+
+    Yields:
+        The number of samples, and the values, of one run after the other.
+
+    Raises:
+        RuntimeFailedError: ONNX Runtime could not run the network.
+    """
+    wanted = dict.fromkeys(names)
+    model = onnx.ModelProto()
+    model.CopyFrom(analysis.source.model)
+    stated = {o.name for o in model.graph.output} | set(analysis.graph.inputs)
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in stated)
+    # Intermediate values would be fused away otherwise only where they are no outputs; so optimisation may stay.
+    session = Session(model, provider, name=f"the original model {analysis.source.name!r}")
+    sample_bytes = sum(4 * int(np.prod(analysis.shapes.dims[n])) // analysis.batch for n in wanted)
+    runs = samples
+    if analysis.batch > 1:
+        runs = samples.in_batches(_MOST_BYTES // max(sample_bytes, 1))
+    for feeds in runs.feeds():
+        yield runs.batch, {**feeds, **session.run(feeds)}

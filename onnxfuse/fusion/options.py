@@ -20,7 +20,9 @@ class FusionOptions:
     Attributes:
         importance: What makes a channel worth keeping: ``l1``, ``l2`` or ``linf``, the norm of its weights;
             ``lamp``, its share in what is left once all smaller ones are gone; ``bn-scale``, the scale of its
-            batch normalisation; ``geometric-median``, its distance from all others; ``random``.
+            batch normalisation; ``geometric-median``, its distance from all others; ``random``. From samples:
+            ``activation-l1`` or ``activation-l2``, the norm of what it does; ``taylor``, what the loss changes by to
+            first order; ``chip``, what it adds to the nuclear norm; ``damage``, what its readers lose without it.
         transport_target: What channels are transported to: the ``most-important`` channels, the centres of ``kmeans``
             clusters, or the means of a ``gaussian-mixture``.
         source_mass: How much each channel counts in the transport: ``uniform``, by ``importance``, or by the

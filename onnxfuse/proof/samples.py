@@ -63,6 +63,14 @@ class Samples:
             return 1
         return len(next(iter(self.arrays.values()))) // self.batch * self.batch
 
+    def in_batches(self, most: int) -> "Samples":
+        """Return the same samples, at most so many in one run; for a model that takes any number at once."""
+        if self.batch <= most or self.batched != set(self.arrays):
+            return self
+        batch = max(d for d in range(1, max(most, 1) + 1) if self.batch % d == 0)
+        dims = {name: (batch, *d[1:]) for name, d in self.dims.items()}
+        return replace(self, batch=batch, dims=dims)
+
     def feeds(self) -> Iterator[dict[str, AnyArray]]:
         """Yield the feeds of one run after the other."""
         for start in range(0, self.count, self.batch):

@@ -17,10 +17,12 @@ import numpy as np
 
 from onnxfuse.arrays import FloatArray, IntArray
 
-__all__ = ["Reading", "best_input_map", "greedy_order", "selection_damage", "shrunk"]
+__all__ = ["Reading", "best_input_map", "greedy_order", "lone_damage", "selection_damage", "shrunk"]
 
 # Residual variances below this share of the original are rounding.
 _ROUNDING = 1e-10
+# Ridge of correlations that are inverted.
+_SMALL = 1e-9
 # Ridge of the input map, in mean second moments of a channel.
 _RIDGE = 1e-4
 # From this many channels on several are chosen at a time.
@@ -138,6 +140,37 @@ def selection_damage(readings: Sequence[Reading], kept: IntArray) -> float:
         solved = np.linalg.lstsq(inside, cross.T, rcond=_ROUNDING)[0]
         total += float(((reading.covariance - cross @ solved) * reading.strength).sum())
     return max(total, 0.0)
+
+
+def lone_damage(readings: Sequence[Reading]) -> FloatArray:
+    r"""Return J for every channel if it alone went, with the best input map.
+
+    What the others can't tell of a channel c has variance :math:`1 / (S^{-1})_{cc}` (partial regression), so
+
+    .. math:: J_c = (V V^T)_{cc} / (S^{-1})_{cc}
+
+    summed over the readers.
+
+    Args:
+        readings: At least one; all of the same C.
+
+    Returns:
+        Shape (C,), float64, ``>= 0``; 0 for a channel that follows from the others, or that never changes.
+
+    Example:
+        >>> copies = Reading(np.diag([2.0, 1.0]), np.eye(2), np.diag([3.0, 5.0]))
+        >>> lone_damage([copies]).round(6).tolist()
+        [6.0, 5.0]
+    """
+    total = np.zeros(len(readings[0].covariance))
+    for reading in readings:
+        variance = np.maximum(np.diag(reading.covariance), 0.0)
+        scale = np.sqrt(np.outer(variance, variance))
+        correlation = np.divide(reading.covariance, scale, out=np.zeros_like(scale), where=scale > 0)
+        np.fill_diagonal(correlation, 1.0 + _SMALL)
+        unexplained = variance / np.maximum(np.diag(np.linalg.inv(correlation)), 1.0)
+        total += np.diag(reading.strength) * unexplained
+    return total
 
 
 def best_input_map(readings: Sequence[Reading], output: FloatArray) -> FloatArray:

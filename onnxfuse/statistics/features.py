@@ -2,7 +2,8 @@
 
 A group has C channels. Every layer that *produces* them contributes one row per channel (its filters, batch
 normalisation folded in), every layer that *consumes* them likewise (the slice of each of its filters that reads the
-channel). Importances and ground costs see nothing else, so they need no knowledge of ONNX.
+channel). Where it was asked for, samples add what the channels do. Importances and ground costs see nothing else, so
+they need no knowledge of ONNX.
 """
 
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ from enum import StrEnum
 import numpy as np
 
 from onnxfuse.arrays import FloatArray
+from onnxfuse.statistics.damage import Reading
 
-__all__ = ["ChannelFeatures", "MemberFeatures", "Role"]
+__all__ = ["ActivationFeatures", "ChannelFeatures", "MemberFeatures", "Role"]
 
 
 class Role(StrEnum):
@@ -52,16 +54,37 @@ class MemberFeatures:
 
 
 @dataclass(frozen=True, slots=True)
+class ActivationFeatures:
+    """What samples say of the channels of a group: only what was asked for is there.
+
+    Attributes:
+        magnitude: Mean of |h| over samples and places, where readers see the channels; shape (C,), float64.
+        square: Mean of h^2, likewise.
+        sensitivity: Sum of |w dL/dw| over the weights of each channel, for a loss L, averaged over the members.
+        independence: By how much the nuclear norm of the channels' map falls without each, averaged over samples.
+        readings: What each reader sees of the channels.
+    """
+
+    magnitude: FloatArray | None = None
+    square: FloatArray | None = None
+    sensitivity: FloatArray | None = None
+    independence: FloatArray | None = None
+    readings: tuple[Reading, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ChannelFeatures:
     """Everything that importances and ground costs may see of one coupling group.
 
     Attributes:
         channels: The number of channels, C >= 1.
         members: The parameters, in graph order; at least one.
+        activations: What samples say of the channels; None where nobody asked, or none of their values was seen.
     """
 
     channels: int
     members: tuple[MemberFeatures, ...]
+    activations: ActivationFeatures | None = None
 
     def vectors(self, *, with_bias: bool = False) -> FloatArray:
         """Concatenate the members' rows into one feature vector per channel.

@@ -1,0 +1,197 @@
+"""Convolutions and matrix products: linear in each operand, so that each gradient is an operator of the same kind."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from onnxfuse.gradient.expressions import Expr, Gradients, Rule, Site, call, integers, summed_to
+from onnxfuse.statistics.patches import convolution_pads
+
+__all__ = ["RULES", "Window", "spread"]
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a window moves over the spatial axes of a tensor.
+
+    Attributes:
+        kernel: Its taps along each axis.
+        strides: Its steps.
+        dilations: The distance of its taps.
+        before: Zeros before the tensor.
+        large: Sizes of the tensor that it moves over.
+        small: How many places it takes.
+    """
+
+    kernel: Sequence[int]
+    strides: Sequence[int]
+    dilations: Sequence[int]
+    before: Sequence[int]
+    large: Sequence[int]
+    small: Sequence[int]
+
+    @property
+    def extent(self) -> list[int]:
+        """From the first tap to the last, along each axis."""
+        return [(k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True)]
+
+    @property
+    def beyond(self) -> list[int]:
+        """How far the last place reaches over the end of the tensor; negative where it does not reach the end."""
+        rows = zip(self.strides, self.small, self.extent, self.before, self.large, strict=True)
+        return [s * (n - 1) + extent - before - size for s, n, extent, before, size in rows]
+
+
+def spread(window: Window, value: Expr, weight: Expr, group: int) -> Expr:
+    """Return the transposed convolution that takes places of a window back to the tensor that it moves over."""
+    return call(
+        "ConvTranspose",
+        value,
+        weight,
+        strides=list(window.strides),
+        dilations=list(window.dilations),
+        pads=[*window.before, *(max(b, 0) for b in window.beyond)],
+        output_padding=[max(-b, 0) for b in window.beyond],
+        group=group,
+    )
+
+
+def _gather(window: Window, value: Expr, weight: Expr, group: int) -> Expr:
+    """Return the convolution over a window; the places that ``window.small`` counts."""
+    y = call(
+        "Conv",
+        value,
+        weight,
+        strides=list(window.strides),
+        dilations=list(window.dilations),
+        pads=[*window.before, *(max(b, 0) for b in window.beyond)],
+        group=group,
+    )
+    return _first(y, window.small)
+
+
+def _first(value: Expr, sizes: Sequence[int]) -> Expr:
+    """Cut spatial axes to their first entries."""
+    axes = list(range(2, 2 + len(sizes)))
+    return call("Slice", value, integers([0] * len(sizes)), integers(sizes), integers(axes))
+
+
+def _correlate(window: Window, large: Expr, small: Expr, dims: tuple[tuple[int, ...], tuple[int, ...]], g: int) -> Expr:
+    r"""Return the gradient of a convolution's weight: :math:`\sum_{n, p} small_{n o p}\, large_{n i (p s + k d)}`.
+
+    It is a convolution over the samples, with strides and dilations exchanged, one group of channels at a time.
+
+    Args:
+        window: How the convolution moves.
+        large: What it moves over, shape (N, G i, ...).
+        small: Its results' gradient, shape (N, G o, ...).
+        dims: Their shapes.
+        g: G.
+
+    Returns:
+        Shape (G o, i, *kernel).
+    """
+    n, rank = dims[0][0], len(window.kernel)
+    inner = dims[0][1] // g
+    behind = list(range(3, 3 + rank))
+    x = call("Reshape", large, integers([n, g, inner, *window.large]))
+    x = call("Reshape", call("Transpose", x, perm=[2, 1, 0, *behind]), integers([inner, g * n, *window.large]))
+    w = call("Transpose", small, perm=[1, 0, *(i - 1 for i in behind)])
+    y = call(
+        "Conv",
+        x,
+        w,
+        strides=list(window.dilations),
+        dilations=list(window.strides),
+        pads=[*window.before, *(max(b, 0) for b in window.beyond)],
+        group=g,
+    )
+    return call("Transpose", _first(y, window.kernel), perm=[1, 0, *(i - 1 for i in behind)])
+
+
+def _ones(site: Site, name: str, rank: int) -> list[int]:
+    return [int(s) for s in site.attribute(name) or [1] * rank]
+
+
+def conv(site: Site) -> Gradients:
+    """Conv: back by the transposed convolution with the same filters."""
+    large, kernel = site.dims_in(), site.dims_in(1)[2:]
+    strides, dilations = (_ones(site, name, len(kernel)) for name in ("strides", "dilations"))
+    extent = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    auto_pad = site.attribute("auto_pad", b"NOTSET").decode()
+    pads = convolution_pads(auto_pad, large[2:], extent, strides, site.attribute("pads", []))
+    window = Window(kernel, strides, dilations, [before for before, _ in pads], large[2:], site.dims_out()[2:])
+    group = int(site.attribute("group", 1))
+    return {
+        0: spread(window, site.g, site.input(1), group),
+        1: _correlate(window, site.x, site.g, (large, site.dims_out()), group),
+        2: _per_channel(site),
+    }
+
+
+def conv_transpose(site: Site) -> Gradients:
+    """ConvTranspose: back by the convolution with the same filters."""
+    small, large, kernel = site.dims_in(), site.dims_out(), site.dims_in(1)[2:]
+    strides, dilations = (_ones(site, name, len(kernel)) for name in ("strides", "dilations"))
+    more = [int(p) for p in site.attribute("output_padding") or [0] * len(kernel)]
+    pads = site.attribute("pads")
+    auto_pad = site.attribute("auto_pad", b"NOTSET").decode()
+    before = [int(p) for p in (pads or [0] * 2 * len(kernel))[: len(kernel)]]
+    if auto_pad.startswith("SAME") or site.attribute("output_shape"):
+        for i, (k, d, s) in enumerate(zip(kernel, dilations, strides, strict=True)):
+            total = max(s * (small[2 + i] - 1) + more[i] + (k - 1) * d + 1 - large[2 + i], 0)
+            before[i] = total // 2 if auto_pad == "SAME_UPPER" else total - total // 2
+    window = Window(kernel, strides, dilations, before, large[2:], small[2:])
+    group = int(site.attribute("group", 1))
+    return {
+        0: _gather(window, site.g, site.input(1), group),
+        1: _correlate(window, site.g, site.x, (large, small), group),
+        2: _per_channel(site),
+    }
+
+
+def _per_channel(site: Site) -> Expr:
+    axes = [i for i in range(len(site.dims_out())) if i != 1]
+    return call("ReduceSum", site.g, integers(axes), keepdims=0)
+
+
+def gemm(site: Site) -> Gradients:
+    """Gemm: Y = alpha A' B' + beta C."""
+    a, b, g = site.x, site.input(1), site.g
+    ta, tb = (int(site.attribute(name, 0)) for name in ("transA", "transB"))
+    alpha, beta = float(site.attribute("alpha", 1.0)), float(site.attribute("beta", 1.0))
+    da = call("Gemm", b, g, transA=tb, transB=1, alpha=alpha) if ta else call("Gemm", g, b, transB=1 - tb, alpha=alpha)
+    db = call("Gemm", g, a, transA=1, transB=ta, alpha=alpha) if tb else call("Gemm", a, g, transA=1 - ta, alpha=alpha)
+    found: dict[int, Expr | None] = {0: da, 1: db}
+    if site.has(2):
+        found[2] = site.fitted(g * beta, 2)
+    return found
+
+
+def matmul(site: Site) -> Gradients:
+    """MatMul, with vectors as matrices of one row or column, and stacks of matrices broadcast."""
+    first, second = site.dims_in(0), site.dims_in(1)
+    left = first if len(first) > 1 else (1, *first)
+    right = second if len(second) > 1 else (*second, 1)
+    # The product as it would be without vectors.
+    stack = site.dims_out()[: max(len(left), len(right)) - 2]
+    product = (*stack, left[-2], right[-1])
+    g = call("Reshape", site.g, integers(product), allowzero=1)
+    a = call("Reshape", site.x, integers(left), allowzero=1)
+    b = call("Reshape", site.input(1), integers(right), allowzero=1)
+    da = call("MatMul", g, _turned(b, len(right)))
+    db = call("MatMul", _turned(a, len(left)), g)
+    return {
+        0: _shaped(summed_to(da, (*stack, *left[-2:]), left), first),
+        1: _shaped(summed_to(db, (*stack, *right[-2:]), right), second),
+    }
+
+
+def _turned(value: Expr, rank: int) -> Expr:
+    return call("Transpose", value, perm=[*range(rank - 2), rank - 1, rank - 2])
+
+
+def _shaped(value: Expr, dims: Sequence[int]) -> Expr:
+    return call("Reshape", value, integers(dims), allowzero=1)
+
+
+RULES = (Rule("Conv", conv), Rule("ConvTranspose", conv_transpose), Rule("Gemm", gemm), Rule("MatMul", matmul))
