@@ -8,7 +8,7 @@ unlabelled samples are needed. Some of them are held back: they choose the ridge
 fit does not improve them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -16,23 +16,17 @@ import numpy as np
 
 from onnxfuse.analysis import Analysis
 from onnxfuse.arrays import FloatArray, IntArray
-from onnxfuse.calibration.linear import Ending, LinearNode, ending_of, linear_nodes
-from onnxfuse.calibration.walk import Walk
+from onnxfuse.calibration.linear import Ending, LinearNode, ending_of
+from onnxfuse.calibration.side_by_side import Applied, SideBySide
 from onnxfuse.config import Provider
-from onnxfuse.coupling.groups import CouplingGroup, positions
-from onnxfuse.coupling.layout import Atom, Layout, leaves
-from onnxfuse.fusion.maps import ChannelMap
-from onnxfuse.fusion.rewrite import collect_edits
-from onnxfuse.fusion.weights import WeightState, map_axis
-from onnxfuse.graph.edits import apply_edits
-from onnxfuse.graph.view import NodeView, Operand
+from onnxfuse.fusion.weights import WeightState
+from onnxfuse.graph.view import Operand
 from onnxfuse.proof.samples import Samples
 from onnxfuse.statistics.regression import RegressionSums
 
 __all__ = ["Refit", "refit_network"]
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-Applied: TypeAlias = Sequence[tuple[CouplingGroup, ChannelMap]]
 
 _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 # Rows to fit on: for every number in a row, and in all.
@@ -91,8 +85,8 @@ def refit_network(
     Raises:
         RuntimeFailedError: ONNX Runtime could not run a network.
     """
-    refitting = _Refitting(analysis, state, applied, samples, provider)
-    nodes = list(refitting.nodes())
+    refitting = _Refitting(SideBySide(analysis, state, applied, samples, provider))
+    nodes = refitting.nodes()
     results = []
     for done, linear in enumerate(nodes):
         progress(done, len(nodes))
@@ -106,49 +100,17 @@ def refit_network(
 class _Refitting:
     """Both networks on their way, side by side."""
 
-    def __init__(
-        self,
-        analysis: Analysis,
-        state: WeightState,
-        applied: Applied,
-        samples: Samples,
-        provider: Provider,
-    ) -> None:
-        self.analysis = analysis
-        self.graph = analysis.graph
-        self.state = state
-        self.applied = applied
-        self.original = Walk(analysis.source.model, samples, provider, "the original model")
-        edits = collect_edits(analysis.graph, analysis.shapes, analysis.channels, state)
-        compressed = apply_edits(analysis.graph, edits, {})
-        self.present = Walk(compressed, samples, provider, "the compressed model")
+    def __init__(self, sides: SideBySide) -> None:
+        self.sides = sides
+        self.analysis, self.graph, self.state = sides.analysis, sides.graph, sides.state
+        self.original, self.present = sides.original, sides.present
         self.waiting: set[str] = set()
 
-    def nodes(self) -> Iterator[LinearNode]:
-        """Yield the nodes to fit: those behind the first change, of a form and size that can be fitted."""
-        changed: set[str] = set()
-        fused = {group.atom for group, _ in self.applied}
-        readers = {p.operand.node for group, _ in self.applied for p in group.parameters}
-        found = []
-        linear = {node.node.index: node for node in linear_nodes(self.graph)}
-        for node in self.graph.nodes:
-            is_behind = any(name in changed for name in (*node.inputs, *node.captured))
-            if is_behind or node.index in readers:
-                changed.update(node.outputs)
-            if is_behind and node.index in linear and self._is_plain(linear[node.index], fused):
-                found.append(linear[node.index])
-        self.waiting = {node.node.outputs[0] for node in found}
-        yield from found
-
-    def _is_plain(self, linear: LinearNode, fused: set[Atom]) -> bool:
-        """Whether the channels lie on the one axis where the node's algebra has them, and rows are not too long."""
-        data = self.analysis.channels.layouts.get(Operand(linear.node.inputs[0]), ())
-        result = self.analysis.channels.layouts.get(Operand(linear.node.outputs[0]), ())
-        axis = 1 if linear.is_convolution else -1
-        for layouts in (data, result):
-            if not layouts or any(fused & set(leaves(x)) for i, x in enumerate(layouts) if i != axis % len(layouts)):
-                return False
-        return self.state.array(linear.weight).size > 0 and self._row_length(linear) <= _LONGEST_ROW
+    def nodes(self) -> list[LinearNode]:
+        """Return the nodes to fit: those behind the first change whose rows are not too long."""
+        found = [linear for linear in self.sides.nodes() if self._row_length(linear) <= _LONGEST_ROW]
+        self.waiting = {linear.node.outputs[0] for linear in found}
+        return found
 
     def _row_length(self, linear: LinearNode) -> int:
         return int(linear.matrices(self.state.array(linear.weight)).shape[2])
@@ -225,25 +187,13 @@ class _Refitting:
         for run, x in enumerate(reads):
             samples, places = counts[run]
             chosen = _random_places(samples, places, -(-wanted * samples * places // total), rng)
-            target = self._fused(linear.outputs(ends[run], chosen), layout)
+            target = self.sides.fused(linear.outputs(ends[run], chosen), 1, layout)
             if others is not None:
                 target = target - linear.outputs(others[run], chosen)
             # Rows of one sample are alike: they are held back together, unless there are too few samples.
             numbers = first + chosen[:, 0] if sum(n for n, _ in counts) >= _HELD_BACK else np.arange(len(chosen))
             first += samples
             yield linear.rows(x, weight, chosen), target, numbers
-
-    def _fused(self, rows: AnyArray, layout: Layout) -> AnyArray:
-        """Return what the fused channels should be where the original's are ``rows``, shape (n, O)."""
-        widths: dict[Atom, int] = {}
-        inside = set(leaves(layout))
-        for group, channel_map in self.applied:
-            if group.atom in inside:
-                old = positions(layout, group.atom, widths)
-                widths[group.atom] = channel_map.kept
-                new = positions(layout, group.atom, widths)
-                rows = map_axis(rows, 1, old, new, channel_map.output.astype(rows.dtype))
-        return rows
 
     def _shift_mean(
         self, linear: LinearNode, sums: RegressionSums, fitted: FloatArray, scale: FloatArray, shift: FloatArray
@@ -256,7 +206,7 @@ class _Refitting:
         operand = self.state.output_shift(linear.node)
         self.state.shift_outputs(linear.node, np.divide(gap, scale, out=np.zeros_like(gap), where=scale != 0))
         if operand is not None:
-            self._tell(self.graph.nodes[operand.node], operand)
+            self.sides.tell(operand)
         return True
 
     def _replace_weight(self, linear: LinearNode, weight: FloatArray, fitted: FloatArray, factor: FloatArray) -> None:
@@ -264,11 +214,7 @@ class _Refitting:
         safe = np.where(factor != 0, factor, 1.0)[:, :, None]
         matrices = np.where(factor[:, :, None] != 0, fitted / safe, linear.matrices(weight))
         self.state.replace(linear.weight, linear.weight_like(matrices, weight))
-        self._tell(linear.node, linear.weight)
-
-    def _tell(self, node: NodeView, operand: Operand) -> None:
-        """Let the compressed network go on with a changed constant."""
-        self.present.set_constant(node.outputs[0], operand.slot, self.state.stored(operand))
+        self.sides.tell(linear.weight)
 
 
 def _random_places(samples: int, places: int, count: int, rng: np.random.Generator) -> IntArray:

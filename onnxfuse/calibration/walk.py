@@ -5,7 +5,7 @@ would take time quadratic in its depth; so a walk keeps what later nodes will re
 forgets what no node will read again.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -67,6 +67,12 @@ class Walk:
             raise InvariantError(what, where=output)
         self._constants[output, slot] = value
 
+    def constant(self, output: str, slot: int) -> AnyArray:
+        """Return the constant that the node which makes ``output`` reads at an input, as it is by now."""
+        changed = self._constants.get((output, slot))
+        node = self.graph.nodes[self.graph.producers[output]]
+        return self.graph.array(node.inputs[slot]) if changed is None else changed
+
     def pending(self, name: str) -> list[NodeView]:
         """Return the nodes that have to run before a value is there, in order."""
         found: set[int] = set()
@@ -89,7 +95,7 @@ class Walk:
         inside = {node.index for node in nodes}
         made = [output for node in nodes for output in node.outputs if output]
         wanted = [output for output in made if output == name or self._is_read_outside(output, inside)]
-        model = self._part(nodes, wanted)
+        model = self.part(nodes, wanted)
         session = Session(model, self.provider, name=f"a part of {self.name}")
         fed = [i.name for i in model.graph.input]
         results: dict[str, list[AnyArray]] = {output: [] for output in wanted}
@@ -105,28 +111,29 @@ class Walk:
     def _is_read_outside(self, value: str, inside: Iterable[int]) -> bool:
         return any(reader.node not in inside for reader in self.graph.readers.get(value, ()))
 
-    def _part(self, nodes: Sequence[NodeView], outputs: Sequence[str]) -> onnx.ModelProto:
-        """Return the nodes as a model whose inputs are the values at hand."""
+    def part(
+        self, nodes: Sequence[NodeView], outputs: Sequence[str], fed: Mapping[tuple[str, int], str] | None = None
+    ) -> onnx.ModelProto:
+        """Return some nodes as a model of their own, whose inputs are values at hand.
+
+        Args:
+            nodes: The nodes, in order; what they read from others must be at hand.
+            outputs: The values that the model returns.
+            fed: Constants that are inputs too, in the end: the input's name, by the first output of the node that reads
+                one, and the slot.
+        """
+        fed = fed or {}
         source = self.graph.model
         model = onnx.ModelProto(ir_version=source.ir_version)
         model.opset_import.extend(source.opset_import)
         model.functions.extend(source.functions)
         model.graph.name = "part"
         made = {output for node in nodes for output in node.outputs}
-        inputs: dict[str, None] = {}
-        constants: dict[str, None] = {}
+        reads: dict[str, None] = {}
         for node in nodes:
-            proto = model.graph.node.add()
-            proto.CopyFrom(node.proto)
-            for slot, read in enumerate(node.inputs):
-                changed = self._constants.get((node.outputs[0], slot))
-                if changed is not None:
-                    proto.input[slot] = f"{node.outputs[0]}<{slot}>"
-                    model.graph.initializer.append(numpy_helper.from_array(changed, proto.input[slot]))
-                elif read:
-                    (constants if read in self.graph.constants else inputs)[read] = None
-            for read in node.captured:
-                (constants if read in self.graph.constants else inputs)[read] = None
+            reads.update((name, None) for name in self._add_node(model, node, fed))
+        constants = [name for name in reads if name in self.graph.constants]
+        inputs = [name for name in reads if name not in self.graph.constants]
         for name in constants:
             tensor = model.graph.initializer.add()
             tensor.CopyFrom(self.graph.constants[name])
@@ -136,8 +143,28 @@ class Walk:
                 kind = helper.np_dtype_to_tensor_dtype(self._live[name][0].dtype)
                 shape = [None] * self._live[name][0].ndim
                 model.graph.input.append(helper.make_tensor_value_info(name, kind, shape))
+        for (output, slot), name in fed.items():
+            value = self.constant(output, slot)
+            kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+            model.graph.input.append(helper.make_tensor_value_info(name, kind, value.shape))
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
         return model
+
+    def _add_node(self, model: onnx.ModelProto, node: NodeView, fed: Mapping[tuple[str, int], str]) -> list[str]:
+        """Add a node to a model, with the constants that it has by now; return what else it reads."""
+        proto = model.graph.node.add()
+        proto.CopyFrom(node.proto)
+        reads = []
+        for slot, read in enumerate(node.inputs):
+            key = (node.outputs[0], slot)
+            if key in fed:
+                proto.input[slot] = fed[key]
+            elif key in self._constants:
+                proto.input[slot] = f"{node.outputs[0]}<{slot}>"
+                model.graph.initializer.append(numpy_helper.from_array(self._constants[key], proto.input[slot]))
+            elif read:
+                reads.append(read)
+        return [*reads, *node.captured]
 
 
 def largest_gap(left: Sequence[AnyArray], right: Sequence[AnyArray]) -> float:

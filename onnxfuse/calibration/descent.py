@@ -1,0 +1,53 @@
+"""Gradient descent for a handful of arrays: Adam (Kingma and Ba, "Adam: a method for stochastic optimization", 2015).
+
+Steps are relative to each array's own size, so that one rate suits all, and fade out along half a cosine.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import numpy as np
+
+from onnxfuse.arrays import FloatArray
+
+__all__ = ["descend"]
+
+Arrays: TypeAlias = Mapping[str, FloatArray]
+
+_MEAN_DECAY, _SQUARE_DECAY = 0.9, 0.999
+_EPSILON = 1e-12
+
+
+def descend(
+    start: Arrays, sizes: Mapping[str, float], gradients: Callable[[Arrays, int], Arrays], steps: int, rate: float
+) -> dict[str, FloatArray]:
+    """Follow gradients downhill.
+
+    Args:
+        start: Where to start, float64 arrays by name; not changed.
+        sizes: What counts as one unit of each array, > 0.
+        gradients: Called with the arrays and the number of the step; returns the gradient of each.
+        steps: How many steps.
+        rate: How far the first steps go, in units.
+
+    Returns:
+        Where the steps end.
+
+    Example:
+        >>> found = descend({"x": np.array([4.0])}, {"x": 1.0}, lambda at, _: {"x": 2 * at["x"]}, 200, 0.1)
+        >>> bool(abs(found["x"][0]) < 0.01)
+        True
+    """
+    at = {name: value.astype(np.float64) for name, value in start.items()}
+    means = {name: np.zeros_like(value) for name, value in at.items()}
+    squares = {name: np.zeros_like(value) for name, value in at.items()}
+    for step in range(steps):
+        found = gradients(at, step)
+        pace = rate * 0.5 * (1 + np.cos(np.pi * step / steps))
+        for name, gradient in found.items():
+            means[name] = _MEAN_DECAY * means[name] + (1 - _MEAN_DECAY) * gradient
+            squares[name] = _SQUARE_DECAY * squares[name] + (1 - _SQUARE_DECAY) * np.square(gradient, dtype=np.float64)
+            mean = means[name] / (1 - _MEAN_DECAY ** (step + 1))
+            deviation = np.sqrt(squares[name] / (1 - _SQUARE_DECAY ** (step + 1)))
+            at[name] = at[name] - pace * sizes[name] * mean / (deviation + _EPSILON)
+    return at

@@ -1,0 +1,99 @@
+"""The original and the compressed network on the same samples, side by side, from front to back."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from onnxfuse.analysis import Analysis
+from onnxfuse.calibration.linear import LinearNode, linear_nodes
+from onnxfuse.calibration.walk import Walk
+from onnxfuse.config import Provider
+from onnxfuse.coupling.groups import CouplingGroup, positions
+from onnxfuse.coupling.layout import Atom, Layout, leaves
+from onnxfuse.fusion.maps import ChannelMap
+from onnxfuse.fusion.rewrite import collect_edits
+from onnxfuse.fusion.weights import WeightState, map_axis
+from onnxfuse.graph.edits import apply_edits
+from onnxfuse.graph.view import Operand
+from onnxfuse.proof.samples import Samples
+
+__all__ = ["Applied", "SideBySide"]
+
+AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+Applied: TypeAlias = Sequence[tuple[CouplingGroup, ChannelMap]]
+
+
+class SideBySide:
+    """Both networks on samples; what changes in the compressed one is written into the weights too.
+
+    Args:
+        analysis: The original.
+        state: The fused weights.
+        applied: The groups that were fused, with their maps.
+        samples: Inputs.
+        provider: Where to run.
+
+    Attributes:
+        original: The original network.
+        present: The compressed network, with the weights that it has by now.
+    """
+
+    def __init__(
+        self, analysis: Analysis, state: WeightState, applied: Applied, samples: Samples, provider: Provider
+    ) -> None:
+        """Start both before their first node."""
+        self.analysis = analysis
+        self.graph = analysis.graph
+        self.state = state
+        self.applied = applied
+        self.original = Walk(analysis.source.model, samples, provider, "the original model")
+        edits = collect_edits(analysis.graph, analysis.shapes, analysis.channels, state)
+        compressed = apply_edits(analysis.graph, edits, {})
+        self.present = Walk(compressed, samples, provider, "the compressed model")
+
+    def nodes(self) -> Iterator[LinearNode]:
+        """Yield the nodes to fit: those behind the first change that have the form of a regression."""
+        changed: set[str] = set()
+        fused = {group.atom for group, _ in self.applied}
+        readers = {p.operand.node for group, _ in self.applied for p in group.parameters}
+        linear = {node.node.index: node for node in linear_nodes(self.graph)}
+        for node in self.graph.nodes:
+            is_behind = any(name in changed for name in (*node.inputs, *node.captured))
+            if is_behind or node.index in readers:
+                changed.update(node.outputs)
+            if is_behind and node.index in linear and self._is_plain(linear[node.index], fused):
+                yield linear[node.index]
+
+    def _is_plain(self, linear: LinearNode, fused: set[Atom]) -> bool:
+        """Whether the channels lie on the one axis where the node's algebra has them."""
+        data = self.analysis.channels.layouts.get(Operand(linear.node.inputs[0]), ())
+        result = self.analysis.channels.layouts.get(Operand(linear.node.outputs[0]), ())
+        axis = 1 if linear.is_convolution else -1
+        for layouts in (data, result):
+            if not layouts or any(fused & set(leaves(x)) for i, x in enumerate(layouts) if i != axis % len(layouts)):
+                return False
+        return self.state.array(linear.weight).size > 0
+
+    def fused(self, rows: AnyArray, axis: int, layout: Layout) -> AnyArray:
+        """Return what the fused channels should be where the original's are ``rows``, along one axis of them."""
+        widths: dict[Atom, int] = {}
+        inside = set(leaves(layout))
+        for group, channel_map in self.applied:
+            if group.atom in inside:
+                old = positions(layout, group.atom, widths)
+                widths[group.atom] = channel_map.kept
+                new = positions(layout, group.atom, widths)
+                rows = map_axis(rows, axis, old, new, channel_map.output.astype(rows.dtype))
+        return rows
+
+    def fused_value(self, value: AnyArray, name: str) -> AnyArray:
+        """Return what a whole value should be in the compressed network, given the original's."""
+        for axis, layout in enumerate(self.analysis.channels.layouts.get(Operand(name), ())):
+            value = self.fused(value, axis, layout)
+        return value
+
+    def tell(self, operand: Operand) -> None:
+        """Let the compressed network go on with the present value of a weight."""
+        node = self.graph.nodes[operand.node]
+        self.present.set_constant(node.outputs[0], operand.slot, self.state.stored(operand))
