@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -441,8 +441,10 @@ def _prepare(
 
 def _folder(calibration: DataSource | None) -> Path | None:
     """Return the folder of pictures that samples are to be read from, if it is one."""
-    if isinstance(calibration, str | os.PathLike) and Path(calibration).is_dir():
-        return Path(calibration)
+    if isinstance(calibration, str | os.PathLike):
+        # A name that no file can have is refused where samples are read.
+        with suppress(OSError):
+            return Path(calibration) if Path(calibration).is_dir() else None
     return None
 
 

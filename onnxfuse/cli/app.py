@@ -284,7 +284,7 @@ def _check_report_path(path: Path, others: Mapping[str, Path | None]) -> None:
     Raises:
         OutputError: It can't be written, or it is one of ``others``.
     """
-    target = check_output_path(path)
+    target = check_output_path(path, replaced=False)
     for word, other in others.items():
         if other is not None and target.resolve() == other.resolve():
             what = f"the report and {word} are the same file"
