@@ -434,7 +434,8 @@ def _prepare(
             judgements = judge_groups(analysis, free, samples, config.provider, config.seed)
     if config.target:
         with clock.stage("allocate"):
-            plans = allocate_widths(analysis, plans, judgements, Target.parse(config.target), config)
+            plans, note = allocate_widths(analysis, plans, judgements, Target.parse(config.target), config)
+            notes.append(note)
             _refuse_nothing(analysis, plans, bodies, config)
     return _Prepared(analysis, plans, judgements, samples, config, bodies, wanted, notes)
 
