@@ -406,6 +406,9 @@ def _prepare(
         folder = _folder(calibration)
         samples = _samples(source, graph, None if folder else calibration, config)
     notes = []
+    if samples.broken:
+        broken = f"{samples.broken} of the {samples.count} samples have values that are NaN or infinite"
+        notes.append(f"{broken}; what these reach is not counted")
     if wanted is not None and wanted.sha256 != source.sha256:
         notes.append(f"the plan was made for another file, {wanted.model!r}, with the same groups")
     with clock.stage("couple"):

@@ -49,7 +49,7 @@ def prove_groups(
         return apply_edits(analysis.graph, edits, {})
 
     watched = watched_values(analysis.graph, analysis.channels)
-    feeds = next(samples.feeds())
+    feeds = samples.sound_feeds()
     proof = prove_coupling(analysis.source.model, groups, permute, feeds, watched, config.provider)
     if proof.note:
         return analysis, f"the coupling was not proven on this model: {proof.note}"
