@@ -159,14 +159,27 @@ def compressible_share(analysis: Analysis) -> float:
 
 
 def _without_broken(graph: GraphView, channels: ChannelGraph) -> ChannelGraph:
-    """Freeze the groups with weights that are NaN or infinite: no mean or sum of such channels means anything."""
-    broken = {name: not _is_finite(graph.array(name)) for name in _weight_names(graph, channels)}
+    """Freeze the groups with weights that are NaN or infinite, or make such: no mean of these means anything."""
+    used = _weight_names(graph, channels)
+    broken = {n: "has values that are NaN or infinite" for n in used if not _is_finite(graph.array(n))}
+    broken |= dict.fromkeys(_negative_variances(graph) & used, "is a variance, and has negative values")
     groups = []
     for group in channels.groups:
-        names = [p.operand.name for p in group.parameters if broken.get(p.operand.name)]
-        reason = f"weight {names[0]!r} has values that are NaN or infinite" if names else ""
+        names = [p.operand.name for p in group.parameters if p.operand.name in broken]
+        reason = f"weight {names[0]!r} {broken[names[0]]}" if names else ""
         groups.append(replace(group, frozen=group.frozen or reason) if reason else group)
     return replace(channels, groups=tuple(groups))
+
+
+def _negative_variances(graph: GraphView) -> set[str]:
+    """Return the variances of batch normalisations of which there is no root."""
+    norms = [n for n in graph.nodes if n.op == "BatchNormalization" and n.inputs[4:]]
+    return {
+        n.inputs[4]
+        for n in norms
+        if n.inputs[4] in graph.constants
+        and (graph.array(n.inputs[4]).astype(np.float64) + float(n.attributes.get("epsilon", 1e-5)) < 0).any()
+    }
 
 
 def _weight_names(graph: GraphView, channels: ChannelGraph) -> set[str]:

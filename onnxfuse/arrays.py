@@ -1,11 +1,11 @@
 """The array types that the numerical parts share: work is done in float64 and cast once, when a weight is written."""
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FloatArray", "IntArray", "unit_rows"]
+__all__ = ["FloatArray", "IntArray", "finite_rows", "unit_rows"]
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 IntArray: TypeAlias = npt.NDArray[np.int64]
@@ -26,3 +26,14 @@ def unit_rows(x: FloatArray) -> FloatArray:
     """
     norms = np.linalg.norm(x, axis=1, keepdims=True)
     return x / np.where(norms > 0, norms, 1.0)
+
+
+def finite_rows(*arrays: np.ndarray[Any, np.dtype[Any]]) -> list[np.ndarray[Any, np.dtype[Any]]]:
+    """Return the rows of arrays, all of n rows, that are finite in every one of them: others would spoil every sum.
+
+    Example:
+        >>> finite_rows(np.array([[1.0], [np.inf], [3.0]]), np.array([[4.0], [5.0], [np.nan]]))
+        [array([[1.]]), array([[4.]])]
+    """
+    whole = np.logical_and.reduce([np.isfinite(a).all(axis=tuple(range(1, a.ndim))) for a in arrays])
+    return list(arrays) if whole.all() else [a[whole] for a in arrays]

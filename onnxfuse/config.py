@@ -74,9 +74,9 @@ class CompressionConfig:
             the least important ones, ``fold`` merges clusters of similar ones.
         scope: Which groups may change: ``all`` that are not frozen, or ``hidden``, those that no addition ties
             together (the insides of residual blocks).
-        keep: How many channels the groups whose name fits a shell pattern keep, such as '/layer1/*=12' or, as a share,
-            '/layer1/*=0.75'. May be given several times; the last one that fits holds.
-        only: A shell pattern such as '/layer1/*': only groups whose name fits change. May be given several times;
+        keep: How many channels the groups whose name fits a shell pattern keep, such as ``'/layer1/*=12'`` or, as a
+            share, ``'/layer1/*=0.75'``. May be given several times; the last one that fits holds.
+        only: A shell pattern such as ``'/layer1/*'``: only groups whose name fits change. May be given several times;
             ``inspect`` lists the names.
         skip: A shell pattern: groups whose name fits do not change. May be given several times.
         order: In which order groups are fused; each one sees the weights that those before it have changed.

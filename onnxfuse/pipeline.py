@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -420,6 +420,9 @@ def _prepare(
         arrays, labels = split_labels(None if folder else calibration, graph)
         samples = _samples(source, graph, arrays, config, origin)
     notes = []
+    if samples.broken:
+        broken = f"{samples.broken} of the {samples.count} samples have values that are NaN or infinite"
+        notes.append(f"{broken}; what these reach is not counted")
     if wanted is not None and wanted.sha256 != source.sha256:
         notes.append(f"the plan was made for another file, {wanted.model!r}, with the same groups")
     with clock.stage("couple"):
@@ -448,15 +451,18 @@ def _prepare(
             judgements = judge_groups(analysis, free, samples, config.provider, config.seed)
     if config.target:
         with clock.stage("allocate"):
-            plans = allocate_widths(analysis, plans, judgements, Target.parse(config.target), config)
+            plans, note = allocate_widths(analysis, plans, judgements, Target.parse(config.target), config)
+            notes.append(note)
             _refuse_nothing(analysis, plans, bodies, config)
     return _Prepared(analysis, plans, judgements, samples, labels, config, bodies, wanted, notes)
 
 
 def _folder(calibration: DataSource | None) -> Path | None:
     """Return the folder of pictures that samples are to be read from, if it is one."""
-    if isinstance(calibration, str | os.PathLike) and Path(calibration).is_dir():
-        return Path(calibration)
+    if isinstance(calibration, str | os.PathLike):
+        # A name that no file can have is refused where samples are read.
+        with suppress(OSError):
+            return Path(calibration) if Path(calibration).is_dir() else None
     return None
 
 

@@ -11,7 +11,7 @@ from onnxfuse.analysis import Analysis
 from onnxfuse.calibration.judge import Judgement
 from onnxfuse.config import CompressionConfig, Order
 from onnxfuse.coupling.groups import CouplingGroup
-from onnxfuse.errors import OnnxFuseError
+from onnxfuse.errors import OnnxFuseError, UnsupportedGraphError
 from onnxfuse.fusion.maps import ChannelMap
 from onnxfuse.fusion.methods import METHODS
 from onnxfuse.fusion.rewrite import collect_edits, new_dims
@@ -50,7 +50,7 @@ def prove_groups(
         return apply_edits(analysis.graph, edits, {})
 
     watched = watched_values(analysis.graph, analysis.channels)
-    feeds = next(samples.feeds())
+    feeds = samples.sound_feeds()
     proof = prove_coupling(analysis.source.model, groups, permute, feeds, watched, config.provider)
     if proof.note:
         return analysis, f"the coupling was not proven on this model: {proof.note}"
@@ -65,17 +65,32 @@ def prove_groups(
 
 def allocate_widths(
     analysis: Analysis, plans: Sequence[GroupPlan], judgements: Judgements, target: Target, config: CompressionConfig
-) -> list[GroupPlan]:
-    """Return the plans with the widths that a budget allows; groups that nothing is known of keep theirs."""
+) -> tuple[list[GroupPlan], str]:
+    """Choose the widths that a budget allows; groups that nothing is known of keep theirs.
+
+    Returns:
+        The plans with these widths, and what a reader should know: that the budget can't be met, or nothing.
+
+    Raises:
+        UnsupportedGraphError: The network meets the budget as it is.
+    """
     table = CostTable(analysis.graph, analysis.shapes, analysis.channels, target.measure, analysis.batch)
+    total = table.total({})
+    limit = target.limit(total)
     choices = [
         Choice(plan.group, judgements[plan.group.name].damage, allowed_widths(plan.group.channels, config))
         for plan in plans
         if plan.group.name in judgements and not plan.reason and not plan.is_fixed
     ]
     fixed = {plan.group.atom: plan.kept for plan in plans if plan.is_fixed}
-    widths = {**allocate(choices, table, target.limit(table.total({})), fixed), **fixed}
-    return [replace(plan, kept=widths.get(plan.group.atom, plan.group.channels)) for plan in plans]
+    if total <= limit and not fixed:
+        what = f"there is nothing to do: the network has {total:,.0f} {target.measure}, and the target allows as many"
+        raise UnsupportedGraphError(what, where=f"--target {target}", mend="give a smaller target")
+    widths = {**allocate(choices, table, limit, fixed), **fixed}
+    least, note = table.total(widths), ""
+    if least > limit:
+        note = f"the target {target} can't be met: {least:,.0f} {target.measure} of {total:,.0f} are the least"
+    return [replace(plan, kept=widths.get(plan.group.atom, plan.group.channels)) for plan in plans], note
 
 
 @dataclass(frozen=True, eq=False)

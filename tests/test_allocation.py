@@ -1,7 +1,10 @@
 """Budgets: targets as users write them, costs of planned widths, and the choice of widths."""
 
+import re
 from itertools import product
 from math import inf
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 
 import onnxfuse
 from onnxfuse.config import CompressionConfig
-from onnxfuse.errors import ConfigError
+from onnxfuse.errors import ConfigError, UnsupportedGraphError
 from onnxfuse.planning.allocation import Choice, allocate, lower_hull
 from onnxfuse.planning.costs import CostTable
 from onnxfuse.planning.widths import allowed_widths
@@ -148,3 +151,30 @@ def test_a_smaller_budget_keeps_less() -> None:
         network(), target="macs=0.6", round_to=2, calibration=feeds(), prove=False, provider="cpu"
     )
     assert all(g.channels_after % 2 == 0 for g in rounded.report.groups if not g.frozen)
+
+
+@pytest.mark.parametrize("target", ["macs=300M", "macs=1", "params=100%", "bytes=1G"])
+def test_a_target_that_is_met_already(digits: Path, target: str) -> None:
+    """A target that is met already leaves nothing to do, and the message says that rather than blame the groups."""
+    with pytest.raises(UnsupportedGraphError) as caught:
+        onnxfuse.compress(digits, target=target, method="prune", prove=False, provider="cpu")
+    assert re.match(r"there is nothing to do: the network has [\d,]+ (macs|params|bytes), and the", caught.value.what)
+    assert caught.value.mend == "give a smaller target"
+
+
+def test_a_target_that_is_met_already_does_not_forbid_other_wishes(digits: Path) -> None:
+    """A target that is met already does not forbid widths that are asked for by name."""
+    options: dict[str, Any] = {"method": "prune", "prove": False, "provider": "cpu"}
+    report = onnxfuse.compress(digits, target="macs=300M", keep="/block1/*=12", **options).report
+    assert {g.name for g in report.groups if g.channels_after < g.channels_before} == {"/block1/conv1/Conv"}
+
+
+def test_a_target_out_of_reach_is_said_to_be_missed(digits: Path) -> None:
+    """A target out of reach gives the least that there is, and a note; one within reach gives no note."""
+    options: dict[str, Any] = {"method": "prune", "prove": False, "provider": "cpu"}
+    missed = onnxfuse.compress(digits, target="macs=0.0001", **options).report
+    assert [n for n in missed.notes if n.startswith("the target macs=0.0001 can't be met: ")]
+    assert all(g.channels_after == 1 for g in missed.groups if not g.frozen)
+    met = onnxfuse.compress(digits, target="macs=0.5", **options).report
+    assert met.after.macs <= 0.5 * met.before.macs
+    assert not [n for n in met.notes if "can't be met" in n]

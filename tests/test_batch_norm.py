@@ -344,3 +344,15 @@ def test_check_merging_can_fail() -> None:
     assert not group_called(analysis_of(net.model()), "first").frozen
     with pytest.raises(AssertionError):
         check_merging(net)
+
+
+def test_a_negative_variance_freezes_its_channels() -> None:
+    """A variance without a root makes NaN in ONNX Runtime; its channels are kept, with a reason, the others go on."""
+    net = Net()
+    x = net.conv(net.input(4, 3, 6, 6), 8, name="first")
+    vectors = [net.vector(8), net.vector(8), net.vector(8), net.constant(np.linspace(-1.0, 1.0, 8), name="variance")]
+    x = net.node("Relu", net.batch_norm(x, parameters=vectors))
+    net.output(net.conv(net.conv(x, 8, name="second"), 2, name="last"))
+    groups = {g.name: g.frozen for g in onnxfuse.inspect(net.model()).groups}
+    assert groups["first"] == "weight 'variance' is a variance, and has negative values"
+    assert groups["second"] is None

@@ -1,7 +1,10 @@
 """The command line as its users see it: what is printed where, which files are written, what the help says."""
 
 import json
+import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +22,7 @@ from onnxfuse import cli as command_line
 from onnxfuse.cli import app as app_module
 from onnxfuse.cli import main
 from onnxfuse.cli.render import compression_tables, inspection_tables
-from onnxfuse.config import CompressionConfig
+from onnxfuse.config import CompressionConfig, Pixels
 from onnxfuse.fusion.methods import METHODS
 from onnxfuse.fusion.options import FusionOptions
 from onnxfuse.importance import IMPORTANCES
@@ -156,6 +159,95 @@ def test_json_is_one_object_and_nothing_else(process: Command, digits: Path) -> 
     assert one_object(validated.out)["drift"]["outputs"][0]["name"] == "logits"
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "what"),
+    [
+        (["inspect", "missing.onnx"], 3, "there is no such file"),
+        (["inspect"], 2, 'Command "inspect" parameter MODEL requires an argument.'),
+        (["compress", "missing.onnx", "-o", "s.onnx", "--ratio", "2"], 2, "the ratio is 2.0"),
+        (["validate", "missing.onnx", "missing.onnx"], 3, "there is no such file"),
+    ],
+)
+def test_json_is_one_object_on_errors_too(process: Command, words: list[str], code: int, what: str) -> None:
+    """JSON is one object on errors too; the message for people is the same as without."""
+    outcome = process(*words, "--json")
+    error = one_object(outcome.out)["error"]
+    assert (error["what"], error["exit_code"], outcome.code) == (what, code, code)
+    plain = process(*words)
+    assert (plain.code, plain.out, plain.err) == (code, "", outcome.err)
+    assert error["mend"] in plain.err
+
+
+def test_json_is_one_object_on_defects_and_interrupts_too(
+    cli: Command, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JSON is one object on defects and interrupts too."""
+    for raised, code in ((ZeroDivisionError("by zero"), 70), (KeyboardInterrupt(), 130)):
+        monkeypatch.setattr(app_module, "run_inspect", _raising(raised))
+        outcome = cli("inspect", digits, "--json")
+        assert (outcome.code, one_object(outcome.out)["error"]["exit_code"]) == (code, code)
+
+
+def _raising(error: BaseException) -> Any:
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise error
+
+    return fail
+
+
+def run_into(stdout: str, *words: object) -> tuple[int, str]:
+    """Run the command line with standard output redirected by a shell; return exit code and standard error."""
+    line = f"{shlex.quote(sys.executable)} -m onnxfuse {shlex.join(map(str, words))} {stdout}"
+    script = f"set -o pipefail; {line}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=100, check=False)
+    return done.returncode, done.stderr
+
+
+needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+
+
+@needs_bash
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_reader_that_leaves_early_is_no_error(digits: Path, more: list[str]) -> None:
+    """A reader that leaves early, as `head` does, is no error."""
+    assert run_into("| true", "inspect", digits, *more) == (0, "")
+
+
+@needs_bash
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_result_that_can_not_be_printed_is_an_output_error(digits: Path, more: list[str]) -> None:
+    """A result that can't be printed is an output error, with one message."""
+    message = (
+        "onnxfuse: the result can't be printed: No space left on device\n  at:   standard output\n"
+        "  mend: free some space, or send it elsewhere\n"
+    )
+    assert run_into(">/dev/full", "inspect", digits, *more) == (9, message)
+
+
+@needs_bash
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_without_standard_output_the_work_is_done(digits: Path, more: list[str]) -> None:
+    """Without standard output, as in some services, the work is done all the same."""
+    small = digits.with_name("s.onnx")
+    assert run_into(">&-", "compress", digits, "-o", small, "--ratio", 0.5, "--method", "prune", *more) == (0, "")
+    assert small.exists()
+
+
+def test_names_that_standard_output_can_not_spell(digits: Path) -> None:
+    """A name that the encoding of standard output lacks does not cost the result."""
+    path = Path(shutil.copy(digits, digits.with_name("netz-größe-三.onnx")))
+    done = subprocess.run(
+        [sys.executable, "-m", "onnxfuse", "inspect", str(path), "--json"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert one_object(done.stdout.decode())["model"] == str(path)
+
+
 def test_quiet_prints_nothing(process: Command, digits: Path) -> None:
     """Quiet prints nothing."""
     outcome = process("compress", digits, "-o", "s.onnx", "-q")
@@ -265,6 +357,23 @@ def test_help_says_no_words_of_the_code(cli: Command) -> None:
     for command in ("inspect", "compress", "validate"):
         text = cli(command, "--help").out
         assert not re.search(r"IMPORTANCES|METHODS|TARGETS|MASSES|SOLVERS|``|None|Args:", text)
+
+
+def test_help_shows_patterns_as_they_are_written(cli: Command) -> None:
+    """Help shows patterns as they are written: an asterisk is no markup."""
+    found = help_of(cli("compress", "--help").out)
+    assert "'/layer1/*=12'" in found["keep"]
+    assert "'/layer1/*=0.75'" in found["keep"]
+    assert "'/layer1/*'" in found["only"]
+    assert "[default: ]" not in found["target"]
+
+
+@pytest.mark.parametrize("pixels", Pixels)
+def test_pixels_are_given_as_the_help_writes_them(cli: Command, digits: Path, pixels: Pixels) -> None:
+    """Pixels are given as the help writes them, those with a leading hyphen too."""
+    assert str(pixels) in words_of(help_of(cli("compress", "--help").out)["pixels"])
+    words = ["compress", digits, "-o", digits.with_name("s.onnx"), "--json", "--method", "prune", "--pixels", pixels]
+    assert one_object(cli(*words).out)["config"]["pixels"] == pixels
 
 
 # Flags ---------------------------------------------------------------------------------------------------------------

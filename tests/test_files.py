@@ -1,6 +1,9 @@
 """Reading and writing model files: what is read, what is refused, and that no half-written file is ever seen."""
 
+import errno
 import hashlib
+import os
+import stat
 import sys
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxfuse
-from onnxfuse.errors import ModelError, OutputError
+from onnxfuse.errors import DataError, ModelError, OutputError
 from onnxfuse.graph import files
 from onnxfuse.graph.files import check_output_path, read_model, staged, write_model
 from tests.conftest import MakeMlp, names_in
@@ -122,7 +125,7 @@ def test_a_file_without_read_permission(digits: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ModelError) as caught:
         read_model(digits)
     assert str(caught.value) == (
-        f"the file can't be read: Permission denied\n  at:   {digits}\n  mend: check its permissions"
+        f"the file can't be read: Permission denied\n  at:   {digits}\n  mend: check its name and its permissions"
     )
 
 
@@ -197,6 +200,61 @@ def test_a_relative_output_path_is_taken_from_the_current_folder(
     with staged("small.onnx") as temporary:
         temporary.write_bytes(b"model")
     assert names_in(tmp_path) == ["small.onnx"]
+
+
+NO_NAMES = {
+    "too long": ("a" * 300, os.strerror(errno.ENAMETOOLONG)),
+    "not UTF-8": ("\udcff.onnx", "its name is not UTF-8"),
+    "a zero byte": ("a\0b", "embedded null byte"),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other rules for names")
+@pytest.mark.parametrize("kind", NO_NAMES)
+def test_names_that_no_file_can_have(make_mlp: MakeMlp, tmp_path: Path, kind: str) -> None:
+    """Names that no file can have, or that ONNX can't take, are refused everywhere, before any work is done."""
+    name, why = NO_NAMES[kind]
+    path = tmp_path / name
+    with pytest.raises(OutputError) as wrong_output:
+        onnxfuse.compress(make_mlp(), path)
+    assert str(wrong_output.value) == (
+        f"the output path can't be used: {why}\n  at:   {path}\n  mend: choose another output path"
+    )
+    with pytest.raises(ModelError) as wrong_model:
+        onnxfuse.inspect(path)
+    assert wrong_model.value.what in {f"the file can't be read: {why}", "there is no such file"}
+    for data in (path, str(path)):
+        with pytest.raises(DataError):
+            onnxfuse.compress(make_mlp(), calibration=data)
+        with pytest.raises(DataError):
+            onnxfuse.validate(make_mlp(), make_mlp(), data=data)
+    assert names_in(tmp_path) == []
+
+
+def test_a_name_of_full_length_can_be_written(make_mlp: MakeMlp, tmp_path: Path) -> None:
+    """A name of full length can be written: the temporary name is not longer."""
+    onnxfuse.compress(make_mlp(), tmp_path / f"{'a' * 250}.onnx", provider="cpu")
+    assert names_in(tmp_path) == [f"{'a' * 250}.onnx"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes with a name")
+def test_pipes_and_devices_are_neither_read_nor_replaced(make_mlp: MakeMlp, tmp_path: Path) -> None:
+    """Pipes and devices are neither read nor replaced: a run as root would end /dev/null for everybody."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(OutputError) as wrong_output:
+        onnxfuse.compress(make_mlp(), path, provider="cpu")
+    assert str(wrong_output.value) == (
+        f"the output path is a device or a pipe, which a file would replace\n  at:   {path}\n"
+        "  mend: name a file, such as small.onnx"
+    )
+    with pytest.raises(ModelError) as wrong_model:
+        onnxfuse.inspect(path)
+    assert str(wrong_model.value) == (
+        f"this is a device or a pipe, and a model is read more than once\n  at:   {path}\n"
+        "  mend: copy the model into a file first"
+    )
+    assert stat.S_ISFIFO(path.stat().st_mode)
 
 
 def test_a_model_too_large_for_one_file_gets_its_weights_beside_it(

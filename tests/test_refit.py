@@ -74,6 +74,25 @@ def test_only_numbers_differ_from_a_run_without(file: str) -> None:
     assert {n: (a.shape, a.dtype) for n, a in before.items()} == {n: (a.shape, a.dtype) for n, a in after.items()}
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_broken_sample_spoils_nothing(value: float) -> None:
+    """A sample with a value that is not finite is not counted, and said to be broken; all others still decide."""
+    samples = images("calibration", 128)
+    samples[5, 0, 2, 2] = value
+    for options in ({"ratio": 0.3}, {"target": "macs=0.5"}):
+        report = onnxfuse.compress(
+            MODELS / "digits_bn.onnx", calibration={"image": samples}, provider="cpu", **options
+        ).report
+        assert report.notes == (
+            "1 of the 128 samples have values that are NaN or infinite; what these reach is not counted",
+        )
+        assert {g.method for g in report.groups if g.channels_after < g.channels_before} == {"least-damage"}
+        assert len(report.refits) > 3
+        top1 = report.drift.outputs[0].top1_agreement
+        assert top1 is not None
+        assert top1 > 0.9
+
+
 def test_the_refit_gives_the_same_bytes_twice() -> None:
     """The refit gives the same bytes twice, and others with another choice of rows, which is the seed's."""
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from onnxfuse.analysis import Analysis
-from onnxfuse.arrays import FloatArray, IntArray
+from onnxfuse.arrays import FloatArray, IntArray, finite_rows
 from onnxfuse.calibration.linear import LinearNode, ending_of, linear_nodes
 from onnxfuse.config import Provider
 from onnxfuse.coupling.groups import CouplingGroup, ParameterAxis, positions
@@ -55,10 +55,12 @@ class _Moments:
         if wanted < len(rows):
             rows = rows[rng.choice(len(rows), wanted, replace=False)]
         # (rows, C, places in the axis) -> (rows x places, C)
-        part = rows[:, self.where].transpose(0, 2, 1).reshape(-1, len(self.where))
+        part = finite_rows(rows[:, self.where].transpose(0, 2, 1).reshape(-1, len(self.where)))[0]
         self.count += len(part)
         self.total += part.sum(axis=0, dtype=np.float64)
-        self.products += part.T @ part
+        # Squares of large numbers may overflow; what is not finite in the end is left out.
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.products += part.T @ part
 
     def estimates(self) -> tuple[FloatArray, FloatArray]:
         """Return the covariance, and the second moments about zero."""
@@ -78,7 +80,7 @@ class _Spread:
     squares: FloatArray = field(default_factory=lambda: np.zeros(1))
 
     def add(self, array: AnyArray) -> None:
-        rows = np.moveaxis(array, self.axis, -1).reshape(-1, array.shape[self.axis])
+        rows = finite_rows(np.moveaxis(array, self.axis, -1).reshape(-1, array.shape[self.axis]))[0]
         self.count += len(rows)
         self.total = self.total + rows.sum(axis=0, dtype=np.float64)
         self.squares = self.squares + np.square(rows, dtype=np.float64).sum(axis=0)
@@ -134,9 +136,9 @@ def observe_readings(
         found = []
         for place in places[group.name]:
             # Samples that overflow say nothing; the drift will tell.
-            if not np.isfinite(moments[group.name, *place.moments].products).all():
-                continue
             seen = moments[group.name, *place.moments]
+            if not seen.count or not np.isfinite(seen.products).all():
+                continue
             variance = spreads[place.end].variance
             strength = place.weights @ place.weights.T / (variance if np.isfinite(variance) and variance > 0 else 1.0)
             covariance, second = seen.estimates()

@@ -4,23 +4,26 @@ The flags of ``compress`` are the fields of `CompressionConfig` and `FusionOptio
 documentation, so the command line and the Python API can't say different things.
 """
 
+import io
+import json as json_module
 import logging
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Group, Parameter
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from onnxfuse import __version__
 from onnxfuse.cli.progress import shown_progress
 from onnxfuse.cli.render import compression_tables, inspection_tables, method_tables, validation_tables
-from onnxfuse.config import CompressionConfig, Provider
-from onnxfuse.errors import OnnxFuseError, OutputError
+from onnxfuse.config import CompressionConfig, Pixels, Provider
+from onnxfuse.errors import ConfigError, InvariantError, OnnxFuseError, OutputError
 from onnxfuse.fusion.options import FusionOptions
 from onnxfuse.graph.files import check_output_path
 from onnxfuse.pipeline import compress as run_compress
@@ -30,9 +33,8 @@ from onnxfuse.pipeline import validate as run_validate
 
 __all__ = ["main"]
 
-EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
-EXIT_DEFECT = 70
+_INTERRUPTED = "interrupted; nothing was written"
 _PIPE_WIDTH = 100_000
 
 _WHAT = Group("What to compress, and how much", sort_key=1)
@@ -42,6 +44,8 @@ _OUTPUT = Group("Output", sort_key=3)
 # Both classes spread into flags of their own, without a prefix; only the command line needs to know.
 Parameter(name="*", group=_HOW)(FusionOptions)
 Parameter(name="*", group=_WHAT)(CompressionConfig)
+# By their values, which the help lists and of which one has a leading hyphen; the config says which there are.
+Parameter(converter=lambda _type, tokens: tokens[0].value, show_choices=False, allow_leading_hyphen=True)(Pixels)
 
 Verbose = Annotated[bool, Parameter(alias="-v", negative="", group=_OUTPUT)]
 Quiet = Annotated[bool, Parameter(alias="-q", negative="", group=_OUTPUT)]
@@ -50,7 +54,7 @@ Json = Annotated[bool, Parameter(name="--json", negative="", group=_OUTPUT)]
 
 def _shown_default(value: object) -> object:
     """Leave out of the help that a flag or a list is not given by default."""
-    return None if value is False or value == () else value
+    return None if value is False or value in ((), "") else value
 
 
 app = App(
@@ -217,23 +221,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OnnxFuseError as error:
         if verbose:
             errors.print_exception()
-        errors.print(f"onnxfuse: {error}")
-        return error.exit_code
+        refusal, code = error, error.exit_code
     except CycloptsError as error:
-        return _usage_error(error, errors)
+        refusal = _usage_error(error)
+        code = refusal.exit_code
     except KeyboardInterrupt:
-        errors.print("onnxfuse: interrupted; nothing was written")
-        return EXIT_INTERRUPTED
+        refusal, code = OnnxFuseError(_INTERRUPTED), EXIT_INTERRUPTED
     except Exception as error:
         if _was_interrupted(error):
-            errors.print("onnxfuse: interrupted; nothing was written")
-            return EXIT_INTERRUPTED
-        if verbose:
+            refusal, code = OnnxFuseError(_INTERRUPTED), EXIT_INTERRUPTED
+        elif verbose:
             raise
-        errors.print(f"onnxfuse: a defect of onnxfuse: {type(error).__name__}: {error}")
-        errors.print("  mend: run again with -v and report what it prints")
-        return EXIT_DEFECT
-    return 0
+        else:
+            what = f"a defect of onnxfuse: {type(error).__name__}: {error}"
+            refusal = InvariantError(what, mend="run again with -v and report what it prints")
+            code = refusal.exit_code
+    else:
+        return 0
+    errors.print(f"onnxfuse: {refusal}")
+    if "--json" in words:
+        _print_refusal(refusal, code)
+    return code
+
+
+def _print_refusal(refusal: OnnxFuseError, code: int) -> None:
+    """Print an error as the one JSON object that a program waits for."""
+    entry = {"what": refusal.what, "where": refusal.where, "mend": refusal.mend, "exit_code": code}
+    with suppress(OutputError):
+        _print(json_module.dumps({"error": entry}, indent=2, ensure_ascii=False))
 
 
 def _was_interrupted(error: BaseException | None) -> bool:
@@ -258,24 +273,55 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _usage_error(error: CycloptsError, errors: Console) -> int:
-    """Show what is wrong with the flags; a config's own complaint about a value keeps its three parts."""
+def _usage_error(error: CycloptsError) -> OnnxFuseError:
+    """Return what is wrong with the flags; a config's own complaint about a value keeps its three parts."""
     cause = error.__cause__ or error.__context__
     if isinstance(cause, OnnxFuseError):
-        errors.print(f"onnxfuse: {cause}")
-        return cause.exit_code
-    errors.print(f"onnxfuse: {error}\n  mend: `onnxfuse COMMAND --help` shows every flag")
-    return EXIT_USAGE
+        return cause
+    return ConfigError(str(error), mend="`onnxfuse COMMAND --help` shows every flag")
 
 
-def _print(what: object) -> None:
+def _print(what: RenderableType) -> None:
     """Print a result: text as it is, tables in the width of the terminal."""
     if isinstance(what, str):
-        sys.stdout.write(what + "\n")
-    else:
-        # On a terminal, long names fold; in a pipe every group is one line, whatever its length.
-        console = Console()
-        Console(width=console.width if console.is_terminal else _PIPE_WIDTH).print(what, crop=False)
+        _write(what + "\n")
+        return
+    # On a terminal, long names fold; in a pipe every group is one line, whatever its length.
+    stdout, page = Console(), io.StringIO()
+    width = stdout.width if stdout.is_terminal else _PIPE_WIDTH
+    Console(file=page, width=width, force_terminal=stdout.is_terminal).print(what, crop=False)
+    _write(page.getvalue())
+
+
+def _write(text: str) -> None:
+    """Write to standard output, if there is one.
+
+    Raises:
+        OutputError: It takes no more.
+    """
+    if sys.stdout is None:
+        return
+    try:
+        try:
+            sys.stdout.write(text)
+        except UnicodeEncodeError:
+            # JSON is UTF-8 by its standard, and a name that can't be read is better than no result.
+            sys.stdout.buffer.write(text.encode())
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads has seen enough, as `head` has.
+        _drop_stdout()
+    except OSError as error:
+        _drop_stdout()
+        what = f"the result can't be printed: {error.strerror or error}"
+        raise OutputError(what, where="standard output", mend="free some space, or send it elsewhere") from error
+
+
+def _drop_stdout() -> None:
+    """Send what is left to print nowhere, else Python tries again at its end, and complains."""
+    sink = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, sys.stdout.fileno())
+    os.close(sink)
 
 
 def _check_report_path(path: Path, others: Mapping[str, Path | None]) -> None:
@@ -284,7 +330,7 @@ def _check_report_path(path: Path, others: Mapping[str, Path | None]) -> None:
     Raises:
         OutputError: It can't be written, or it is one of ``others``.
     """
-    target = check_output_path(path)
+    target = check_output_path(path, replaced=False)
     for word, other in others.items():
         if other is not None and target.resolve() == other.resolve():
             what = f"the report and {word} are the same file"

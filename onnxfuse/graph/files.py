@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,16 +93,25 @@ def _without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
 
 
-def check_output_path(path: str | os.PathLike[str]) -> Path:
+def check_output_path(path: str | os.PathLike[str], *, replaced: bool = True) -> Path:
     """Refuse early what could not be written in the end.
 
+    Args:
+        path: Where something is to be written.
+        replaced: Whether what is there will be replaced as a whole: to a device that would put an end.
+
     Raises:
-        OutputError: The folder does not exist or can't be written to, or the path is a folder.
+        OutputError: The folder does not exist or can't be written to, or the path is a folder, or a device or pipe that
+            would be replaced.
     """
     target = Path(path)
     folder = target.parent
-    if target.is_dir():
+    mode = _mode_of(target)
+    if stat.S_ISDIR(mode):
         what = "the output path is a folder"
+        raise OutputError(what, where=str(target), mend="name a file, such as small.onnx")
+    if replaced and mode and not stat.S_ISREG(mode):
+        what = "the output path is a device or a pipe, which a file would replace"
         raise OutputError(what, where=str(target), mend="name a file, such as small.onnx")
     if not folder.is_dir():
         what = "the folder of the output file does not exist"
@@ -115,6 +125,30 @@ def check_output_path(path: str | os.PathLike[str]) -> Path:
     return target
 
 
+def _mode_of(target: Path) -> int:
+    """Return what is at an output path, as `stat` tells it; 0 if nothing is.
+
+    Raises:
+        OutputError: No file can have such a name.
+    """
+    try:
+        # ONNX and ONNX Runtime take paths as UTF-8, which not every name on a disk is.
+        str(target).encode()
+        return target.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    except (OSError, ValueError) as error:
+        what = f"the output path can't be used: {_said(error)}"
+        raise OutputError(what, where=str(target), mend="choose another output path") from error
+
+
+def _said(error: OSError | ValueError) -> str:
+    """Return what an error says, without the path."""
+    if isinstance(error, UnicodeError):
+        return "its name is not UTF-8"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
 @contextmanager
 def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside ``path``; move it into place when the block ends well, remove it otherwise.
@@ -125,7 +159,7 @@ def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
         OutputError: The result could not be moved into place.
     """
     target = check_output_path(path)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=".onnxfuse-", dir=target.parent) as folder:
         yield Path(folder) / target.name
         try:
             # The model goes last: while it is not there, nothing points to the data beside it.
@@ -161,16 +195,22 @@ def write_model(model: onnx.ModelProto, path: Path) -> int:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        # ONNX and ONNX Runtime take paths as UTF-8, which not every name on a disk is.
+        str(path).encode()
+        mode = path.stat().st_mode
+        data = path.read_bytes() if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else None
     except FileNotFoundError as error:
         what = "there is no such file"
         raise ModelError(what, where=str(path), mend="check the path") from error
     except IsADirectoryError as error:
         what = "this is a folder, not a model file"
         raise ModelError(what, where=str(path), mend="name the .onnx file inside it") from error
-    except OSError as error:
-        what = f"the file can't be read: {error.strerror or error}"
-        raise ModelError(what, where=str(path), mend="check its permissions") from error
+    except (OSError, ValueError) as error:
+        what = f"the file can't be read: {_said(error)}"
+        raise ModelError(what, where=str(path), mend="check its name and its permissions") from error
+    if data is None:
+        what = "this is a device or a pipe, and a model is read more than once"
+        raise ModelError(what, where=str(path), mend="copy the model into a file first")
     if not data:
         what = "the file is empty"
         raise ModelError(what, where=str(path), mend="export the model again")

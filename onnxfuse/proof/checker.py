@@ -51,7 +51,8 @@ def _problem(model: Path | onnx.ModelProto) -> str:
 @contextmanager
 def _no_output() -> Iterator[None]:
     """Keep what the checker prints by itself, past Python, off standard output: a word on experimental operators."""
-    sys.stdout.flush()
+    if sys.stdout is not None:
+        sys.stdout.flush()
     try:
         stdout = os.dup(_STDOUT)
     except OSError:  # There is no standard output, so nothing can get onto it.

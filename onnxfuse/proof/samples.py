@@ -71,6 +71,19 @@ class Samples:
         dims = {name: (batch, *d[1:]) for name, d in self.dims.items()}
         return replace(self, batch=batch, dims=dims)
 
+    @property
+    def broken(self) -> int:
+        """How many samples have a value that is NaN or infinite."""
+        found = np.zeros(len(next(iter(self.arrays.values()), ())), bool)
+        for array in self.arrays.values():
+            found |= ~_is_finite(array).all(axis=tuple(range(1, array.ndim)))
+        return int(found.sum())
+
+    def sound_feeds(self) -> dict[str, AnyArray]:
+        """Return the feeds of the first run whose values are all finite; of the first run if there is none."""
+        sound = (feeds for feeds in self.feeds() if all(_is_finite(array).all() for array in feeds.values()))
+        return next(sound, next(self.feeds()))
+
     def feeds(self) -> Iterator[dict[str, AnyArray]]:
         """Yield the feeds of one run after the other."""
         for start in range(0, self.count, self.batch):
@@ -218,6 +231,15 @@ def read_arrays(path: Path) -> dict[str, AnyArray]:
 def _not_arrays(path: Path) -> DataError:
     what = "this is not an .npz file of plain arrays, or it is damaged"
     return DataError(what, where=str(path), mend="write it with numpy.savez(path, input_name=array)")
+
+
+def _is_finite(array: AnyArray) -> AnyArray:
+    """Return where an array of any type is neither NaN nor infinite."""
+    if array.dtype.kind not in "fV":
+        return np.ones(array.shape, bool)
+    # Types that NumPy knows only by their size, such as bfloat16, are of kind V.
+    found: AnyArray = np.isfinite(array.astype(np.float64) if array.dtype.kind == "V" else array)
+    return found
 
 
 def _as_arrays(given: Mapping[str, AnyArray]) -> dict[str, AnyArray]:

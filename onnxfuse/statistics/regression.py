@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxfuse.arrays import FloatArray
+from onnxfuse.arrays import FloatArray, finite_rows
 
 __all__ = ["RegressionSums"]
 
@@ -44,7 +44,8 @@ class RegressionSums:
         self.yy = np.zeros((self.groups, self.outputs))
 
     def add(self, x: FloatArray, y: FloatArray) -> None:
-        """Add rows, shape (n, G, D), and their targets, shape (n, G, O), of any float type."""
+        """Add rows, shape (n, G, D), and their targets, shape (n, G, O), of any float type; all finite ones count."""
+        x, y = finite_rows(x, y)
         if len(x) == 0:
             return
         self.count += len(x)
@@ -52,8 +53,10 @@ class RegressionSums:
         # The products of a block in the type of the data, which BLAS is fast at; their sums in float64.
         self.sum_x += x.sum(axis=1, dtype=np.float64)
         self.sum_y += y.sum(axis=1, dtype=np.float64)
-        self.xx += x.transpose(0, 2, 1) @ x
-        self.xy += x.transpose(0, 2, 1) @ y
+        # Squares of large numbers may overflow; who asks for the sums looks whether they are finite.
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.xx += x.transpose(0, 2, 1) @ x
+            self.xy += x.transpose(0, 2, 1) @ y
         self.yy += np.square(y, dtype=np.float64).sum(axis=1)
 
     def merged(self, other: "RegressionSums") -> "RegressionSums":
