@@ -15,6 +15,7 @@ import onnx
 from onnx import TensorProto
 
 from onnxfuse.analysis import Analysis
+from onnxfuse.calibration.reconstruct import Reconstruction
 from onnxfuse.calibration.refit import Refit
 from onnxfuse.config import CompressionConfig
 from onnxfuse.errors import ConfigError, OnnxFuseError, UnsupportedGraphError
@@ -58,6 +59,7 @@ class BodyResult:
         model: What it has become; None if it was left as it is.
         groups: Its coupling groups, and those of the bodies inside it, named after node and branch.
         refits: What a refit did inside it.
+        reconstructions: What a reconstruction did inside it.
         compressible: How many of its parameters follow the channels of a group that is not frozen.
         notes: What else a reader should know.
     """
@@ -66,6 +68,7 @@ class BodyResult:
     model: onnx.ModelProto | None
     groups: tuple[GroupReport, ...]
     refits: tuple[Refit, ...] = ()
+    reconstructions: tuple[Reconstruction, ...] = ()
     compressible: float = 0.0
     notes: tuple[str, ...] = ()
 
@@ -93,6 +96,11 @@ class Bodies:
     def refits(self) -> tuple[Refit, ...]:
         """What refits did inside them."""
         return tuple(refit for result in self.results for refit in result.refits)
+
+    @property
+    def reconstructions(self) -> tuple[Reconstruction, ...]:
+        """What reconstructions did inside them."""
+        return tuple(found for result in self.results for found in result.reconstructions)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -216,8 +224,9 @@ def _compressed(
     groups = _prefixed(body, report.groups)
     changed = any(group.channels_after < group.channels_before for group in groups)
     refits = tuple(replace(refit, node=f"{body.name}/{refit.node}") for refit in report.refits)
+    rebuilt = tuple(replace(r, value=f"{body.name}/{r.value}") for r in report.reconstructions)
     said = tuple(f"in {body.name}: {note}" for note in report.notes)
-    return BodyResult(body, model if changed else None, groups, refits, found.compressible, said)
+    return BodyResult(body, model if changed else None, groups, refits, rebuilt, found.compressible, said)
 
 
 def with_shared_target(config: CompressionConfig, analysis: Analysis, bodies: Bodies) -> CompressionConfig:
@@ -309,7 +318,7 @@ def _constants(analysis: Analysis, body: Body) -> dict[str, np.ndarray[Any, np.d
 def _inspected(body: Body, found: InspectReport) -> BodyResult:
     compressible = found.compressible_share * found.cost.parameters
     notes = tuple(f"in {body.name}: {note}" for note in found.notes)
-    return BodyResult(body, None, _prefixed(body, found.groups), (), compressible, notes)
+    return BodyResult(body, None, _prefixed(body, found.groups), compressible=compressible, notes=notes)
 
 
 def _planned(found: BodyResult, config: CompressionConfig) -> BodyResult:

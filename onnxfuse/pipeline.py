@@ -35,6 +35,7 @@ from onnxfuse.bodies import (
 )
 from onnxfuse.calibration.activations import observe_activations
 from onnxfuse.calibration.judge import Judgement, judge_groups
+from onnxfuse.calibration.reconstruct import Reconstruction, reconstruct_network
 from onnxfuse.calibration.refit import Refit, refit_network
 from onnxfuse.calibration.synthetic import calibration_samples
 from onnxfuse.config import DEFAULT_RATIO, CompressionConfig, Provider
@@ -248,6 +249,14 @@ def compress(
             refits = refit_network(
                 analysis, fused.state, fused.applied, samples, config.provider, config.seed, partial(progress, "refit")
             )
+    rebuilt: list[Reconstruction] = []
+    if config.refits and config.effort > 0:
+        with clock.stage("reconstruct"):
+            fitted, dims = edited_model(analysis, fused.state)
+            macs = cost_of(fitted, analysis, dims).macs
+            rebuilt = reconstruct_network(
+                analysis, fused.state, fused.applied, samples, macs, config, partial(progress, "reconstruct")
+            )
     result, dims = edited_model(analysis, fused.state)
     result = with_bodies(result, bodies)
     refits.extend(bodies.refits)
@@ -270,6 +279,7 @@ def compress(
         input_shapes=analysis.sample_dims,
         groups=groups,
         refits=tuple(refits),
+        reconstructions=(*rebuilt, *bodies.reconstructions),
         drift=drift,
         provider=str(compressed.provider),
         seconds=clock.seconds,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxfuse.calibration.reconstruct import Reconstruction
 from onnxfuse.calibration.refit import Refit
 from onnxfuse.config import CompressionConfig
 from onnxfuse.graph.cost import Cost
@@ -130,6 +131,7 @@ class CompressionReport(_Report):
         input_shapes: The concrete input shapes that MACs hold for.
         groups: What happened to each coupling group, in graph order.
         refits: What the refit did to each reader of fused channels; empty without ``refit``.
+        reconstructions: What the reconstruction did to each part of the network; empty without effort.
         drift: How far the outputs moved, on which data.
         provider: Where the proof ran: ``cpu`` or ``cuda``.
         seconds: Wall time of each stage.
@@ -146,6 +148,7 @@ class CompressionReport(_Report):
     input_shapes: Mapping[str, Sequence[int]]
     groups: tuple[GroupReport, ...]
     refits: tuple[Refit, ...]
+    reconstructions: tuple[Reconstruction, ...]
     drift: Drift
     provider: str
     seconds: Mapping[str, float]

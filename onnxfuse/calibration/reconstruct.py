@@ -12,6 +12,7 @@ the task, and nothing is trained from end to end. Some samples are held back: a 
 its weights.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -22,9 +23,11 @@ import onnx
 from onnxfuse.analysis import Analysis
 from onnxfuse.arrays import FloatArray
 from onnxfuse.calibration.descent import descend
+from onnxfuse.calibration.images import MOST_VIEWS, Split, image_inputs, split_and_vary
+from onnxfuse.calibration.linear import LinearNode
 from onnxfuse.calibration.segments import Segment, cut_into_segments
 from onnxfuse.calibration.side_by_side import Applied, SideBySide
-from onnxfuse.config import Provider
+from onnxfuse.config import CompressionConfig, Provider
 from onnxfuse.coupling.layout import leaves
 from onnxfuse.errors import UnsupportedGraphError
 from onnxfuse.fusion.weights import WeightState
@@ -38,12 +41,21 @@ from onnxfuse.proof.samples import Samples
 __all__ = ["Reconstruction", "reconstruct_network"]
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+_Arrays: TypeAlias = dict[str, FloatArray]
 
 # How far the first steps go, in root mean squares of a weight; biases go by the size of what they shift.
-_RATE = 0.01
+_RATE = 0.02
 _BIAS_SHARE = 0.1
-# One run in so many is held back.
-_HELD_BACK = 8
+# How many samples a step takes, and multiply-accumulates for all steps together.
+_BATCH = 32
+_MACS = 1e12
+# A step runs a segment once forward and about twice that backward.
+_PASSES = 3
+_MOST_STEPS = 300
+# With fewer a descent does not get anywhere.
+_FEWEST_STEPS = 16
+# How much memory the values between segments may take, in both networks.
+_MOST_BYTES = 3 * 2**30
 # Less than this share of the variance is rounding.
 _ROUNDING = 1e-9
 # What only scales and shifts.
@@ -74,9 +86,8 @@ def reconstruct_network(
     state: WeightState,
     applied: Applied,
     samples: Samples,
-    provider: Provider,
-    steps: int,
-    seed: int,
+    macs: int,
+    config: CompressionConfig,
     progress: Callable[[int, int], None],
 ) -> list[Reconstruction]:
     """Fit the segments behind the first fused channels, in the order in which the network runs.
@@ -85,10 +96,9 @@ def reconstruct_network(
         analysis: The original.
         state: The fused weights; changed.
         applied: The groups that were fused, with their maps.
-        samples: Inputs, in runs of the size that a step takes; at least two runs.
-        provider: Where to run.
-        steps: How many steps for every segment.
-        seed: Seed of the order of runs.
+        samples: Inputs.
+        macs: What one sample costs the compressed network.
+        config: How much effort to make, where to run, and the seed of the order of samples.
         progress: Called with the number of segments done, and of all.
 
     Returns:
@@ -97,23 +107,42 @@ def reconstruct_network(
     Raises:
         RuntimeFailedError: ONNX Runtime could not run a network.
     """
-    sides = SideBySide(analysis, state, applied, samples, provider)
-    wanted = {linear.node.index: linear.weight for linear in sides.nodes()}
-    segments = cut_into_segments(sides.graph, list(wanted), _Wholeness(sides), lambda name: _may_end(sides.graph, name))
+    steps = _steps(macs, config.effort)
+    plain = SideBySide(analysis, state, applied, samples, config.provider)
+    wanted = {linear.node.outputs[0]: linear for linear in plain.nodes()}
+    # The compressed network may have fewer nodes: what only copied constants is a constant there.
+    graph = plain.present.graph
+    fitted = [graph.producers[output] for output in wanted]
+    segments = cut_into_segments(graph, fitted, _Wholeness(plain), lambda name: _may_end(graph, name))
+    rng = np.random.default_rng(config.seed)
+    views = _views(analysis, segments, samples, steps)
+    split = split_and_vary(samples, image_inputs(analysis, samples), views, _BATCH, rng)
+    if steps < _FEWEST_STEPS or split is None or not wanted:
+        return []
+    fitting = _Fitting(SideBySide(analysis, state, applied, split.samples, config.provider), split, steps, config)
     results = []
     for done, segment in enumerate(segments):
         progress(done, len(segments))
-        operands = _operands(sides, segment, wanted)
-        found = (
-            _fit(sides, segment, operands, provider, steps, np.random.default_rng([seed, done])) if operands else None
-        )
+        found = fitting.fit(segment, wanted, rng)
         if found is not None:
             results.append(found)
-        for walk in (sides.original, sides.present):
-            for name in segment.outputs:
-                walk.values(name)
+        fitting.pass_on(segment)
     progress(len(segments), len(segments))
     return results
+
+
+def _steps(macs: int, effort: float) -> int:
+    """Return how many steps every segment gets."""
+    return int(min(effort * _MACS / (_PASSES * _BATCH * max(macs, 1)), effort * _MOST_STEPS))
+
+
+def _views(analysis: Analysis, segments: Sequence[Segment], samples: Samples, steps: int) -> int:
+    """Return how many views of every image are worth having: no more than are used, or than fit into memory."""
+    dims = analysis.shapes.dims
+    numbers = (sum(math.prod(dims.get(name, ())) for name in (*s.inputs, *s.outputs)) for s in segments)
+    largest = 4 * 2 * max(numbers, default=1) // analysis.batch
+    most = min(steps * _BATCH, _MOST_BYTES // max(largest, 1))
+    return max(1, min(MOST_VIEWS, most // max(samples.count, 1)))
 
 
 class _Wholeness:
@@ -135,22 +164,19 @@ def _may_end(graph: GraphView, name: str) -> bool:
     return not all(read == name or read in graph.constants for read in reader.inputs if read)
 
 
-def _operands(sides: SideBySide, segment: Segment, wanted: Mapping[int, Operand]) -> list[Operand]:
+def _operands(sides: SideBySide, segment: Segment, wanted: Mapping[str, LinearNode]) -> list[Operand]:
     """Return the weights to fit in a segment, and what shifts their results; those that others share stay."""
+    made = {output for node in segment.nodes for output in node.outputs}
     found: dict[Operand, None] = {}
-    for node in segment.nodes:
-        if node.index in wanted:
-            found[wanted[node.index]] = None
-            shift = sides.state.output_shift(node)
-            if shift is not None:
-                found[shift] = None
-    inside = {node.index for node in segment.nodes}
+    for output in made & wanted.keys():
+        found[wanted[output].weight] = None
+        shift = sides.state.output_shift(wanted[output].node)
+        if shift is not None and sides.graph.nodes[shift.node].outputs[0] in made:
+            found[shift] = None
     return [
         operand
-        for operand in found
-        if operand.node in inside
-        and len(sides.graph.readers[operand.name]) == 1
-        and sides.state.stored(operand).dtype == np.float32
+        for operand in sorted(found, key=lambda operand: (operand.node, operand.slot))
+        if len(sides.graph.readers[operand.name]) == 1 and sides.state.stored(operand).dtype == np.float32
     ]
 
 
@@ -198,47 +224,59 @@ class _Unit:
         return {name: results[own] for name, own in self.plan.results.items()}
 
 
-def _fit(
-    sides: SideBySide,
-    segment: Segment,
-    operands: Sequence[Operand],
-    provider: Provider,
-    steps: int,
-    rng: np.random.Generator,
-) -> Reconstruction | None:
-    """Fit one segment; None where there is nothing to fit, or its gradients are not known."""
-    try:
-        unit = _unit(sides, segment, operands, provider)
-    except UnsupportedGraphError:
-        return None
-    if unit is None:
-        return None
-    runs = len(unit.inputs[0])
-    held = [run for run in range(runs) if run % _HELD_BACK == _HELD_BACK - 1] or [runs - 1]
-    used = [run for run in range(runs) if run not in held]
-    start = {name: sides.state.array(operand) for name, operand in unit.fed.items()}
-    stored = {name: sides.state.stored(operand) for name, operand in unit.fed.items()}
-    before = unit.error(held, stored)
-    if not used or not np.isfinite(before) or before <= _ROUNDING:
-        return None
-    order = np.concatenate([rng.permutation(used) for _ in range(-(-steps // len(used)))])
-    found = descend(
-        start,
-        _sizes(unit, stored),
-        lambda at, step: unit.gradients(
-            int(order[step]), {name: value.astype(np.float32) for name, value in at.items()}
-        ),
-        steps,
-        _RATE,
-    )
-    after = unit.error(held, {name: value.astype(np.float32) for name, value in found.items()})
-    is_better = np.isfinite(after) and after < before
-    if is_better:
-        for name, operand in unit.fed.items():
-            sides.state.replace(operand, found[name])
-            sides.tell(operand)
-    nodes = tuple(dict.fromkeys(sides.graph.nodes[operand.node].name for operand in operands))
-    return Reconstruction(segment.outputs[-1], nodes, before, after if is_better else before, steps if is_better else 0)
+class _Fitting:
+    """Both networks on their way, segment by segment."""
+
+    def __init__(self, sides: SideBySide, split: Split, steps: int, config: CompressionConfig) -> None:
+        self.sides = sides
+        self.steps = steps
+        self.provider = config.provider
+        self.used = range(split.used)
+        self.held = range(split.used, split.samples.count // split.samples.batch)
+
+    def fit(
+        self, segment: Segment, wanted: Mapping[str, LinearNode], rng: np.random.Generator
+    ) -> Reconstruction | None:
+        """Fit one segment; None where there is nothing to fit, or its gradients are not known."""
+        operands = _operands(self.sides, segment, wanted)
+        try:
+            unit = _unit(self.sides, segment, operands, self.provider) if operands else None
+        except UnsupportedGraphError:
+            unit = None
+        if unit is None:
+            return None
+        state = self.sides.state
+        before = unit.error(self.held, {name: state.stored(operand) for name, operand in unit.fed.items()})
+        if not np.isfinite(before) or before <= _ROUNDING:
+            return None
+        start = {name: state.array(operand) for name, operand in unit.fed.items()}
+        found = self._descend(unit, start, rng)
+        after = unit.error(self.held, _single(found))
+        is_better = bool(np.isfinite(after)) and after < before
+        if is_better:
+            for name, operand in unit.fed.items():
+                state.replace(operand, found[name])
+                self.sides.tell(operand)
+        nodes = tuple(dict.fromkeys(self.sides.graph.nodes[operand.node].name for operand in operands))
+        after, steps = (after, self.steps) if is_better else (before, 0)
+        return Reconstruction(segment.outputs[-1], nodes, before, after, steps)
+
+    def _descend(self, unit: "_Unit", start: Mapping[str, FloatArray], rng: np.random.Generator) -> _Arrays:
+        rounds = -(-self.steps // len(self.used))
+        order = np.concatenate([rng.permutation(self.used) for _ in range(rounds)])
+        sizes = _sizes(unit, start)
+        return descend(start, sizes, lambda at, step: unit.gradients(int(order[step]), _single(at)), self.steps, _RATE)
+
+    def pass_on(self, segment: Segment) -> None:
+        """Let both networks go to the end of a segment."""
+        for walk in (self.sides.original, self.sides.present):
+            for name in segment.outputs:
+                walk.values(name)
+
+
+def _single(weights: Mapping[str, FloatArray]) -> dict[str, AnyArray]:
+    """Return weights in the precision that networks compute in."""
+    return {name: value.astype(np.float32) for name, value in weights.items()}
 
 
 def _sizes(unit: _Unit, weights: Mapping[str, AnyArray]) -> dict[str, float]:
@@ -265,8 +303,7 @@ def _unit(sides: SideBySide, segment: Segment, operands: Sequence[Operand], prov
         return None
     fed = {f"{sides.graph.nodes[o.node].outputs[0]}<{o.slot}>": o for o in operands}
     keys = {(sides.graph.nodes[o.node].outputs[0], o.slot): name for name, o in fed.items()}
-    nodes = [sides.present.graph.nodes[sides.present.graph.producers[n.outputs[0]]] for n in segment.nodes]
-    part = sides.present.part(nodes, segment.outputs, keys)
+    part = sides.present.part(segment.nodes, segment.outputs, keys)
     graph = GraphView(part)
     dims = {name: values[0].shape for name, values in zip(segment.inputs, inputs, strict=True)}
     dims |= {name: sides.state.stored(operand).shape for name, operand in fed.items()}

@@ -15,6 +15,7 @@ import onnx
 from onnx import TensorProto
 
 from onnxfuse.analysis import Analysis
+from onnxfuse.calibration.images import Image, image_inputs
 from onnxfuse.calibration.pictures import read_pictures
 from onnxfuse.config import CompressionConfig, Pixels
 from onnxfuse.errors import DataError
@@ -31,7 +32,6 @@ AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 _MOST, _FEWEST = 512, 16
 _MACS = 60_000_000_000
 _NUMBERS = 24_000_000
-_SMALLEST_SIDE = 8
 # Images from which the scale is told.
 _TRIALS = 16
 # Means and deviations of red, green and blue over ImageNet, which most training pipelines divide by.
@@ -53,16 +53,6 @@ class Synthetic:
     is_like_data: bool
 
 
-@dataclass(frozen=True)
-class _Image:
-    """Where an input has its pixels."""
-
-    channels: int
-    height: int
-    width: int
-    channels_last: bool
-
-
 def calibration_samples(
     analysis: Analysis, samples: Samples, config: CompressionConfig, folder: Path | None = None
 ) -> Synthetic:
@@ -79,7 +69,7 @@ def calibration_samples(
         RuntimeFailedError: ONNX Runtime could not run the network.
     """
     tables = dict(_tables(analysis))
-    images = {name: image for name in samples.batched if (image := _image(analysis, name, samples.dims[name]))}
+    images = image_inputs(analysis, samples)
     numbers = sum(int(np.prod(dims)) for dims in samples.dims.values()) // max(samples.batch, 1)
     count = min(_MACS // max(analysis.cost.macs, 1), _NUMBERS // max(numbers, 1), _MOST)
     rng = np.random.default_rng(config.seed)
@@ -108,7 +98,7 @@ def calibration_samples(
     return Synthetic(replace(plain, arrays=arrays, origin=words), is_like_data=True)
 
 
-def _pictures(folder: Path, images: Mapping[str, _Image], most: int) -> dict[str, AnyArray]:
+def _pictures(folder: Path, images: Mapping[str, Image], most: int) -> dict[str, AnyArray]:
     if len(images) != 1:
         what = "pictures are for networks with one input that takes images"
         raise DataError(what, where=str(folder), mend="give an .npz file with an array for every input")
@@ -131,20 +121,7 @@ def _tokens(like: AnyArray, table: int, rng: np.random.Generator) -> AnyArray:
     return found
 
 
-def _image(analysis: Analysis, name: str, dims: tuple[int, ...]) -> _Image | None:
-    if len(dims) != 4:
-        return None
-    kind = analysis.graph.inputs[name].type.tensor_type.elem_type
-    if kind not in {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.UINT8, TensorProto.INT8}:
-        return None
-    for last in (False, True):
-        channels, height, width = (dims[3], dims[1], dims[2]) if last else dims[1:]
-        if channels in {1, 3} and min(height, width) >= _SMALLEST_SIDE:
-            return _Image(channels, height, width, last)
-    return None
-
-
-def _scalings(analysis: Analysis, name: str, image: _Image) -> dict[str, Callable[[AnyArray], AnyArray]]:
+def _scalings(analysis: Analysis, name: str, image: Image) -> dict[str, Callable[[AnyArray], AnyArray]]:
     """Return the ways in which pixels from 0 to 1 may become the input, the usual one first."""
     kind = analysis.graph.inputs[name].type.tensor_type.elem_type
     if kind == TensorProto.UINT8:
@@ -161,7 +138,7 @@ def _scalings(analysis: Analysis, name: str, image: _Image) -> dict[str, Callabl
     }
 
 
-def _as_input(pixels: AnyArray, image: _Image, samples: Samples, name: str) -> AnyArray:
+def _as_input(pixels: AnyArray, image: Image, samples: Samples, name: str) -> AnyArray:
     laid = pixels.transpose(0, 2, 3, 1) if image.channels_last else pixels
     return np.ascontiguousarray(laid).reshape(samples.arrays[name].shape).astype(samples.arrays[name].dtype)
 
@@ -171,7 +148,7 @@ def _right_scale(
     plain: Samples,
     leaves: Mapping[str, AnyArray],
     scaled: Mapping[str, Mapping[str, Callable[[AnyArray], AnyArray]]],
-    images: Mapping[str, _Image],
+    images: Mapping[str, Image],
     config: CompressionConfig,
 ) -> str:
     """Return the scaling that suits the network, or is asked for; the same for all inputs."""
