@@ -191,6 +191,7 @@ def _run(
     rng: np.random.Generator,
 ) -> None:
     names = dict.fromkeys([m.value for m in moments.values()] + list(spreads))
+    names.update(dict.fromkeys(name for value in list(names) for name in _parameters(analysis, value)))
     dims = analysis.shapes.dims
     model = onnx.ModelProto()
     model.CopyFrom(analysis.source.model)
@@ -207,9 +208,44 @@ def _run(
         for moment in moments.values():
             per_sample = int(np.prod(dims[moment.value])) // max(dims[moment.value][moment.axis], 1) / analysis.batch
             wanted = max(_FEWEST_ROWS, _ROWS_PER_CHANNEL * len(moment.where))
-            moment.add(outputs[moment.value], runs.batch, min(1.0, wanted / max(per_sample * samples.count, 1)), rng)
+            moment.add(
+                _numbers(analysis, moment.value, outputs),
+                runs.batch,
+                min(1.0, wanted / max(per_sample * samples.count, 1)),
+                rng,
+            )
         for name, spread in spreads.items():
-            spread.add(outputs[name])
+            spread.add(_numbers(analysis, name, outputs))
+
+
+def _parameters(analysis: Analysis, value: str) -> Iterator[str]:
+    """Yield the scale and the zero point of a value where these are computed."""
+    told = analysis.channels.encodings.get(Operand(value))
+    for operand in (told.scale, told.zero) if told is not None else ():
+        if operand is not None and not operand.is_constant:
+            yield operand.name
+
+
+def _numbers(analysis: Analysis, value: str, outputs: Mapping[str, AnyArray]) -> AnyArray:
+    """Return what the integers of a value stand for; floats as they are."""
+    found = outputs[value]
+    told = analysis.channels.encodings.get(Operand(value))
+    if found.dtype.kind not in "iu" or told is None:
+        return found if found.dtype.kind == "f" else found.astype(np.float32)
+    scale = 1.0 if told.scale is None else _parameter(analysis, told.scale, outputs)
+    zero = 0.0 if told.zero is None else _parameter(analysis, told.zero, outputs)
+    numbers: AnyArray = ((found.astype(np.float32) - zero) * scale).astype(np.float32)
+    return numbers
+
+
+def _parameter(analysis: Analysis, operand: Operand, outputs: Mapping[str, AnyArray]) -> float:
+    if operand.name in outputs:
+        stored = outputs[operand.name]
+    elif operand.name in analysis.graph.constants:
+        stored = analysis.graph.array(operand.name)
+    else:
+        stored = analysis.shapes.static[operand.name]
+    return float(stored.reshape(-1)[0])
 
 
 def _with_batch(samples: Samples, most: int) -> Samples:
