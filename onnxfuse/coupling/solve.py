@@ -505,8 +505,11 @@ class _Solver:
 
     def _freeze_products(self, members: Mapping[Atom, Sequence[ParameterAxis]]) -> None:
         """Where two channel atoms multiply on one axis, free the larger one and keep the other."""
-        for axes in self.axes.values():
-            for layout in axes:
+        for operand, axes in self.axes.items():
+            for axis, layout in enumerate(axes):
+                if self.weights.get((operand, axis)) is Role.ENCODING:
+                    # Scales of outputs x blocks in one row: no map multiplies them.
+                    continue
                 for a, b in product_partners(self.unifier.resolve(layout)):
                     if a.reason or b.reason or a.size == 1 or b.size == 1:
                         continue

@@ -23,7 +23,8 @@ from onnxfuse.coupling.rules.contrib import packed_attention
 from onnxfuse.coupling.rules.convolution import channels_first, convolution
 from onnxfuse.coupling.rules.elementwise import broadcast, summed, unary
 from onnxfuse.coupling.rules.linear import full_product, product
-from onnxfuse.coupling.rules.pooling import pooled, reduced
+from onnxfuse.coupling.rules.pooling import pooled
+from onnxfuse.coupling.rules.recurrent import recurrent_layer
 from onnxfuse.coupling.rules.shape import concatenated
 from onnxfuse.statistics.features import Role
 
@@ -134,14 +135,6 @@ def qlinear_pool(site: Site) -> Iterator[Constraint]:
     yield from _encoded_operands(site, (0,), 3)
 
 
-def qlinear_mean(site: Site) -> Iterator[Constraint]:
-    """QLinearReduceMean: the axes averaged over are fixed or kept as a statistic, the others pass through."""
-    x = site.input(0)
-    gone = {int(axis) % x.rank for axis in site.attribute("axes", range(x.rank))}
-    yield from reduced(site, gone, keep=bool(site.attribute("keepdims", 1)), average=True)
-    yield from _encoded_operands(site, (0,), 3)
-
-
 def qlinear_concat(site: Site) -> Iterator[Constraint]:
     """QLinearConcat: one after the other along ``axis``, each with a scale of its own."""
     slots = range(2, len(site.inputs), 3)
@@ -164,6 +157,23 @@ def qattention(site: Site) -> Iterator[Constraint]:
             yield from (Freeze(axis, f"a cache of {site.node.title}") for axis in cache.axes)
             # It holds heads x head size of every token, so they are what they are.
             yield Freeze(site.output()[2], f"a cache of {site.node.title} holds its heads")
+
+
+def dynamic_quantize_lstm(site: Site) -> Iterator[Constraint]:
+    """DynamicQuantizeLSTM: LSTM with quantised weights, which are stored inputs first, and inputs that it quantises."""
+    w, r = site.input(1), site.input(2)
+    yield from recurrent_layer(site, (w[0], w[2], w[1]), (r[0], r[2], r[1]), r.dims[1], gates=4)
+    for weight, scale_slot in ((w, 8), (r, 10)):
+        parameters = (site.input(scale_slot), site.input(scale_slot + 1))
+        per_output = parameters[0].rank > 1
+        for parameter in parameters:
+            # One for each direction, or for each direction and row of the gates.
+            for axis, target in zip(parameter.axes, (weight[0], weight[2]), strict=False):
+                yield Equal(axis, target)
+                yield Weight(axis, Role.ENCODING)
+        scale, zero = (parameter.operand for parameter in parameters)
+        yield Encoded(weight.operand, scale, zero, (0, 2) if per_output else (0,))
+    yield Statistic(w[1], f"{site.node.title} takes its scale from the extrema over it")
 
 
 # How integers stand for numbers ---------------------------------------------------------------------------------------
@@ -240,7 +250,7 @@ RULES = (
     *(_contrib(op, qlinear_unary) for op in ("QLinearSigmoid", "QLinearLeakyRelu")),
     _contrib("QLinearSoftmax", qlinear_softmax),
     *(_contrib(op, qlinear_pool) for op in ("QLinearAveragePool", "QLinearGlobalAveragePool")),
-    _contrib("QLinearReduceMean", qlinear_mean),
     _contrib("QLinearConcat", qlinear_concat),
     _contrib("QAttention", qattention),
+    _contrib("DynamicQuantizeLSTM", dynamic_quantize_lstm),
 )

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from onnxfuse.coupling.constraints import AxisRef, Constraint, Equal, Freeze, Rule, Site, Statistic
 
-__all__ = ["RULES", "pooled", "reduced"]
+__all__ = ["RULES", "pooled"]
 
 
 def pool(site: Site) -> Iterator[Constraint]:
@@ -37,14 +37,14 @@ def reduce(site: Site) -> Iterator[Constraint]:
         axes = [] if site.attribute("noop_with_empty_axes", 0) else list(range(x.rank))
     kind = site.node.op.removeprefix("Reduce")
     gone = {axis % x.rank for axis in axes}
-    yield from reduced(site, gone, keep=bool(site.attribute("keepdims", 1)), average=kind in _AVERAGING)
+    yield from _reduced(site, gone, keep=bool(site.attribute("keepdims", 1)), average=kind in _AVERAGING)
 
 
 def arg_reduce(site: Site) -> Iterator[Constraint]:
     """ArgMax and ArgMin: positions along the axis, which is fixed."""
     x = site.input(0)
     gone = {int(site.attribute("axis", 0)) % x.rank}
-    yield from reduced(site, gone, keep=bool(site.attribute("keepdims", 1)), average=False)
+    yield from _reduced(site, gone, keep=bool(site.attribute("keepdims", 1)), average=False)
 
 
 def resize(site: Site) -> Iterator[Constraint]:
@@ -65,7 +65,7 @@ def resize(site: Site) -> Iterator[Constraint]:
         yield from (site.entry_size("", 3, i, y[axis]) for i, axis in enumerate(order[: sizes.dims[0]]))
 
 
-def reduced(site: Site, gone: set[int], *, keep: bool, average: bool) -> Iterator[Constraint]:
+def _reduced(site: Site, gone: set[int], *, keep: bool, average: bool) -> Iterator[Constraint]:
     """The axes of a reduction; an average over fewer channels is still one, a sum or a position is something else."""
     x, y = site.input(0), site.output()
     kept = [i for i in range(x.rank) if keep or i not in gone]
