@@ -13,6 +13,7 @@ from onnxfuse.calibration.linear import LinearNode, ending_of, linear_nodes
 from onnxfuse.config import Provider
 from onnxfuse.coupling.groups import CouplingGroup, ParameterAxis, positions
 from onnxfuse.coupling.layout import leaves
+from onnxfuse.coupling.scales_behind import scale_behind
 from onnxfuse.fusion.weights import WeightState
 from onnxfuse.graph.view import NodeView, Operand
 from onnxfuse.proof.runtime import Session
@@ -161,6 +162,8 @@ def _places(
         if node.index in linear:
             end = ending_of(linear[node.index], analysis.graph, analysis.channels).value
             has_shift = state.output_shift(node) is not None
+        elif (behind := scale_behind(analysis.graph, node)) is not None:
+            end = behind.result
         yield _Place(features.weights, where, end, has_shift)
 
 

@@ -8,6 +8,7 @@ groups.
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from onnx import TensorProto
 
@@ -45,6 +46,7 @@ from onnxfuse.coupling.groups import (
 from onnxfuse.coupling.layout import Atom, Concat, Layout, LayoutMismatchError, Product, Unifier, leaves
 from onnxfuse.coupling.rearranged import moved_axis
 from onnxfuse.coupling.rules import DEFAULT_RULES
+from onnxfuse.coupling.scales_behind import scale_behind
 from onnxfuse.coupling.shape_values import Origin, ShapeTrace, SizeOf, Stated, trace_shape_values
 from onnxfuse.coupling.target_shapes import Int64Array, constant_target
 from onnxfuse.graph.shapes import Shapes
@@ -239,7 +241,9 @@ class _Solver:
             read = [operand, constraint.x_scale]
             problem = "whose integers have a scale that is computed at run time"
         else:
-            self.encodings[operand] = constraint
+            constraint = self._with_scale_behind(node, constraint)
+            if constraint.scale is not None or operand not in self.encodings:
+                self.encodings[operand] = constraint
             read = [o for o in (constraint.scale, constraint.zero) if o is not None]
             problem = "whose scale or zero point is computed at run time"
         if not operand.is_constant:
@@ -249,6 +253,19 @@ class _Solver:
                 self.unifier.freeze(axis, f"{node.title} reads {operand.name!r}, {problem}")
         elif isinstance(constraint, Encoded):
             self._forbid_coarse_mixing(node, constraint)
+
+    def _with_scale_behind(self, node: NodeView, encoded: Encoded) -> Encoded:
+        """Give a weight the scale that other nodes apply to what it makes, where there is just one place for it."""
+        behind = scale_behind(self.graph, node)
+        if encoded.scale is not None or not encoded.operand.is_constant or behind is None:
+            return encoded
+        dims = self.shapes.dims[behind.weight_scale.name]
+        # A vector belongs to the columns of a product; along the last axis of a convolution it would be something else.
+        per_column = node.op == "MatMulInteger" and encoded.operand.slot == 1 and len(dims) == 1
+        if max(dims, default=1) > 1 and not per_column:
+            return encoded
+        columns = (len(self.axes[encoded.operand]) - 1,) if max(dims, default=1) > 1 else encoded.axes
+        return replace(encoded, scale=behind.weight_scale, axes=columns)
 
     def _forbid_coarse_mixing(self, node: NodeView, encoded: Encoded) -> None:
         problem = ""

@@ -45,7 +45,7 @@ def qlinear_conv(site: Site) -> Iterator[Constraint]:
 
 
 def conv_integer(site: Site) -> Iterator[Constraint]:
-    """ConvInteger: Conv on integers; channels can only be dropped, since other nodes apply the weight's scale."""
+    """ConvInteger: Conv on integers; channels are only dropped where the scale that nodes behind apply is not found."""
     x, w = site.input(0), site.input(1)
     yield from convolution(site, x.axes, w, None, site.output().axes)
     yield from _encoded(site, x, -1, 2)
@@ -61,7 +61,7 @@ def qlinear_matmul(site: Site) -> Iterator[Constraint]:
 
 
 def matmul_integer(site: Site) -> Iterator[Constraint]:
-    """MatMulInteger: MatMul on integers; channels can only be dropped, since other nodes apply the weight's scale."""
+    """MatMulInteger: MatMul on integers; channels are only dropped where the scale applied behind is not found."""
     a, b = site.input(0), site.input(1)
     yield from product(site, a, b)
     yield from _encoded_factors(site, a, b, (-1, 2), (-1, 3))

@@ -89,6 +89,7 @@ def dynamic_quantize(site: Site) -> Iterator[Constraint]:
     for axis_x, axis_y in zip(x.axes, y.axes, strict=True):
         yield Equal(axis_x, axis_y)
         yield Statistic(axis_x, f"{site.node.title} takes its scale from the extrema over it")
+    yield Encoded(y.operand, site.output(1).operand, site.output(2).operand)
 
 
 def matmul_n_bits(site: Site) -> Iterator[Constraint]:
