@@ -110,6 +110,12 @@ def _convolutions() -> list[Example]:
         w = stored(net, 4, WIDTH, 3, 3, dtype=np.uint8, zero=128)
         return net.node("ConvInteger", x, w, zero, number(net, 128, np.uint8), name="inner", pads=[1, 1, 1, 1])
 
+    def scaled(net: Net, h: str) -> str:
+        x, scale, zero = net.many("DynamicQuantizeLinear", [h], 3)
+        made = net.node("ConvInteger", x, stored(net, 4, WIDTH, 1, 1), zero, number(net, 0, np.int8), name="inner")
+        factor = net.node("Mul", scale, net.constant(np.array([0.01])))
+        return net.node("Mul", net.node("Cast", made, to=net.dtype), factor)
+
     def computed_scale(net: Net, h: str) -> str:
         y = result(net)
         scale = net.node("ReduceMax", net.node("Abs", "x0"), keepdims=0)
@@ -127,6 +133,7 @@ def _convolutions() -> list[Example]:
         example("QLinearConv", "channels last", channels_last, both, OWN, exact=False),
         example("QLinearConv", "computed scale", computed_scale, frozen="computed at run time"),
         example("ConvInteger", "unsigned", integer, both),
+        example("ConvInteger", "scaled", scaled, both, exact=False),
     ]
 
 
@@ -170,12 +177,23 @@ def _products() -> list[Example]:
         w, _, w_zero = operand(net, per_channel=True)
         return net.node("MatMulInteger", x, w, zero, w_zero, name="inner")
 
+    def scaled(*, per_channel: bool) -> Middle:
+        def middle(net: Net, h: str) -> str:
+            x, scale, zero = net.many("DynamicQuantizeLinear", [h], 3)
+            w, w_scale, w_zero = operand(net, per_channel=per_channel)
+            made = net.node("Cast", net.node("MatMulInteger", x, w, zero, w_zero, name="inner"), to=net.dtype)
+            return net.node("Mul", net.node("Mul", w_scale, scale), made)
+
+        return middle
+
     return [
         _rows("QLinearMatMul", "tensor", qlinear(per_channel=False)),
         _rows("QLinearMatMul", "channels", qlinear(per_channel=True)),
         Example("QLinearMatMul", "left", left, ("before", "inner"), exact=False),
         _rows("QLinearMatMul", "computed", computed, free=("before",)),
         _rows("MatMulInteger", "channels", integer),
+        _rows("MatMulInteger", "scaled", scaled(per_channel=False)),
+        _rows("MatMulInteger", "scaled channels", scaled(per_channel=True)),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -15,6 +16,7 @@ from onnxfuse.arrays import FloatArray
 from onnxfuse.fusion.quantised import Encoding, decode, encode, fitting_encoding, integer_range, pack, unpack
 from tests.builders import AnyArray, Net, initializers, run_ort
 from tests.laws import assert_only_weights_differ, assert_valid
+from tests.quantised_examples import packed
 
 TYPES = [np.dtype(t) for t in (np.int8, np.uint8, np.int16, np.uint16, np.int32)]
 SMALL = [t for t in TYPES if t.itemsize < 4]
@@ -118,6 +120,57 @@ def test_a_row_of_zeros_does_not_disturb_the_others() -> None:
     )
     np.testing.assert_array_equal(fitted.scale[[0, 2]], alone.scale)
     assert fitted.scale[1] > 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(shape=hnp.array_shapes(min_dims=1, max_dims=3, max_side=7), block=st.integers(1, 5), data=st.data())
+def test_blocks_share_a_scale(shape: tuple[int, ...], block: int, data: st.DataObject) -> None:
+    """Every index has the scale of the block that it is in, and extrema are those of the block."""
+    along = data.draw(st.integers(0, len(shape) - 1))
+    counts = tuple(-(-n // block) if i == along else n for i, n in enumerate(shape))
+    rng = np.random.default_rng(len(shape) + block)
+    scale, values = rng.uniform(0.1, 1.0, counts), rng.normal(size=shape)
+    encoding = Encoding(scale, np.zeros(()), tuple(range(len(shape))), along, block)
+    spread, (low, high) = np.broadcast_to(encoding.spread(scale, shape), shape), encoding.extrema(values)
+    for index in np.ndindex(shape):
+        of_block = tuple(i // block if axis == along else i for axis, i in enumerate(index))
+        assert spread[index] == scale[of_block]
+        assert low[of_block] <= values[index] <= high[of_block]
+    inside = np.isin(np.concatenate([low, high], axis=None), [0.0, *values.ravel()])
+    assert inside.all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    shape=hnp.array_shapes(min_dims=1, max_dims=3, max_side=5),
+    bits=st.sampled_from([1, 2, 4, 8]),
+    seed=st.integers(0, 99),
+)
+def test_packed_integers_come_back(shape: tuple[int, ...], bits: int, seed: int) -> None:
+    """Unpacking finds what was packed, the lowest bits first, and packing it again gives the same bytes."""
+    integers = np.random.default_rng(seed).integers(0, 2**bits, shape)
+    stored = packed(integers, bits)
+    found = unpack(stored, bits)
+    np.testing.assert_array_equal(found[..., : shape[-1]], integers)
+    np.testing.assert_array_equal(found[..., shape[-1] :], 0)
+    np.testing.assert_array_equal(pack(found, bits), stored)
+
+
+@pytest.mark.parametrize("dtype", [*TYPES, np.dtype(ml_dtypes.int4), np.dtype(ml_dtypes.uint4)], ids=str)
+def test_the_range_of_a_type(dtype: np.dtype[np.int64]) -> None:
+    """Both ends of the range are integers of the type, and the next ones beyond are not."""
+    low, high = integer_range(dtype)
+    bounds = ml_dtypes.iinfo(dtype)
+    assert (low, high) == (bounds.min, bounds.max)
+
+
+def test_a_scale_is_rounded_as_it_is_stored() -> None:
+    """A scale that is stored in half precision is one, so that integers are chosen for what the file says."""
+    values = np.random.default_rng(0).normal(size=(3, 5))
+    old = Encoding(np.full(3, 0.1), np.zeros(3), (0,))
+    fitted = fitting_encoding(values, old, (-128, 127), np.float16)
+    np.testing.assert_array_equal(fitted.scale.astype(np.float16).astype(np.float64), fitted.scale)
+    assert (np.abs(decode(encode(values, fitted, (-128, 127)), fitted) - values) <= 0.6 * fitted.scale[:, None]).all()
 
 
 # Networks -----------------------------------------------------------------------------------------------------------

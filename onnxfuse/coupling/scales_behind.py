@@ -1,8 +1,8 @@
 """Where the scale of an integer weight is applied if not by the node that reads it.
 
 Dynamic quantisation writes an integer product as ConvInteger or MatMulInteger -> Cast -> Mul by (scale of the input x
-scale of the weight). The scale of the weight is a constant of that inner Mul, so it can be chosen anew as if it were the
-product's own.
+scale of the weight). The scale of the weight is a constant of that inner Mul, so it can be chosen anew as if the product
+itself had it.
 """
 
 from dataclasses import dataclass

@@ -173,7 +173,8 @@ def dynamic_quantize_lstm(site: Site) -> Iterator[Constraint]:
                 yield Weight(axis, Role.ENCODING)
         scale, zero = (parameter.operand for parameter in parameters)
         yield Encoded(weight.operand, scale, zero, (0, 2) if per_output else (0,))
-    yield Statistic(w[1], f"{site.node.title} takes its scale from the extrema over it")
+    for axis in (w[1], r[1]):
+        yield Statistic(axis, f"{site.node.title} takes a scale from the extrema over it")
 
 
 # How integers stand for numbers ---------------------------------------------------------------------------------------
