@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+from onnx import TensorProto
 
 from onnxfuse.arrays import FloatArray, IntArray
 from onnxfuse.coupling.groups import ChannelGraph
@@ -17,6 +18,8 @@ from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView, Operand
 from onnxfuse.statistics.patches import convolution_pads, patch_rows, place_count
 
 __all__ = ["Ending", "LinearNode", "ending_of", "linear_nodes"]
+
+_FINE_INTEGERS = frozenset({TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16})
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -27,7 +30,7 @@ class LinearNode:
 
     Attributes:
         node: The node.
-        weight: Its weight, a constant.
+        weight: Its weight: a constant, or the integers that are decoded for it.
     """
 
     node: NodeView
@@ -106,11 +109,11 @@ class LinearNode:
         return np.broadcast_to(np.zeros((), x.dtype), (*x.shape[:2], *sizes)), kernel, strides, dilations
 
 
-def linear_nodes(graph: GraphView) -> Iterator[LinearNode]:
+def linear_nodes(graph: GraphView, channels: ChannelGraph) -> Iterator[LinearNode]:
     """Yield the nodes that can be fitted, in the order in which they run."""
     for node in graph.nodes:
-        weight = graph.operand(node, 1)
-        if node.domain != DEFAULT_DOMAIN or weight is None or not weight.is_constant:
+        weight = graph.decoded_operand(node, 1)
+        if node.domain != DEFAULT_DOMAIN or weight is None or not _is_fine(weight, graph, channels):
             continue
         rank = len(graph.constants[weight.name].dims)
         plain = {
@@ -123,6 +126,14 @@ def linear_nodes(graph: GraphView) -> Iterator[LinearNode]:
         first = graph.operand(node, 0)
         if plain.get(node.op, False) and first is not None and not first.is_constant:
             yield LinearNode(node, weight)
+
+
+def _is_fine(weight: Operand, graph: GraphView, channels: ChannelGraph) -> bool:
+    """Whether a weight is a constant, of floats or of integers that are fine enough for what is fitted."""
+    if not weight.is_constant:
+        return False
+    kind = graph.constants[weight.name].data_type
+    return kind in _FINE_INTEGERS if weight in channels.encodings else weight.slot == 1
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def observe_readings(
     Raises:
         RuntimeFailedError: ONNX Runtime could not run the network.
     """
-    linear = {node.node.index: node for node in linear_nodes(analysis.graph)}
+    linear = {node.node.index: node for node in linear_nodes(analysis.graph, analysis.channels)}
     state = WeightState(analysis.graph, analysis.shapes, analysis.channels)
     places = {group.name: list(_places(analysis, state, group, linear)) for group in groups}
     moments: dict[tuple[str, str, int], _Moments] = {}

@@ -130,7 +130,7 @@ class _Refitting:
         fused = {group.atom for group, _ in self.applied}
         readers = {p.operand.node for group, _ in self.applied for p in group.parameters}
         found = []
-        linear = {node.node.index: node for node in linear_nodes(self.graph)}
+        linear = {node.node.index: node for node in linear_nodes(self.graph, self.analysis.channels)}
         for node in self.graph.nodes:
             is_behind = any(name in changed for name in (*node.inputs, *node.captured))
             if is_behind or node.index in readers:
@@ -148,7 +148,18 @@ class _Refitting:
         for layouts in (data, result):
             if not layouts or any(fused & set(leaves(x)) for i, x in enumerate(layouts) if i != axis % len(layouts)):
                 return False
+        if not self._has_known_bias(linear.node):
+            return False
         return self.state.array(linear.weight).size > 0 and self._row_length(linear) <= _LONGEST_ROW
+
+    def _bias(self, node: NodeView) -> Operand | None:
+        """Return the bias of a linear node: a constant, integers behind it, or what is put together from constants."""
+        bias = self.graph.decoded_operand(node, 2)
+        return bias if bias is None or bias.is_constant else Operand(bias.name, node.index, 2)
+
+    def _has_known_bias(self, node: NodeView) -> bool:
+        bias = self._bias(node)
+        return bias is None or bias.name in self.graph.constants or bias.name in self.analysis.shapes.static
 
     def _row_length(self, linear: LinearNode) -> int:
         return int(linear.matrices(self.state.array(linear.weight)).shape[2])
@@ -201,9 +212,9 @@ class _Refitting:
         """Return what the node's products are scaled and shifted by on their way to where they end, shape (O,) each."""
         count = linear.matrices(self.state.array(linear.weight)).shape[:2]
         scale, shift = np.ones(int(np.prod(count))), np.zeros(int(np.prod(count)))
-        node = linear.node
-        if len(node.inputs) > 2 and node.inputs[2]:
-            shift = shift + self.state.array(Operand(node.inputs[2], node.index, 2)).ravel()
+        bias = self._bias(linear.node)
+        if bias is not None:
+            shift = shift + self.state.array(bias).ravel()
         for step in ending.steps:
             factor, offset = self.state.affine(step, len(scale))
             scale, shift = scale * factor, shift * factor + offset
@@ -256,7 +267,7 @@ class _Refitting:
         operand = self.state.output_shift(linear.node)
         self.state.shift_outputs(linear.node, np.divide(gap, scale, out=np.zeros_like(gap), where=scale != 0))
         if operand is not None:
-            self._tell(self.graph.nodes[operand.node], operand)
+            self._tell(linear.node, operand)
         return True
 
     def _replace_weight(self, linear: LinearNode, weight: FloatArray, fitted: FloatArray, factor: FloatArray) -> None:
@@ -267,8 +278,9 @@ class _Refitting:
         self._tell(linear.node, linear.weight)
 
     def _tell(self, node: NodeView, operand: Operand) -> None:
-        """Let the compressed network go on with a changed constant."""
-        self.present.set_constant(node.outputs[0], operand.slot, self.state.stored(operand))
+        """Let the compressed network go on with a changed constant of a node, or one behind it."""
+        for changed, value in self.state.stored(node, [operand]):
+            self.present.set_constant(self.graph.nodes[changed.node].outputs[0], changed.slot, value)
 
 
 def _random_places(samples: int, places: int, count: int, rng: np.random.Generator) -> IntArray:

@@ -1,8 +1,7 @@
 """Where the scale of an integer weight is applied if not by the node that reads it.
 
 Dynamic quantisation writes an integer product as ConvInteger or MatMulInteger -> Cast -> Mul by (scale of the input x
-scale of the weight). The scale of the weight is a constant of that inner Mul, so it can be chosen anew as if the product
-itself had it.
+scale of the weight). The scale of the weight is a constant of that inner Mul, so it can be chosen anew.
 """
 
 from dataclasses import dataclass

@@ -6,7 +6,7 @@ weights (the paper's equation 1, with the epsilon that the operator adds), and t
 and a normalisation whose composition is the fused layer exactly: the network keeps its nodes, and no statistic is lost.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,10 +187,10 @@ class WeightState:
         if norm is not None:
             return self._operand(norm, _MEAN)
         if len(node.inputs) > 2 and node.inputs[2]:
-            return self._shifting(node.index, 2)
+            return self._shifting(self.graph.decoded_operand(node, 2))
         reader = self.graph.sole_reader(node.outputs[0])
         if reader is not None and reader.op == "Add" and reader.domain == DEFAULT_DOMAIN:
-            return self._shifting(reader.index, 1 - list(reader.inputs).index(node.outputs[0]))
+            return self._shifting(self._operand(reader.index, 1 - list(reader.inputs).index(node.outputs[0])))
         return None
 
     def shift_outputs(self, node: NodeView, shift: FloatArray) -> None:
@@ -226,16 +226,22 @@ class WeightState:
         value = self.array(Operand(node.inputs[slot], node.index, slot))
         return np.ones(size), np.broadcast_to(value.reshape(-1), (size,)).astype(np.float64)
 
-    def stored(self, operand: Operand) -> np.ndarray[Any, np.dtype[Any]]:
-        """Return the present value of a weight in the data type that the file has."""
-        return self.array(operand).astype(self._original(operand).dtype)
+    def stored(
+        self, node: NodeView, operands: Iterable[Operand]
+    ) -> Iterator[tuple[Operand, np.ndarray[Any, np.dtype[Any]]]]:
+        """Yield the present values of a linear node's weights as the file would have them, with how they are stored."""
+        values: dict[Operand, FloatArray] = {}
+        for operand in operands:
+            values.update(self._stored(operand) if self._is_stored(operand) else {operand: self.array(operand)})
+        values.update(self._stored_bias(node, values))
+        for operand, value in values.items():
+            yield operand, value.astype(self._original(operand).dtype)
 
-    def _shifting(self, node: int, slot: int) -> Operand | None:
-        operand = self._operand(node, slot)
+    def _shifting(self, operand: Operand | None) -> Operand | None:
         if operand is None or not (operand.name in self.graph.constants or operand.name in self.shapes.static):
             return None
         is_vector = self.array(operand).size == max(self.array(operand).shape, default=0) > 1
-        return operand if is_vector and not self._is_stored(operand) else None
+        return operand if is_vector else None
 
     # Reading ----------------------------------------------------------------------------------------------------
 
@@ -388,13 +394,15 @@ class WeightState:
             return {}
         scales = [self._operand(maker, 1) for maker in makers if maker is not None]
         weight, bias = self._operand(makers[1], 0), self._operand(makers[2], 0)
-        if weight not in values or bias is None or None in scales or not self._is_stored(bias):
+        if weight is None or bias is None or None in scales or not self._is_stored(bias):
             return {}
-        if weight not in self._mixed and bias not in self._mixed:
+        if not any(operand in values and operand in self._mixed for operand in (weight, bias)):
             return {}
         x_scale, w_scale, b_scale = (scale for scale in scales if scale is not None)
         scale = self.array(x_scale).reshape(-1)[0] * values.get(w_scale, self.array(w_scale))
         width = self.array(bias).shape
+        if scale.size not in {1, self.array(bias).size}:
+            return {}
         shape = self.array(b_scale).shape if self.array(b_scale).size == 1 else width
         rounded = np.broadcast_to(scale, shape).astype(self._original(b_scale).dtype).astype(np.float64)
         encoding = Encoding(rounded, np.zeros(()), (0,))
