@@ -14,6 +14,7 @@ from onnx import TensorProto
 
 from onnxfuse.arrays import FloatArray, IntArray
 from onnxfuse.coupling.groups import ChannelGraph
+from onnxfuse.coupling.scales_behind import scale_behind
 from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView, Operand
 from onnxfuse.statistics.patches import convolution_pads, patch_rows, place_count
 
@@ -31,15 +32,22 @@ class LinearNode:
     Attributes:
         node: The node.
         weight: Its weight: a constant, or the integers that are decoded for it.
+        result: What it computes, in numbers: its output, or what becomes of that once a scale behind it is applied.
     """
 
     node: NodeView
     weight: Operand
+    result: str
 
     @property
     def is_convolution(self) -> bool:
         """Whether it reads patches, so that channels are on axis 1; otherwise they are on the last axis."""
-        return self.node.op == "Conv"
+        return self.node.op in {"Conv", "ConvInteger"}
+
+    @property
+    def bias_slot(self) -> int | None:
+        """The input that is added to what it computes, where the operator has one."""
+        return 2 if self.node.op in {"Conv", "Gemm"} else None
 
     def groups(self, value: AnyArray) -> int:
         """Return into how many groups its channels fall, for the present value of its weight."""
@@ -122,18 +130,23 @@ def linear_nodes(graph: GraphView, channels: ChannelGraph) -> Iterator[LinearNod
             and node.attributes.get("alpha", 1.0) == 1.0
             and node.attributes.get("beta", 1.0) == 1.0,
             "MatMul": rank == 2,
+            "ConvInteger": True,
+            "MatMulInteger": rank == 2,
         }
         first = graph.operand(node, 0)
         if plain.get(node.op, False) and first is not None and not first.is_constant:
-            yield LinearNode(node, weight)
+            behind = scale_behind(graph, node)
+            yield LinearNode(node, weight, node.outputs[0] if behind is None else behind.result)
 
 
 def _is_fine(weight: Operand, graph: GraphView, channels: ChannelGraph) -> bool:
     """Whether a weight is a constant, of floats or of integers that are fine enough for what is fitted."""
     if not weight.is_constant:
         return False
-    kind = graph.constants[weight.name].data_type
-    return kind in _FINE_INTEGERS if weight in channels.encodings else weight.slot == 1
+    encoded = channels.encodings.get(weight)
+    if encoded is None:
+        return weight.slot == 1
+    return encoded.scale is not None and graph.constants[weight.name].data_type in _FINE_INTEGERS
 
 
 @dataclass(frozen=True)
@@ -160,7 +173,7 @@ class Ending:
 
 def ending_of(linear: LinearNode, graph: GraphView, channels: ChannelGraph) -> Ending:
     """Follow a linear node's result through the normalisation and the biases behind it, up to a residual addition."""
-    value = linear.node.outputs[0]
+    value = linear.result
     axis = 1 if linear.is_convolution else -1
     steps: list[NodeView] = []
     while (reader := graph.sole_reader(value)) is not None:

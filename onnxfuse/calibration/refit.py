@@ -137,28 +137,30 @@ class _Refitting:
                 changed.update(node.outputs)
             if is_behind and node.index in linear and self._is_plain(linear[node.index], fused):
                 found.append(linear[node.index])
-        self.waiting = {node.node.outputs[0] for node in found}
+        self.waiting = {node.result for node in found}
         yield from found
 
     def _is_plain(self, linear: LinearNode, fused: set[Atom]) -> bool:
         """Whether the channels lie on the one axis where the node's algebra has them, and rows are not too long."""
         data = self.analysis.channels.layouts.get(Operand(linear.node.inputs[0]), ())
-        result = self.analysis.channels.layouts.get(Operand(linear.node.outputs[0]), ())
+        result = self.analysis.channels.layouts.get(Operand(linear.result), ())
         axis = 1 if linear.is_convolution else -1
         for layouts in (data, result):
             if not layouts or any(fused & set(leaves(x)) for i, x in enumerate(layouts) if i != axis % len(layouts)):
                 return False
-        if not self._has_known_bias(linear.node):
+        if not self._has_known_bias(linear):
             return False
         return self.state.array(linear.weight).size > 0 and self._row_length(linear) <= _LONGEST_ROW
 
-    def _bias(self, node: NodeView) -> Operand | None:
+    def _bias(self, linear: LinearNode) -> Operand | None:
         """Return the bias of a linear node: a constant, integers behind it, or what is put together from constants."""
-        bias = self.graph.decoded_operand(node, 2)
-        return bias if bias is None or bias.is_constant else Operand(bias.name, node.index, 2)
+        if linear.bias_slot is None:
+            return None
+        bias = self.graph.decoded_operand(linear.node, linear.bias_slot)
+        return bias if bias is None or bias.is_constant else Operand(bias.name, linear.node.index, linear.bias_slot)
 
-    def _has_known_bias(self, node: NodeView) -> bool:
-        bias = self._bias(node)
+    def _has_known_bias(self, linear: LinearNode) -> bool:
+        bias = self._bias(linear)
         return bias is None or bias.name in self.graph.constants or bias.name in self.analysis.shapes.static
 
     def _row_length(self, linear: LinearNode) -> int:
@@ -166,7 +168,7 @@ class _Refitting:
 
     def refit(self, linear: LinearNode, rng: np.random.Generator) -> Refit | None:
         """Fit one node; None where there is nothing to fit."""
-        self.waiting.discard(linear.node.outputs[0])
+        self.waiting.discard(linear.result)
         ending = self._ending(linear)
         weight = self.state.array(linear.weight)
         scale, shift = self._affine(linear, ending)
@@ -201,7 +203,7 @@ class _Refitting:
         """Return where the node's result ends; not behind an addition whose other side still waits to be fitted."""
         ending = ending_of(linear, self.graph, self.analysis.channels)
         if ending.other and any(
-            name in self.waiting or name == linear.node.outputs[0]
+            name in self.waiting or name == linear.result
             for node in self.present.pending(ending.other)
             for name in node.outputs
         ):
@@ -212,7 +214,7 @@ class _Refitting:
         """Return what the node's products are scaled and shifted by on their way to where they end, shape (O,) each."""
         count = linear.matrices(self.state.array(linear.weight)).shape[:2]
         scale, shift = np.ones(int(np.prod(count))), np.zeros(int(np.prod(count)))
-        bias = self._bias(linear.node)
+        bias = self._bias(linear)
         if bias is not None:
             shift = shift + self.state.array(bias).ravel()
         for step in ending.steps:
@@ -226,7 +228,7 @@ class _Refitting:
         """Yield for every run some rows that the node reads, what they should end as, and the sample of each."""
         ends = self.original.values(ending.value)
         others = self.present.values(ending.other) if ending.other else None
-        reads = self.present.values(linear.node.inputs[0])
+        reads = self._numbers(linear.node.inputs[0])
         axis = 1 if linear.is_convolution else -1
         layout = self.analysis.channels.layouts[Operand(ending.value)][axis]
         counts = [linear.place_count(x, weight) for x in reads]
@@ -243,6 +245,27 @@ class _Refitting:
             numbers = first + chosen[:, 0] if sum(n for n, _ in counts) >= _HELD_BACK else np.arange(len(chosen))
             first += samples
             yield linear.rows(x, weight, chosen), target, numbers
+
+    def _numbers(self, value: str) -> Sequence[AnyArray]:
+        """Return what the integers of a value stand for in the compressed network; floats as they are."""
+        found = self.present.values(value)
+        told = self.analysis.channels.encodings.get(Operand(value))
+        if told is None or found[0].dtype.kind == "f":
+            return found
+        scales, zeros = (self._parameters(operand, default) for operand, default in ((told.scale, 1), (told.zero, 0)))
+        return [
+            ((x.astype(np.float32) - zero) * scale).astype(np.float32)
+            for x, scale, zero in zip(found, scales, zeros, strict=True)
+        ]
+
+    def _parameters(self, operand: Operand | None, default: float) -> Sequence[float]:
+        """Return a scale or zero point for a whole value, in every run."""
+        runs = self.present.runs
+        if operand is None:
+            return [default] * runs
+        if operand.name in self.graph.constants:
+            return [float(self.graph.array(operand.name).reshape(-1)[0])] * runs
+        return [float(x.reshape(-1)[0]) for x in self.present.values(operand.name)]
 
     def _fused(self, rows: AnyArray, layout: Layout) -> AnyArray:
         """Return what the fused channels should be where the original's are ``rows``, shape (n, O)."""

@@ -16,6 +16,7 @@ from onnxfuse.arrays import FloatArray, IntArray
 from onnxfuse.coupling.constraints import Encoded
 from onnxfuse.coupling.groups import ChannelGraph, CouplingGroup, ParameterAxis, positions
 from onnxfuse.coupling.layout import Atom
+from onnxfuse.coupling.scales_behind import scale_behind
 from onnxfuse.errors import InvariantError
 from onnxfuse.fusion.maps import ChannelMap
 from onnxfuse.fusion.quantised import Encoding, decode, encode, fitting_encoding, integer_range, pack, unpack
@@ -186,11 +187,13 @@ class WeightState:
         norm = self._norm_after.get(node.index)
         if norm is not None:
             return self._operand(norm, _MEAN)
-        if len(node.inputs) > 2 and node.inputs[2]:
+        behind = scale_behind(self.graph, node)
+        if behind is None and len(node.inputs) > 2 and node.inputs[2]:
             return self._shifting(self.graph.decoded_operand(node, 2))
-        reader = self.graph.sole_reader(node.outputs[0])
+        value = node.outputs[0] if behind is None else behind.result
+        reader = self.graph.sole_reader(value)
         if reader is not None and reader.op == "Add" and reader.domain == DEFAULT_DOMAIN:
-            return self._shifting(self._operand(reader.index, 1 - list(reader.inputs).index(node.outputs[0])))
+            return self._shifting(self._operand(reader.index, 1 - list(reader.inputs).index(value)))
         return None
 
     def shift_outputs(self, node: NodeView, shift: FloatArray) -> None:
@@ -238,10 +241,23 @@ class WeightState:
             yield operand, value.astype(self._original(operand).dtype)
 
     def _shifting(self, operand: Operand | None) -> Operand | None:
-        if operand is None or not (operand.name in self.graph.constants or operand.name in self.shapes.static):
+        operand = None if operand is None else self._before_reshape(operand)
+        if (
+            operand is None
+            or operand not in self.channels.layouts
+            or not (operand.name in self.graph.constants or operand.name in self.shapes.static)
+        ):
             return None
         is_vector = self.array(operand).size == max(self.array(operand).shape, default=0) > 1
         return operand if is_vector else None
+
+    def _before_reshape(self, operand: Operand) -> Operand:
+        """Return the constant that a Reshape for one reader alone gives its form, where there is one."""
+        maker = self.graph.producers.get(operand.name)
+        if maker is None or self.graph.sole_reader(operand.name) is None or self.graph.nodes[maker].op != "Reshape":
+            return operand
+        source = self._operand(maker, 0)
+        return operand if source is None or source.name not in self.graph.constants else source
 
     # Reading ----------------------------------------------------------------------------------------------------
 
