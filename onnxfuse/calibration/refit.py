@@ -25,7 +25,7 @@ from onnxfuse.fusion.maps import ChannelMap
 from onnxfuse.fusion.rewrite import collect_edits
 from onnxfuse.fusion.weights import WeightState, map_axis
 from onnxfuse.graph.edits import apply_edits
-from onnxfuse.graph.view import NodeView, Operand
+from onnxfuse.graph.view import BIAS_SLOTS, Operand
 from onnxfuse.proof.samples import Samples
 from onnxfuse.statistics.regression import RegressionSums
 
@@ -118,6 +118,7 @@ class _Refitting:
         self.graph = analysis.graph
         self.state = state
         self.applied = applied
+        self.before = WeightState(analysis.graph, analysis.shapes, analysis.channels)
         self.original = Walk(analysis.source.model, samples, provider, "the original model")
         edits = collect_edits(analysis.graph, analysis.shapes, analysis.channels, state)
         compressed = apply_edits(analysis.graph, edits, {})
@@ -154,10 +155,9 @@ class _Refitting:
 
     def _bias(self, linear: LinearNode) -> Operand | None:
         """Return the bias of a linear node: a constant, integers behind it, or what is put together from constants."""
-        if linear.bias_slot is None:
-            return None
-        bias = self.graph.decoded_operand(linear.node, linear.bias_slot)
-        return bias if bias is None or bias.is_constant else Operand(bias.name, linear.node.index, linear.bias_slot)
+        slot = BIAS_SLOTS.get(linear.node.op, len(linear.node.inputs))
+        bias = self.graph.decoded_operand(linear.node, slot)
+        return bias if bias is None or bias.is_constant else Operand(bias.name, linear.node.index, slot)
 
     def _has_known_bias(self, linear: LinearNode) -> bool:
         bias = self._bias(linear)
@@ -226,9 +226,9 @@ class _Refitting:
         self, linear: LinearNode, ending: Ending, weight: FloatArray, rng: np.random.Generator
     ) -> Iterator[tuple[AnyArray, AnyArray, IntArray]]:
         """Yield for every run some rows that the node reads, what they should end as, and the sample of each."""
-        ends = self.original.values(ending.value)
+        ends = self._original_rows(linear, ending)
         others = self.present.values(ending.other) if ending.other else None
-        reads = self._numbers(linear.node.inputs[0])
+        reads = self._numbers(self.present, linear.node.inputs[0])
         axis = 1 if linear.is_convolution else -1
         layout = self.analysis.channels.layouts[Operand(ending.value)][axis]
         counts = [linear.place_count(x, weight) for x in reads]
@@ -238,7 +238,7 @@ class _Refitting:
         for run, x in enumerate(reads):
             samples, places = counts[run]
             chosen = _random_places(samples, places, -(-wanted * samples * places // total), rng)
-            target = self._fused(linear.outputs(ends[run], chosen), layout)
+            target = self._fused(ends(run, chosen), layout)
             if others is not None:
                 target = target - linear.outputs(others[run], chosen)
             # Rows of one sample are alike: they are held back together, unless there are too few samples.
@@ -246,26 +246,43 @@ class _Refitting:
             first += samples
             yield linear.rows(x, weight, chosen), target, numbers
 
-    def _numbers(self, value: str) -> Sequence[AnyArray]:
-        """Return what the integers of a value stand for in the compressed network; floats as they are."""
-        found = self.present.values(value)
+    def _original_rows(self, linear: LinearNode, ending: Ending) -> Callable[[int, IntArray], AnyArray]:
+        """Return what gives the rows of a run in which the node's result ended in the original, at some places."""
+        if not linear.is_clipped:
+            ends = self.original.values(ending.value)
+            return lambda run, places: linear.outputs(ends[run], places)
+        # What is clipped in the end is an activation; the products before it are worked out.
+        reads = self._numbers(self.original, linear.node.inputs[0])
+        weight, bias = self.before.array(linear.weight), self._bias(linear)
+        matrices = linear.matrices(weight).astype(np.float32)
+        shift = 0.0 if bias is None else self.before.array(bias).ravel().astype(np.float32)
+
+        def products(run: int, places: IntArray) -> AnyArray:
+            made = np.einsum("ngd,god->ngo", linear.rows(reads[run], weight, places), matrices, optimize=True)
+            rows: AnyArray = made.reshape(len(places), -1) + shift
+            return rows
+
+        return products
+
+    def _numbers(self, walk: Walk, value: str) -> Sequence[AnyArray]:
+        """Return what the integers of a value stand for in one of the networks; floats as they are."""
+        found = walk.values(value)
         told = self.analysis.channels.encodings.get(Operand(value))
         if told is None or found[0].dtype.kind == "f":
             return found
-        scales, zeros = (self._parameters(operand, default) for operand, default in ((told.scale, 1), (told.zero, 0)))
+        scales, zeros = self._parameters(walk, told.scale, 1.0), self._parameters(walk, told.zero, 0.0)
         return [
             ((x.astype(np.float32) - zero) * scale).astype(np.float32)
             for x, scale, zero in zip(found, scales, zeros, strict=True)
         ]
 
-    def _parameters(self, operand: Operand | None, default: float) -> Sequence[float]:
+    def _parameters(self, walk: Walk, operand: Operand | None, default: float) -> Sequence[float]:
         """Return a scale or zero point for a whole value, in every run."""
-        runs = self.present.runs
         if operand is None:
-            return [default] * runs
+            return [default] * walk.runs
         if operand.name in self.graph.constants:
-            return [float(self.graph.array(operand.name).reshape(-1)[0])] * runs
-        return [float(x.reshape(-1)[0]) for x in self.present.values(operand.name)]
+            return [float(self.graph.array(operand.name).reshape(-1)[0])] * walk.runs
+        return [float(x.reshape(-1)[0]) for x in walk.values(operand.name)]
 
     def _fused(self, rows: AnyArray, layout: Layout) -> AnyArray:
         """Return what the fused channels should be where the original's are ``rows``, shape (n, O)."""
@@ -290,7 +307,7 @@ class _Refitting:
         operand = self.state.output_shift(linear.node)
         self.state.shift_outputs(linear.node, np.divide(gap, scale, out=np.zeros_like(gap), where=scale != 0))
         if operand is not None:
-            self._tell(linear.node, operand)
+            self._tell(linear, operand)
         return True
 
     def _replace_weight(self, linear: LinearNode, weight: FloatArray, fitted: FloatArray, factor: FloatArray) -> None:
@@ -298,11 +315,12 @@ class _Refitting:
         safe = np.where(factor != 0, factor, 1.0)[:, :, None]
         matrices = np.where(factor[:, :, None] != 0, fitted / safe, linear.matrices(weight))
         self.state.replace(linear.weight, linear.weight_like(matrices, weight))
-        self._tell(linear.node, linear.weight)
+        self._tell(linear, linear.weight)
 
-    def _tell(self, node: NodeView, operand: Operand) -> None:
+    def _tell(self, linear: LinearNode, operand: Operand) -> None:
         """Let the compressed network go on with a changed constant of a node, or one behind it."""
-        for changed, value in self.state.stored(node, [operand]):
+        # The integers of a bias depend on the scale of the weight, and that on all of the weight.
+        for changed, value in self.state.stored(linear.node, dict.fromkeys((linear.weight, operand))):
             self.present.set_constant(self.graph.nodes[changed.node].outputs[0], changed.slot, value)
 
 

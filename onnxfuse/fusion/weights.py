@@ -21,7 +21,7 @@ from onnxfuse.errors import InvariantError
 from onnxfuse.fusion.maps import ChannelMap
 from onnxfuse.fusion.quantised import Encoding, decode, encode, fitting_encoding, integer_range, pack, unpack
 from onnxfuse.graph.shapes import Shapes
-from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView, Operand
+from onnxfuse.graph.view import BIAS_SLOTS, DEFAULT_DOMAIN, GraphView, NodeView, Operand
 from onnxfuse.statistics.features import ChannelFeatures, MemberFeatures, Role
 
 __all__ = ["WeightState", "map_axis"]
@@ -188,8 +188,9 @@ class WeightState:
         if norm is not None:
             return self._operand(norm, _MEAN)
         behind = scale_behind(self.graph, node)
-        if behind is None and len(node.inputs) > 2 and node.inputs[2]:
-            return self._shifting(self.graph.decoded_operand(node, 2))
+        slot = BIAS_SLOTS.get(node.op, len(node.inputs))
+        if slot < len(node.inputs) and node.inputs[slot]:
+            return self._shifting(self.graph.decoded_operand(node, slot))
         value = node.outputs[0] if behind is None else behind.result
         reader = self.graph.sole_reader(value)
         if reader is not None and reader.op == "Add" and reader.domain == DEFAULT_DOMAIN:
@@ -237,6 +238,7 @@ class WeightState:
         for operand in operands:
             values.update(self._stored(operand) if self._is_stored(operand) else {operand: self.array(operand)})
         values.update(self._stored_bias(node, values))
+        values.update(self._stored_biases(values))
         for operand, value in values.items():
             yield operand, value.astype(self._original(operand).dtype)
 

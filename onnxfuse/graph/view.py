@@ -17,10 +17,12 @@ from onnx import numpy_helper
 
 from onnxfuse.errors import ModelError
 
-__all__ = ["DEFAULT_DOMAIN", "GraphView", "NodeView", "Operand", "Reader", "constant_tensor"]
+__all__ = ["BIAS_SLOTS", "DEFAULT_DOMAIN", "GraphView", "NodeView", "Operand", "Reader", "constant_tensor"]
 
 DEFAULT_DOMAIN = ""
 _DEFAULT_DOMAIN_ALIASES = ("", "ai.onnx")
+# The input that a linear operator adds to its products.
+BIAS_SLOTS: Mapping[str, int] = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2, "QLinearConv": 8, "QGemm": 6}
 _CONSTANT_ATTRIBUTES = ("value", "value_float", "value_floats", "value_int", "value_ints")
 
 
