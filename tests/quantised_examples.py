@@ -505,15 +505,6 @@ def _stored_weights() -> list[Example]:
         w = net.node("DequantizeLinear", stored(net, 4, net.dims(h)[-1]), *scales(net, 4), axis=0)
         return net.node("MatMul", h, net.node("Transpose", w, perm=[1, 0]), name="inner")
 
-    def pair(net: Net, h: str) -> str:
-        y = (number(net, Y_SCALE), number(net, 3, np.int8))
-        made = own(net, "QuantizeLinear", h, *y, like=typed(net, net.dims(h), TensorProto.INT8))
-        return own(net, "DequantizeLinear", made, *y, like=h)
-
-    def dynamic(net: Net, h: str) -> str:
-        y, scale, zero = net.many("DynamicQuantizeLinear", [h], 3)
-        return floats(net, y, scale, zero)
-
     def rows(label: str, middle: Middle, *, width: int = 40, opset: int = 21, **more: Any) -> Example:
         free = more.pop("free", ("before", "inner"))
         return example(
@@ -537,8 +528,31 @@ def _stored_weights() -> list[Example]:
         rows("blocks of outputs", weight(i4, 1, zero=False, block=2)),
         rows("columns, own", weight(np.int8, 1, zero=False, own_domain=True), domain=OWN),
         Example("DequantizeLinear", "table", table, ("before",), exact=False),
+    ]
+
+
+def _formats() -> list[Example]:
+    def pair(net: Net, h: str) -> str:
+        y = (number(net, Y_SCALE), number(net, 3, np.int8))
+        made = own(net, "QuantizeLinear", h, *y, like=typed(net, net.dims(h), TensorProto.INT8))
+        return own(net, "DequantizeLinear", made, *y, like=h)
+
+    def dynamic(net: Net, h: str) -> str:
+        y, scale, zero = net.many("DynamicQuantizeLinear", [h], 3)
+        return floats(net, y, scale, zero)
+
+    def normalised(net: Net, h: str) -> str:
+        def parameter(low: int, high: int) -> str:
+            integers = net.constant(net.rng.integers(low, high, WIDTH).astype(np.int8))
+            return net.node("DequantizeLinear", integers, number(net, 0.01), number(net, 0, np.int8))
+
+        signed = [parameter(-90, 90) for _ in range(3)]
+        return net.node("BatchNormalization", h, *signed, parameter(20, 120))
+
+    return [
         *(example(op, "own", pair, domain=OWN) for op in ("QuantizeLinear", "DequantizeLinear")),
         example("DynamicQuantizeLinear", "plain", dynamic),
+        example("BatchNormalization", "decoded", normalised, exact=False),
     ]
 
 
@@ -553,4 +567,5 @@ QUANTISED: tuple[Example, ...] = (
     *_pools(),
     *_packed_products(),
     *_stored_weights(),
+    *_formats(),
 )
