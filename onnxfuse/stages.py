@@ -159,7 +159,8 @@ def _find_map(
 ) -> tuple[str, ChannelMap]:
     """Return a map, and the name of the method that found it."""
     if config.is_auto and plan.group.name in judgements:
-        return "least-damage", judgements[plan.group.name].channel_map(plan.kept)
+        judgement = judgements[plan.group.name]
+        return "least-damage", (judgement.selection if plan.group.unmixable else judgement.channel_map)(plan.kept)
     name = "intra-fusion" if config.is_auto else config.method
     if plan.group.unmixable:
         # Channels that may not be mixed are dropped instead, by the same importance.

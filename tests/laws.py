@@ -303,23 +303,30 @@ def macs_of_run(model: onnx.ModelProto, feeds: Arrays) -> int:
     dims = {name: list(array.shape) for name, array in seen.items()}
     total = 0
     for node in model.graph.node:
-        if node.domain:
-            continue
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         shape = [dims[name] if name else [] for name in node.input]
-        match node.op_type:
-            case "Conv":
+        # Of the operators that are ONNX Runtime's own, those on integers are counted.
+        match f"{node.domain}:{node.op_type}":
+            case ":Conv" | ":ConvInteger":
                 n, out, *space = dims[node.output[0]]
                 total += n * out * math.prod(space) * math.prod(shape[1][1:])
-            case "ConvTranspose":
+            case ":QLinearConv" | "com.microsoft:QLinearConv":
+                total += math.prod(dims[node.output[0]]) * math.prod(shape[3][1:])
+            case ":ConvTranspose":
                 n, into, *space = shape[0]
                 total += n * into * math.prod(space) * math.prod(shape[1][1:])
-            case "Gemm":
+            case ":Gemm" | "com.microsoft:QGemm":
                 rows, columns = dims[node.output[0]]
                 total += rows * columns * shape[0][0 if attributes.get("transA") else 1]
-            case "MatMul":
+            case ":MatMul" | ":MatMulInteger" | ":QLinearMatMul":
                 total += math.prod(dims[node.output[0]]) * shape[0][-1]
-            case "LSTM" | "GRU" | "RNN":
+            case (
+                "com.microsoft:MatMulNBits"
+                | "com.microsoft:DynamicQuantizeMatMul"
+                | "com.microsoft:MatMulIntegerToFloat"
+            ):
+                total += math.prod(dims[node.output[0]]) * shape[0][-1]
+            case ":LSTM" | ":GRU" | ":RNN":
                 steps, batch, _ = shape[0]
                 total += steps * batch * (math.prod(shape[1]) + math.prod(shape[2]))
             case _:

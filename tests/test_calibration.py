@@ -91,8 +91,9 @@ def test_a_gap_of_different_shapes_is_infinite() -> None:
 def test_rows_times_matrices_are_the_outputs(name: str) -> None:
     """A linear node's rows times its matrices, and its bias, are what ONNX Runtime computes at those places."""
     model = residual_net().model()
-    graph = analysis_of(model).graph
-    linear = next(node for node in linear_nodes(graph) if node.node.name == name)
+    analysis = analysis_of(model)
+    graph = analysis.graph
+    linear = next(node for node in linear_nodes(graph, analysis.channels) if node.node.name == name)
     walk = Walk(model, samples_for(model), Provider.CPU)
     x = walk.values(linear.node.inputs[0])[1]
     y = Walk(model, samples_for(model), Provider.CPU).values(linear.node.outputs[0])[1]
@@ -110,7 +111,10 @@ def test_rows_times_matrices_are_the_outputs(name: str) -> None:
 def test_results_end_behind_a_residual_addition() -> None:
     """Both branches end in the sum; a convolution before an activation ends in itself."""
     analysis = analysis_of(residual_net().model())
-    ends = {n.node.name: ending_of(n, analysis.graph, analysis.channels) for n in linear_nodes(analysis.graph)}
+    ends = {
+        n.node.name: ending_of(n, analysis.graph, analysis.channels)
+        for n in linear_nodes(analysis.graph, analysis.channels)
+    }
     add = next(node for node in analysis.graph.nodes if node.op == "Add")
     assert ends["point"].value == ends["shortcut"].value == add.outputs[0]
     assert {ends["point"].other, ends["shortcut"].other} == set(add.inputs)

@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -12,9 +13,10 @@ from hypothesis.extra import numpy as hnp
 import onnxfuse
 from onnxfuse import Compressed
 from onnxfuse.arrays import FloatArray
-from onnxfuse.fusion.quantised import Encoding, decode, encode, fitting_encoding
+from onnxfuse.fusion.quantised import Encoding, decode, encode, fitting_encoding, integer_range, pack, unpack
 from tests.builders import AnyArray, Net, initializers, run_ort
 from tests.laws import assert_only_weights_differ, assert_valid
+from tests.quantised_examples import packed
 
 TYPES = [np.dtype(t) for t in (np.int8, np.uint8, np.int16, np.uint16, np.int32)]
 SMALL = [t for t in TYPES if t.itemsize < 4]
@@ -32,7 +34,7 @@ def encodings(draw: st.DrawFn, *, symmetric: bool = False) -> tuple[FloatArray, 
     zero = np.zeros(form) if symmetric else rng.integers(bounds.min, bounds.max, form, endpoint=True).astype(np.float64)
     scale = rng.uniform(1e-3, 1.0, form).astype(np.float32).astype(np.float64)
     values = rng.normal(size=shape) * draw(st.sampled_from([1e-3, 1.0, 1e3]))
-    return values, Encoding(np.asarray(scale), np.asarray(zero), axis), dtype
+    return values, Encoding(np.asarray(scale), np.asarray(zero), (axis,)), dtype
 
 
 @settings(max_examples=100, deadline=None)
@@ -44,7 +46,9 @@ def test_every_integer_survives_being_decoded_and_encoded(
     values, encoding, dtype = drawn
     bounds = np.iinfo(dtype)
     stored = np.random.default_rng(seed).integers(bounds.min, bounds.max, values.shape, endpoint=True)
-    np.testing.assert_array_equal(encode(decode(stored.astype(np.float64), encoding), encoding, dtype), stored)
+    np.testing.assert_array_equal(
+        encode(decode(stored.astype(np.float64), encoding), encoding, integer_range(dtype)), stored
+    )
 
 
 @settings(max_examples=100, deadline=None)
@@ -53,10 +57,10 @@ def test_the_error_is_half_a_step_inside_the_range(drawn: tuple[FloatArray, Enco
     """Inside the range the error is at most half a scale; outside, the nearest end is taken."""
     values, encoding, dtype = drawn
     bounds = np.iinfo(dtype)
-    scale = np.broadcast_to(encoding.along(encoding.scale, values.ndim), values.shape)
-    zero = encoding.along(encoding.zero_point, values.ndim)
+    scale = np.broadcast_to(encoding.spread(encoding.scale, values.shape), values.shape)
+    zero = encoding.spread(encoding.zero_point, values.shape)
     low, high = (np.broadcast_to((end - zero) * scale, values.shape) for end in (bounds.min, bounds.max))
-    stored = encode(values, encoding, dtype)
+    stored = encode(values, encoding, integer_range(dtype))
     assert np.array_equal(stored, stored.astype(dtype))
     error = np.abs(decode(stored, encoding) - np.clip(values, low, high))
     assert (error <= scale * (0.5 + 1e-9)).all()
@@ -70,14 +74,14 @@ def test_a_fitting_encoding_covers_all_values_and_no_more(
     """A fitting symmetric encoding represents all values that its type can, and its largest integer is used."""
     values, old, dtype = drawn
     values = np.abs(values) if dtype.kind == "u" else values
-    fitted = fitting_encoding(values, old, dtype)
-    assert (fitted.axis, fitted.scale.shape) == (old.axis, old.scale.shape)
+    fitted = fitting_encoding(values, old, integer_range(dtype))
+    assert (fitted.axes, fitted.scale.shape) == (old.axes, old.scale.shape)
     np.testing.assert_array_equal(fitted.zero_point, old.zero_point)
     np.testing.assert_array_equal(fitted.scale.astype(np.float32).astype(np.float64), fitted.scale)
-    scale = np.broadcast_to(fitted.along(fitted.scale, values.ndim), values.shape)
-    stored = encode(values, fitted, dtype)
+    scale = np.broadcast_to(fitted.spread(fitted.scale, values.shape), values.shape)
+    stored = encode(values, fitted, integer_range(dtype))
     assert (np.abs(decode(stored, fitted) - values) <= scale * (0.5 + 1e-2)).all()
-    rest = tuple(i for i in range(values.ndim) if old.scale.size == 1 or i != old.axis)
+    rest = tuple(i for i in range(values.ndim) if old.scale.size == 1 or i not in old.axes)
     np.testing.assert_array_equal(np.abs(stored).max(axis=rest), np.iinfo(dtype).max)
 
 
@@ -89,9 +93,9 @@ def test_a_fitting_encoding_with_a_zero_point_covers_all_values(
     """With a zero point inside the range, every value of either sign is represented to half a scale."""
     values, old, dtype = drawn
     middle = np.full_like(old.zero_point, np.iinfo(dtype).max // 3)
-    fitted = fitting_encoding(values, Encoding(old.scale, middle, old.axis), dtype)
-    scale = np.broadcast_to(fitted.along(fitted.scale, values.ndim), values.shape)
-    error = np.abs(decode(encode(values, fitted, dtype), fitted) - values)
+    fitted = fitting_encoding(values, Encoding(old.scale, middle, old.axes), integer_range(dtype))
+    scale = np.broadcast_to(fitted.spread(fitted.scale, values.shape), values.shape)
+    error = np.abs(decode(encode(values, fitted, integer_range(dtype)), fitted) - values)
     assert (error <= scale * (0.5 + 1e-2)).all()
 
 
@@ -99,21 +103,74 @@ def test_a_fitting_encoding_with_a_zero_point_covers_all_values(
 @pytest.mark.parametrize("form", [(), (3,)])
 def test_zeros_stay_zeros(dtype: np.dtype[np.int64], form: tuple[int, ...]) -> None:
     """Values that are all zero keep a scale that is above zero, and stay zero."""
-    old = Encoding(np.full(form, 0.5), np.zeros(form), 0)
-    fitted = fitting_encoding(np.zeros((3, 2)), old, dtype)
+    old = Encoding(np.full(form, 0.5), np.zeros(form), (0,))
+    fitted = fitting_encoding(np.zeros((3, 2)), old, integer_range(dtype))
     assert (fitted.scale > 0).all()
     assert np.isfinite(fitted.scale).all()
-    np.testing.assert_array_equal(decode(encode(np.zeros((3, 2)), fitted, dtype), fitted), 0.0)
+    np.testing.assert_array_equal(decode(encode(np.zeros((3, 2)), fitted, integer_range(dtype)), fitted), 0.0)
 
 
 def test_a_row_of_zeros_does_not_disturb_the_others() -> None:
     """A row of zeros between others has a scale above zero, and theirs are as without it."""
     values = np.array([[1.0, -2.0], [0.0, 0.0], [3.0, 0.5]])
-    old = Encoding(np.full(3, 0.1), np.zeros(3), 0)
-    fitted = fitting_encoding(values, old, np.dtype(np.int8))
-    alone = fitting_encoding(values[[0, 2]], Encoding(np.full(2, 0.1), np.zeros(2), 0), np.dtype(np.int8))
+    old = Encoding(np.full(3, 0.1), np.zeros(3), (0,))
+    fitted = fitting_encoding(values, old, integer_range(np.dtype(np.int8)))
+    alone = fitting_encoding(
+        values[[0, 2]], Encoding(np.full(2, 0.1), np.zeros(2), (0,)), integer_range(np.dtype(np.int8))
+    )
     np.testing.assert_array_equal(fitted.scale[[0, 2]], alone.scale)
     assert fitted.scale[1] > 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(shape=hnp.array_shapes(min_dims=1, max_dims=3, max_side=7), block=st.integers(1, 5), data=st.data())
+def test_blocks_share_a_scale(shape: tuple[int, ...], block: int, data: st.DataObject) -> None:
+    """Every index has the scale of the block that it is in, and extrema are those of the block."""
+    along = data.draw(st.integers(0, len(shape) - 1))
+    counts = tuple(-(-n // block) if i == along else n for i, n in enumerate(shape))
+    rng = np.random.default_rng(len(shape) + block)
+    scale, values = rng.uniform(0.1, 1.0, counts), rng.normal(size=shape)
+    encoding = Encoding(scale, np.zeros(()), tuple(range(len(shape))), along, block)
+    spread, (low, high) = np.broadcast_to(encoding.spread(scale, shape), shape), encoding.extrema(values)
+    for index in np.ndindex(shape):
+        of_block = tuple(i // block if axis == along else i for axis, i in enumerate(index))
+        assert spread[index] == scale[of_block]
+        assert low[of_block] <= values[index] <= high[of_block]
+    inside = np.isin(np.concatenate([low, high], axis=None), [0.0, *values.ravel()])
+    assert inside.all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    shape=hnp.array_shapes(min_dims=1, max_dims=3, max_side=5),
+    bits=st.sampled_from([1, 2, 4, 8]),
+    seed=st.integers(0, 99),
+)
+def test_packed_integers_come_back(shape: tuple[int, ...], bits: int, seed: int) -> None:
+    """Unpacking finds what was packed, the lowest bits first, and packing it again gives the same bytes."""
+    integers = np.random.default_rng(seed).integers(0, 2**bits, shape)
+    stored = packed(integers, bits)
+    found = unpack(stored, bits)
+    np.testing.assert_array_equal(found[..., : shape[-1]], integers)
+    np.testing.assert_array_equal(found[..., shape[-1] :], 0)
+    np.testing.assert_array_equal(pack(found, bits), stored)
+
+
+@pytest.mark.parametrize("dtype", [*TYPES, np.dtype(ml_dtypes.int4), np.dtype(ml_dtypes.uint4)], ids=str)
+def test_the_range_of_a_type(dtype: np.dtype[np.int64]) -> None:
+    """Both ends of the range are integers of the type, and the next ones beyond are not."""
+    low, high = integer_range(dtype)
+    ends = np.array([low, high, low - 1, high + 1]).astype(dtype).astype(np.int64)
+    np.testing.assert_array_equal(ends == [low, high, low - 1, high + 1], [True, True, False, False])
+
+
+def test_a_scale_is_rounded_as_it_is_stored() -> None:
+    """A scale that is stored in half precision is one, so that integers are chosen for what the file says."""
+    values = np.random.default_rng(0).normal(size=(3, 5))
+    old = Encoding(np.full(3, 0.1), np.zeros(3), (0,))
+    fitted = fitting_encoding(values, old, (-128, 127), np.float16)
+    np.testing.assert_array_equal(fitted.scale.astype(np.float16).astype(np.float64), fitted.scale)
+    assert (np.abs(decode(encode(values, fitted, (-128, 127)), fitted) - values) <= 0.6 * fitted.scale[:, None]).all()
 
 
 # Networks -----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from onnx import numpy_helper
 from onnxfuse.coupling.rules import DEFAULT_RULES
 from onnxfuse.fusion.maps import ChannelMap
 from tests.builders import Arrays, initializers, run_ort
-from tests.examples import EXAMPLES, Example
+from tests.examples import EXAMPLES as ON_FLOATS
+from tests.examples import Example
 from tests.laws import (
     analysis_of,
     assert_only_weights_differ,
@@ -22,7 +23,9 @@ from tests.laws import (
     with_copies,
     with_unread,
 )
+from tests.quantised_examples import QUANTISED
 
+EXAMPLES = (*ON_FLOATS, *QUANTISED)
 FREE = [example for example in EXAMPLES if example.free]
 EXACT = [example for example in FREE if example.exact]
 # Operators of ONNX Runtime's own that it keeps under ONNX's domain, where ONNX's checker does not know them.

@@ -34,11 +34,14 @@ class Judgement:
 
     def channel_map(self, kept: int) -> ChannelMap:
         """Return the map that keeps the first channels of the order, and has readers rebuild the others from them."""
-        channels = len(self.order)
-        selection = ChannelMap.selection(np.sort(self.order[:kept]), channels)
-        if kept == channels:
+        selection = self.selection(kept)
+        if selection.is_identity:
             return selection
         return ChannelMap(selection.output, best_input_map(self.readings, selection.output), selection.anchors)
+
+    def selection(self, kept: int) -> ChannelMap:
+        """Return the map that keeps the first channels of the order and does without the others."""
+        return ChannelMap.selection(np.sort(self.order[:kept]), len(self.order))
 
 
 def judge_groups(

@@ -5,18 +5,28 @@ it is applied. What counts is not Y but the value that it ends in: behind the no
 and behind the residual addition if there is one, where other branches' errors can be made good.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+from onnx import TensorProto
 
 from onnxfuse.arrays import FloatArray, IntArray
 from onnxfuse.coupling.groups import ChannelGraph
+from onnxfuse.coupling.scales_behind import scale_behind
 from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView, Operand
 from onnxfuse.statistics.patches import convolution_pads, patch_rows, place_count
 
 __all__ = ["Ending", "LinearNode", "ending_of", "linear_nodes"]
+
+# The weight's slot of every operator that can be fitted.
+_WEIGHT_SLOTS: Mapping[tuple[str, str], int] = {
+    **{(DEFAULT_DOMAIN, op): 1 for op in ("Conv", "Gemm", "MatMul", "ConvInteger", "MatMulInteger")},
+    **{(DEFAULT_DOMAIN, op): 3 for op in ("QLinearConv", "QLinearMatMul")},
+    ("com.microsoft", "QGemm"): 3,
+}
+_FINE_INTEGERS = frozenset({TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16})
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -27,16 +37,23 @@ class LinearNode:
 
     Attributes:
         node: The node.
-        weight: Its weight, a constant.
+        weight: Its weight: a constant, or the integers that are decoded for it.
+        result: What it computes, in numbers: its output, or what becomes of that once a scale behind it is applied.
     """
 
     node: NodeView
     weight: Operand
+    result: str
 
     @property
     def is_convolution(self) -> bool:
         """Whether it reads patches, so that channels are on axis 1; otherwise they are on the last axis."""
-        return self.node.op == "Conv"
+        return "Conv" in self.node.op
+
+    @property
+    def is_clipped(self) -> bool:
+        """Whether its result is rounded and clipped to integers, and so may be an activation of what it computes."""
+        return self.node.op in {"QLinearConv", "QLinearMatMul"} or (self.node.op == "QGemm" and _has_scale(self.node))
 
     def groups(self, value: AnyArray) -> int:
         """Return into how many groups its channels fall, for the present value of its weight."""
@@ -88,7 +105,7 @@ class LinearNode:
 
     @property
     def _is_transposed(self) -> bool:
-        return self.node.op == "Gemm" and bool(self.node.attributes.get("transB", 0))
+        return self.node.op.endswith("Gemm") and bool(self.node.attributes.get("transB", 0))
 
     def _geometry(
         self, x: AnyArray, value: AnyArray, *, materialise: bool = False
@@ -106,23 +123,40 @@ class LinearNode:
         return np.broadcast_to(np.zeros((), x.dtype), (*x.shape[:2], *sizes)), kernel, strides, dilations
 
 
-def linear_nodes(graph: GraphView) -> Iterator[LinearNode]:
+def linear_nodes(graph: GraphView, channels: ChannelGraph) -> Iterator[LinearNode]:
     """Yield the nodes that can be fitted, in the order in which they run."""
     for node in graph.nodes:
-        weight = graph.operand(node, 1)
-        if node.domain != DEFAULT_DOMAIN or weight is None or not weight.is_constant:
-            continue
-        rank = len(graph.constants[weight.name].dims)
-        plain = {
-            "Conv": True,
-            "Gemm": not node.attributes.get("transA", 0)
-            and node.attributes.get("alpha", 1.0) == 1.0
-            and node.attributes.get("beta", 1.0) == 1.0,
-            "MatMul": rank == 2,
-        }
+        slot = _WEIGHT_SLOTS.get((node.domain, node.op))
         first = graph.operand(node, 0)
-        if plain.get(node.op, False) and first is not None and not first.is_constant:
-            yield LinearNode(node, weight)
+        weight = None if slot is None else graph.decoded_operand(node, slot)
+        if weight is None or first is None or first.is_constant or not _is_fine(weight, node, graph, channels):
+            continue
+        if _is_plain(node, len(graph.constants[weight.name].dims)):
+            behind = scale_behind(graph, node)
+            yield LinearNode(node, weight, node.outputs[0] if behind is None else behind.result)
+
+
+def _has_scale(node: NodeView) -> bool:
+    """Whether a QGemm has a scale for its result, which is of floats otherwise."""
+    return len(node.inputs) > 7 and bool(node.inputs[7])
+
+
+def _is_plain(node: NodeView, rank: int) -> bool:
+    """Whether a node is nothing but a product of its rows with a matrix, or with one for each group."""
+    if node.op.endswith("Gemm"):
+        factors = (node.attributes.get("alpha", 1.0), node.attributes.get("beta", 1.0))
+        return not node.attributes.get("transA", 0) and factors == (1.0, 1.0)
+    return not node.attributes.get("channels_last", 0) if "Conv" in node.op else rank == 2
+
+
+def _is_fine(weight: Operand, node: NodeView, graph: GraphView, channels: ChannelGraph) -> bool:
+    """Whether a weight is a constant, of floats or of integers that are fine enough for what is fitted."""
+    if not weight.is_constant:
+        return False
+    encoded = channels.encodings.get(weight)
+    if encoded is None:
+        return weight.node == node.index
+    return encoded.scale is not None and graph.constants[weight.name].data_type in _FINE_INTEGERS
 
 
 @dataclass(frozen=True)
@@ -149,7 +183,7 @@ class Ending:
 
 def ending_of(linear: LinearNode, graph: GraphView, channels: ChannelGraph) -> Ending:
     """Follow a linear node's result through the normalisation and the biases behind it, up to a residual addition."""
-    value = linear.node.outputs[0]
+    value = linear.result
     axis = 1 if linear.is_convolution else -1
     steps: list[NodeView] = []
     while (reader := graph.sole_reader(value)) is not None:

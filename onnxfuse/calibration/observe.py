@@ -13,6 +13,7 @@ from onnxfuse.calibration.linear import LinearNode, ending_of, linear_nodes
 from onnxfuse.config import Provider
 from onnxfuse.coupling.groups import CouplingGroup, ParameterAxis, positions
 from onnxfuse.coupling.layout import leaves
+from onnxfuse.coupling.scales_behind import scale_behind
 from onnxfuse.fusion.weights import WeightState
 from onnxfuse.graph.view import NodeView, Operand
 from onnxfuse.proof.runtime import Session
@@ -119,7 +120,7 @@ def observe_readings(
     Raises:
         RuntimeFailedError: ONNX Runtime could not run the network.
     """
-    linear = {node.node.index: node for node in linear_nodes(analysis.graph)}
+    linear = {node.node.index: node for node in linear_nodes(analysis.graph, analysis.channels)}
     state = WeightState(analysis.graph, analysis.shapes, analysis.channels)
     places = {group.name: list(_places(analysis, state, group, linear)) for group in groups}
     moments: dict[tuple[str, str, int], _Moments] = {}
@@ -163,6 +164,8 @@ def _places(
         if node.index in linear:
             end = ending_of(linear[node.index], analysis.graph, analysis.channels).value
             has_shift = state.output_shift(node) is not None
+        elif (behind := scale_behind(analysis.graph, node)) is not None:
+            end = behind.result
         yield _Place(features.weights, where, end, has_shift)
 
 
@@ -200,14 +203,46 @@ def _run(
     rng: np.random.Generator,
 ) -> None:
     dims = analysis.shapes.dims
-    names = [m.value for m in moments.values()] + list(spreads)
+    names = dict.fromkeys([m.value for m in moments.values()] + list(spreads))
+    names.update(dict.fromkeys(name for value in list(names) for name in _parameters(analysis, value)))
     for batch, outputs in stream_values(analysis, names, samples, provider):
         for moment in moments.values():
             per_sample = int(np.prod(dims[moment.value])) // max(dims[moment.value][moment.axis], 1) / analysis.batch
             wanted = max(_FEWEST_ROWS, _ROWS_PER_CHANNEL * len(moment.where))
-            moment.add(outputs[moment.value], batch, min(1.0, wanted / max(per_sample * samples.count, 1)), rng)
+            share = min(1.0, wanted / max(per_sample * samples.count, 1))
+            moment.add(_numbers(analysis, moment.value, outputs), batch, share, rng)
         for name, spread in spreads.items():
-            spread.add(outputs[name])
+            spread.add(_numbers(analysis, name, outputs))
+
+
+def _parameters(analysis: Analysis, value: str) -> Iterator[str]:
+    """Yield the scale and the zero point of a value where these are computed."""
+    told = analysis.channels.encodings.get(Operand(value))
+    for operand in (told.scale, told.zero) if told is not None else ():
+        if operand is not None and not operand.is_constant:
+            yield operand.name
+
+
+def _numbers(analysis: Analysis, value: str, outputs: Mapping[str, AnyArray]) -> AnyArray:
+    """Return what the integers of a value stand for; floats as they are."""
+    found = outputs[value]
+    told = analysis.channels.encodings.get(Operand(value))
+    if found.dtype.kind not in "iu" or told is None:
+        return found if found.dtype.kind == "f" else found.astype(np.float32)
+    scale = 1.0 if told.scale is None else _parameter(analysis, told.scale, outputs)
+    zero = 0.0 if told.zero is None else _parameter(analysis, told.zero, outputs)
+    numbers: AnyArray = ((found.astype(np.float32) - zero) * scale).astype(np.float32)
+    return numbers
+
+
+def _parameter(analysis: Analysis, operand: Operand, outputs: Mapping[str, AnyArray]) -> float:
+    if operand.name in outputs:
+        stored = outputs[operand.name]
+    elif operand.name in analysis.graph.constants:
+        stored = analysis.graph.array(operand.name)
+    else:
+        stored = analysis.shapes.static[operand.name]
+    return float(stored.reshape(-1)[0])
 
 
 def stream_values(

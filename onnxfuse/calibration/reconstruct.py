@@ -13,12 +13,13 @@ its weights.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
+from onnx import TensorProto
 
 from onnxfuse.analysis import Analysis
 from onnxfuse.arrays import FloatArray
@@ -109,7 +110,7 @@ def reconstruct_network(
     """
     steps = _steps(macs, config.effort)
     plain = SideBySide(analysis, state, applied, samples, config.provider)
-    wanted = {linear.node.outputs[0]: linear for linear in plain.nodes()}
+    wanted = {linear.result: linear for linear in plain.nodes()}
     # The compressed network may have fewer nodes: what only copied constants is a constant there.
     graph = plain.present.graph
     fitted = [graph.producers[output] for output in wanted]
@@ -164,20 +165,21 @@ def _may_end(graph: GraphView, name: str) -> bool:
     return not all(read == name or read in graph.constants for read in reader.inputs if read)
 
 
-def _operands(sides: SideBySide, segment: Segment, wanted: Mapping[str, LinearNode]) -> list[Operand]:
+def _operands(sides: SideBySide, segment: Segment, wanted: Mapping[str, LinearNode]) -> dict[Operand, LinearNode]:
     """Return the weights to fit in a segment, and what shifts their results; those that others share stay."""
     made = {output for node in segment.nodes for output in node.outputs}
-    found: dict[Operand, None] = {}
-    for output in made & wanted.keys():
-        found[wanted[output].weight] = None
-        shift = sides.state.output_shift(wanted[output].node)
-        if shift is not None and sides.graph.nodes[shift.node].outputs[0] in made:
-            found[shift] = None
-    return [
-        operand
-        for operand in sorted(found, key=lambda operand: (operand.node, operand.slot))
-        if len(sides.graph.readers[operand.name]) == 1 and sides.state.stored(operand).dtype == np.float32
-    ]
+    found: dict[Operand, LinearNode] = {}
+    for linear in (linear for result, linear in wanted.items() if result in made):
+        for operand in (linear.weight, sides.state.output_shift(linear.node)):
+            if operand is not None and sides.graph.nodes[operand.node].outputs[0] in made and _is_free(sides, operand):
+                found[operand] = linear
+    return found
+
+
+def _is_free(sides: SideBySide, operand: Operand) -> bool:
+    """Whether a weight is stored as floats for one reader alone."""
+    tensor = sides.graph.constants.get(operand.name)
+    return tensor is not None and tensor.data_type == TensorProto.FLOAT and len(sides.graph.readers[operand.name]) == 1
 
 
 @dataclass(frozen=True)
@@ -246,17 +248,17 @@ class _Fitting:
         if unit is None:
             return None
         state = self.sides.state
-        before = unit.error(self.held, {name: state.stored(operand) for name, operand in unit.fed.items()})
+        start = {name: state.array(operand) for name, operand in unit.fed.items()}
+        before = unit.error(self.held, _single(start))
         if not np.isfinite(before) or before <= _ROUNDING:
             return None
-        start = {name: state.array(operand) for name, operand in unit.fed.items()}
         found = self._descend(unit, start, rng)
         after = unit.error(self.held, _single(found))
         is_better = bool(np.isfinite(after)) and after < before
         if is_better:
             for name, operand in unit.fed.items():
                 state.replace(operand, found[name])
-                self.sides.tell(operand)
+                self.sides.tell(operands[operand], operand)
         nodes = tuple(dict.fromkeys(self.sides.graph.nodes[operand.node].name for operand in operands))
         after, steps = (after, self.steps) if is_better else (before, 0)
         return Reconstruction(segment.outputs[-1], nodes, before, after, steps)
@@ -289,7 +291,7 @@ def _sizes(unit: _Unit, weights: Mapping[str, AnyArray]) -> dict[str, float]:
     return found
 
 
-def _unit(sides: SideBySide, segment: Segment, operands: Sequence[Operand], provider: Provider) -> _Unit | None:
+def _unit(sides: SideBySide, segment: Segment, operands: Iterable[Operand], provider: Provider) -> _Unit | None:
     """Build the networks that run a segment, and collect what goes in and what should come out."""
     inputs = [sides.present.values(name) for name in segment.inputs]
     targets = [[sides.fused_value(value, name) for value in sides.original.values(name)] for name in segment.outputs]
@@ -306,7 +308,7 @@ def _unit(sides: SideBySide, segment: Segment, operands: Sequence[Operand], prov
     part = sides.present.part(segment.nodes, segment.outputs, keys)
     graph = GraphView(part)
     dims = {name: values[0].shape for name, values in zip(segment.inputs, inputs, strict=True)}
-    dims |= {name: sides.state.stored(operand).shape for name, operand in fed.items()}
+    dims |= {name: sides.state.array(operand).shape for name, operand in fed.items()}
     for info in part.graph.input:
         _state_shape(info, dims[info.name])
     plan = build_backward(graph, infer_shapes(graph, dims), list(fed))

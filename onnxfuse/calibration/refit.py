@@ -8,7 +8,7 @@ unlabelled samples are needed. Some of them are held back: they choose the ridge
 fit does not improve them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -18,6 +18,7 @@ from onnxfuse.analysis import Analysis
 from onnxfuse.arrays import FloatArray, IntArray
 from onnxfuse.calibration.linear import Ending, LinearNode, ending_of
 from onnxfuse.calibration.side_by_side import Applied, SideBySide
+from onnxfuse.calibration.walk import Walk
 from onnxfuse.config import Provider
 from onnxfuse.fusion.weights import WeightState
 from onnxfuse.graph.view import Operand
@@ -103,13 +104,14 @@ class _Refitting:
     def __init__(self, sides: SideBySide) -> None:
         self.sides = sides
         self.analysis, self.graph, self.state = sides.analysis, sides.graph, sides.state
+        self.before = WeightState(sides.graph, sides.analysis.shapes, sides.analysis.channels)
         self.original, self.present = sides.original, sides.present
         self.waiting: set[str] = set()
 
     def nodes(self) -> list[LinearNode]:
         """Return the nodes to fit: those behind the first change whose rows are not too long."""
         found = [linear for linear in self.sides.nodes() if self._row_length(linear) <= _LONGEST_ROW]
-        self.waiting = {linear.node.outputs[0] for linear in found}
+        self.waiting = {linear.result for linear in found}
         return found
 
     def _row_length(self, linear: LinearNode) -> int:
@@ -117,7 +119,7 @@ class _Refitting:
 
     def refit(self, linear: LinearNode, rng: np.random.Generator) -> Refit | None:
         """Fit one node; None where there is nothing to fit."""
-        self.waiting.discard(linear.node.outputs[0])
+        self.waiting.discard(linear.result)
         ending = self._ending(linear)
         weight = self.state.array(linear.weight)
         scale, shift = self._affine(linear, ending)
@@ -152,7 +154,7 @@ class _Refitting:
         """Return where the node's result ends; not behind an addition whose other side still waits to be fitted."""
         ending = ending_of(linear, self.graph, self.analysis.channels)
         if ending.other and any(
-            name in self.waiting or name == linear.node.outputs[0]
+            name in self.waiting or name == linear.result
             for node in self.present.pending(ending.other)
             for name in node.outputs
         ):
@@ -163,9 +165,9 @@ class _Refitting:
         """Return what the node's products are scaled and shifted by on their way to where they end, shape (O,) each."""
         count = linear.matrices(self.state.array(linear.weight)).shape[:2]
         scale, shift = np.ones(int(np.prod(count))), np.zeros(int(np.prod(count)))
-        node = linear.node
-        if len(node.inputs) > 2 and node.inputs[2]:
-            shift = shift + self.state.array(Operand(node.inputs[2], node.index, 2)).ravel()
+        bias = self.sides.bias(linear)
+        if bias is not None:
+            shift = shift + self.state.array(bias).ravel()
         for step in ending.steps:
             factor, offset = self.state.affine(step, len(scale))
             scale, shift = scale * factor, shift * factor + offset
@@ -175,9 +177,9 @@ class _Refitting:
         self, linear: LinearNode, ending: Ending, weight: FloatArray, rng: np.random.Generator
     ) -> Iterator[tuple[AnyArray, AnyArray, IntArray]]:
         """Yield for every run some rows that the node reads, what they should end as, and the sample of each."""
-        ends = self.original.values(ending.value)
+        ends = self._original_rows(linear, ending)
         others = self.present.values(ending.other) if ending.other else None
-        reads = self.present.values(linear.node.inputs[0])
+        reads = self._numbers(self.present, linear.node.inputs[0])
         axis = 1 if linear.is_convolution else -1
         layout = self.analysis.channels.layouts[Operand(ending.value)][axis]
         counts = [linear.place_count(x, weight) for x in reads]
@@ -187,13 +189,51 @@ class _Refitting:
         for run, x in enumerate(reads):
             samples, places = counts[run]
             chosen = _random_places(samples, places, -(-wanted * samples * places // total), rng)
-            target = self.sides.fused(linear.outputs(ends[run], chosen), 1, layout)
+            target = self.sides.fused(ends(run, chosen), 1, layout)
             if others is not None:
                 target = target - linear.outputs(others[run], chosen)
             # Rows of one sample are alike: they are held back together, unless there are too few samples.
             numbers = first + chosen[:, 0] if sum(n for n, _ in counts) >= _HELD_BACK else np.arange(len(chosen))
             first += samples
             yield linear.rows(x, weight, chosen), target, numbers
+
+    def _original_rows(self, linear: LinearNode, ending: Ending) -> Callable[[int, IntArray], AnyArray]:
+        """Return what gives the rows of a run in which the node's result ended in the original, at some places."""
+        if not linear.is_clipped:
+            ends = self.original.values(ending.value)
+            return lambda run, places: linear.outputs(ends[run], places)
+        # What is clipped in the end is an activation; the products before it are worked out.
+        reads = self._numbers(self.original, linear.node.inputs[0])
+        weight, bias = self.before.array(linear.weight), self.sides.bias(linear)
+        matrices = linear.matrices(weight).astype(np.float32)
+        shift = 0.0 if bias is None else self.before.array(bias).ravel().astype(np.float32)
+
+        def products(run: int, places: IntArray) -> AnyArray:
+            made = np.einsum("ngd,god->ngo", linear.rows(reads[run], weight, places), matrices, optimize=True)
+            rows: AnyArray = made.reshape(len(places), -1) + shift
+            return rows
+
+        return products
+
+    def _numbers(self, walk: Walk, value: str) -> Sequence[AnyArray]:
+        """Return what the integers of a value stand for in one of the networks; floats as they are."""
+        found = walk.values(value)
+        told = self.analysis.channels.encodings.get(Operand(value))
+        if told is None or found[0].dtype.kind == "f":
+            return found
+        scales, zeros = self._parameters(walk, told.scale, 1.0), self._parameters(walk, told.zero, 0.0)
+        return [
+            ((x.astype(np.float32) - zero) * scale).astype(np.float32)
+            for x, scale, zero in zip(found, scales, zeros, strict=True)
+        ]
+
+    def _parameters(self, walk: Walk, operand: Operand | None, default: float) -> Sequence[float]:
+        """Return a scale or zero point for a whole value, in every run."""
+        if operand is None:
+            return [default] * walk.runs
+        if operand.name in self.graph.constants:
+            return [float(self.graph.array(operand.name).reshape(-1)[0])] * walk.runs
+        return [float(x.reshape(-1)[0]) for x in walk.values(operand.name)]
 
     def _shift_mean(
         self, linear: LinearNode, sums: RegressionSums, fitted: FloatArray, scale: FloatArray, shift: FloatArray
@@ -206,7 +246,7 @@ class _Refitting:
         operand = self.state.output_shift(linear.node)
         self.state.shift_outputs(linear.node, np.divide(gap, scale, out=np.zeros_like(gap), where=scale != 0))
         if operand is not None:
-            self.sides.tell(operand)
+            self.sides.tell(linear, operand)
         return True
 
     def _replace_weight(self, linear: LinearNode, weight: FloatArray, fitted: FloatArray, factor: FloatArray) -> None:
@@ -214,7 +254,7 @@ class _Refitting:
         safe = np.where(factor != 0, factor, 1.0)[:, :, None]
         matrices = np.where(factor[:, :, None] != 0, fitted / safe, linear.matrices(weight))
         self.state.replace(linear.weight, linear.weight_like(matrices, weight))
-        self.sides.tell(linear.weight)
+        self.sides.tell(linear, linear.weight)
 
 
 def _random_places(samples: int, places: int, count: int, rng: np.random.Generator) -> IntArray:

@@ -15,7 +15,7 @@ from onnxfuse.fusion.maps import ChannelMap
 from onnxfuse.fusion.rewrite import collect_edits
 from onnxfuse.fusion.weights import WeightState, map_axis
 from onnxfuse.graph.edits import apply_edits
-from onnxfuse.graph.view import Operand
+from onnxfuse.graph.view import BIAS_SLOTS, Operand
 from onnxfuse.proof.samples import Samples
 
 __all__ = ["Applied", "SideBySide"]
@@ -57,7 +57,7 @@ class SideBySide:
         changed: set[str] = set()
         fused = {group.atom for group, _ in self.applied}
         readers = {p.operand.node for group, _ in self.applied for p in group.parameters}
-        linear = {node.node.index: node for node in linear_nodes(self.graph)}
+        linear = {node.node.index: node for node in linear_nodes(self.graph, self.analysis.channels)}
         for node in self.graph.nodes:
             is_behind = any(name in changed for name in (*node.inputs, *node.captured))
             if is_behind or node.index in readers:
@@ -68,12 +68,20 @@ class SideBySide:
     def _is_plain(self, linear: LinearNode, fused: set[Atom]) -> bool:
         """Whether the channels lie on the one axis where the node's algebra has them."""
         data = self.analysis.channels.layouts.get(Operand(linear.node.inputs[0]), ())
-        result = self.analysis.channels.layouts.get(Operand(linear.node.outputs[0]), ())
+        result = self.analysis.channels.layouts.get(Operand(linear.result), ())
         axis = 1 if linear.is_convolution else -1
         for layouts in (data, result):
             if not layouts or any(fused & set(leaves(x)) for i, x in enumerate(layouts) if i != axis % len(layouts)):
                 return False
-        return self.state.array(linear.weight).size > 0
+        bias = self.bias(linear)
+        is_known = bias is None or bias.name in self.graph.constants or bias.name in self.analysis.shapes.static
+        return is_known and self.state.array(linear.weight).size > 0
+
+    def bias(self, linear: LinearNode) -> Operand | None:
+        """Return the bias of a linear node: a constant, integers behind it, or what is put together from constants."""
+        slot = BIAS_SLOTS.get(linear.node.op, len(linear.node.inputs))
+        bias = self.graph.decoded_operand(linear.node, slot)
+        return bias if bias is None or bias.is_constant else Operand(bias.name, linear.node.index, slot)
 
     def fused(self, rows: AnyArray, axis: int, layout: Layout) -> AnyArray:
         """Return what the fused channels should be where the original's are ``rows``, along one axis of them."""
@@ -93,7 +101,8 @@ class SideBySide:
             value = self.fused(value, axis, layout)
         return value
 
-    def tell(self, operand: Operand) -> None:
-        """Let the compressed network go on with the present value of a weight."""
-        node = self.graph.nodes[operand.node]
-        self.present.set_constant(node.outputs[0], operand.slot, self.state.stored(operand))
+    def tell(self, linear: LinearNode, operand: Operand) -> None:
+        """Let the compressed network go on with a changed constant of a linear node, or of one behind it."""
+        # The integers of a bias depend on the scale of the weight, and that on all of the weight.
+        for changed, value in self.state.stored(linear.node, dict.fromkeys((linear.weight, operand))):
+            self.present.set_constant(self.graph.nodes[changed.node].outputs[0], changed.slot, value)

@@ -31,6 +31,9 @@ class Walk:
         samples: Its inputs.
         provider: Where it runs.
         name: What messages call it.
+
+    Attributes:
+        runs: In how many runs the samples go through.
     """
 
     def __init__(self, model: onnx.ModelProto, samples: Samples, provider: Provider, name: str = "the model") -> None:
@@ -41,7 +44,7 @@ class Walk:
         self._done: set[int] = set()
         self._constants: dict[tuple[str, int], AnyArray] = {}
         feeds = list(samples.feeds())
-        self._runs = len(feeds)
+        self.runs = len(feeds)
         # One array for every run: not every value has the samples on an axis of its own.
         self._live: dict[str, list[AnyArray]] = {name: [feed[name] for feed in feeds] for name in self.graph.inputs}
 
@@ -99,7 +102,7 @@ class Walk:
         session = Session(model, self.provider, name=f"a part of {self.name}")
         fed = [i.name for i in model.graph.input]
         results: dict[str, list[AnyArray]] = {output: [] for output in wanted}
-        for run in range(self._runs):
+        for run in range(self.runs):
             outputs = session.run({read: self._live[read][run] for read in fed})
             for output in wanted:
                 results[output].append(outputs[output])

@@ -20,6 +20,8 @@ __all__ = [
     "Cat",
     "ConstantSize",
     "Constraint",
+    "Encoded",
+    "EncodedBias",
     "Equal",
     "Expr",
     "Freeze",
@@ -171,8 +173,61 @@ class ConstantSize:
     scale: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A tensor holds integers q that stand for (q - zero) scale.
+
+    It says nothing of axes: those of scale and zero point need equations and roles of their own.
+
+    Attributes:
+        operand: The tensor: a weight, or a computed value.
+        scale: Its scale; None where the node does not have it, so that the integers are all there is.
+        zero: Its zero point; None for 0, or for half of the range of packed integers.
+        axes: The axes that scale and zero point run along, in their order; none for one scale for all.
+        along: The axis of ``axes`` along which one scale is for ``block`` indices, the last block being shorter where
+            they do not come out even.
+        block: How many indices share a scale along ``along``.
+        bits: Width of integers that are packed into bytes along the last axis, the lowest first; 0 if they are not.
+    """
+
+    operand: Operand
+    scale: Operand | None
+    zero: Operand | None
+    axes: tuple[int, ...] = ()
+    along: int = -1
+    block: int = 1
+    bits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedBias:
+    """A bias holds integers whose scale is ``factor`` times that of the input times that of the weight.
+
+    Attributes:
+        operand: The bias.
+        x_scale: The scale of what the node reads, one number.
+        weight: The weight, which is `Encoded` too.
+        factor: A factor that the node states.
+    """
+
+    operand: Operand
+    x_scale: Operand
+    weight: Operand
+    factor: float = 1.0
+
+
 Constraint: TypeAlias = (
-    Equal | Freeze | Residual | SelectOnly | Statistic | Weight | Normalises | AttributeSize | ConstantSize
+    Equal
+    | Freeze
+    | Residual
+    | SelectOnly
+    | Statistic
+    | Weight
+    | Normalises
+    | AttributeSize
+    | ConstantSize
+    | Encoded
+    | EncodedBias
 )
 
 
@@ -293,7 +348,7 @@ def axis_references(constraint: Constraint) -> Iterator[AxisRef]:
             yield from _axis_refs(right)
         case Freeze(expr, _) | Residual(expr) | SelectOnly(expr, _) | Statistic(expr, _):
             yield from _axis_refs(expr)
-        case Weight() | Normalises() | AttributeSize() | ConstantSize():
+        case Weight() | Normalises() | AttributeSize() | ConstantSize() | Encoded() | EncodedBias():
             return
 
 

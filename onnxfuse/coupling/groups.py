@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxfuse.arrays import IntArray
+from onnxfuse.coupling.constraints import Encoded, EncodedBias
 from onnxfuse.coupling.layout import Atom, Concat, Layout, Product
 from onnxfuse.graph.view import Operand
 from onnxfuse.statistics.features import Role
@@ -101,6 +102,8 @@ class ChannelGraph:
         batch_norms: Index of a BatchNormalization node that folds exactly, to the indices of the nodes that it folds
             into: a linear node, and any that add a bias to its result, none of which anything else reads.
         normalising: Index of every BatchNormalization node in inference form.
+        encodings: How operands that hold integers stand for numbers.
+        biases: The same of biases whose scale is that of a product.
     """
 
     groups: tuple[CouplingGroup, ...]
@@ -109,6 +112,8 @@ class ChannelGraph:
     targets: Mapping[tuple[int, int], IntArray]
     batch_norms: Mapping[int, tuple[int, ...]]
     normalising: Sequence[int]
+    encodings: Mapping[Operand, Encoded] = field(default_factory=dict)
+    biases: Mapping[Operand, EncodedBias] = field(default_factory=dict)
 
     def dims(self, operand: Operand, widths: Mapping[Atom, int]) -> tuple[int, ...]:
         """Return the shape of an operand once atoms have the sizes in ``widths`` (others keep theirs)."""

@@ -8,6 +8,7 @@ groups.
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from onnx import TensorProto
 
@@ -17,6 +18,8 @@ from onnxfuse.coupling.constraints import (
     Cat,
     ConstantSize,
     Constraint,
+    Encoded,
+    EncodedBias,
     Equal,
     Expr,
     Freeze,
@@ -43,6 +46,7 @@ from onnxfuse.coupling.groups import (
 from onnxfuse.coupling.layout import Atom, Concat, Layout, LayoutMismatchError, Product, Unifier, leaves
 from onnxfuse.coupling.rearranged import moved_axis
 from onnxfuse.coupling.rules import DEFAULT_RULES
+from onnxfuse.coupling.scales_behind import scale_behind
 from onnxfuse.coupling.shape_values import Origin, ShapeTrace, SizeOf, Stated, trace_shape_values
 from onnxfuse.coupling.target_shapes import Int64Array, constant_target
 from onnxfuse.graph.shapes import Shapes
@@ -58,10 +62,12 @@ _REARRANGING = frozenset(
     {"Cast", "DequantizeLinear", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 )
 _WEIGHT_TYPES = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
-# What a DequantizeLinear may read a weight as.
+# What a quantised weight may be stored as, with its zero point and its bias.
 _STORED_TYPES = frozenset(
     {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16, TensorProto.INT32}
 )
+# Too coarse for means and sums of channels, which would be rounded to one of sixteen steps again.
+_COARSE_TYPES = frozenset({TensorProto.INT4, TensorProto.UINT4})
 _LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
@@ -98,6 +104,8 @@ class _Solver:
         self.targets: dict[tuple[int, int], Int64Array | None] = {}
         self.normalising: list[int] = []
         self.weight_values: set[str] = set()
+        self.encodings: dict[Operand, Encoded] = {}
+        self.biases: dict[Operand, EncodedBias] = {}
 
     def solve(self) -> ChannelGraph:
         for name in self.graph.inputs:
@@ -114,7 +122,9 @@ class _Solver:
         layouts = {operand: tuple(resolve(axis) for axis in axes) for operand, axes in self.axes.items()}
         sizes = [self._resolved(entry) for entry in self.sizes]
         targets = {key: target for key, target in self.targets.items() if target is not None}
-        return ChannelGraph(groups, layouts, sizes, targets, self._foldable(), tuple(self.normalising))
+        return ChannelGraph(
+            groups, layouts, sizes, targets, self._foldable(), tuple(self.normalising), self.encodings, self.biases
+        )
 
     # One node ---------------------------------------------------------------------------------------------------
 
@@ -206,6 +216,8 @@ class _Solver:
                 self._give_role(axis.operand, axis.axis, role, node)
             case Normalises():
                 self.normalising.append(node.index)
+            case Encoded() | EncodedBias():
+                self._note_encoding(node, constraint)
             case AttributeSize(name, expr, index, scale):
                 self.sizes.append(SizeEntry(node.index, self._layout(expr), name, -1, index, scale))
             case ConstantSize(slot, index, expr, scale):
@@ -220,6 +232,56 @@ class _Solver:
             self.unifier.forbid_mixing(
                 self.axes[operand][axis], f"{node.title} reads a weight that has another role too"
             )
+
+    def _note_encoding(self, node: NodeView, constraint: Encoded | EncodedBias) -> None:
+        """Note how integers stand for numbers; what is not known before run time, or too coarse, can't be mixed."""
+        operand = constraint.operand
+        if isinstance(constraint, EncodedBias):
+            self.biases[operand] = constraint
+            read = [operand, constraint.x_scale]
+            problem = "whose integers have a scale that is computed at run time"
+        else:
+            constraint = self._with_scale_behind(node, constraint)
+            if constraint.scale is not None or operand not in self.encodings:
+                self.encodings[operand] = constraint
+            read = [o for o in (constraint.scale, constraint.zero) if o is not None]
+            problem = "whose scale or zero point is computed at run time"
+        if not operand.is_constant:
+            return
+        if not all(o.is_constant for o in read):
+            for axis in self.axes[operand]:
+                self.unifier.freeze(axis, f"{node.title} reads {operand.name!r}, {problem}")
+        elif isinstance(constraint, Encoded):
+            self._forbid_coarse_mixing(node, constraint)
+
+    def _with_scale_behind(self, node: NodeView, encoded: Encoded) -> Encoded:
+        """Give a weight the scale that other nodes apply to what it makes, where there is just one place for it."""
+        behind = scale_behind(self.graph, node)
+        if encoded.scale is not None or not encoded.operand.is_constant or behind is None:
+            return encoded
+        dims = self.shapes.dims[behind.weight_scale.name]
+        # A vector belongs to the columns of a product; along the last axis of a convolution it would be something else.
+        per_column = node.op == "MatMulInteger" and encoded.operand.slot == 1 and len(dims) == 1
+        if max(dims, default=1) > 1 and not per_column:
+            return encoded
+        columns = (len(self.axes[encoded.operand]) - 1,) if max(dims, default=1) > 1 else encoded.axes
+        return replace(encoded, scale=behind.weight_scale, axes=columns)
+
+    def _forbid_coarse_mixing(self, node: NodeView, encoded: Encoded) -> None:
+        problem = ""
+        if encoded.scale is None:
+            problem = "integers whose scale other nodes apply"
+        elif encoded.bits or self.shapes.types.get(encoded.operand.name) in _COARSE_TYPES:
+            problem = f"integers of {encoded.bits or 4} bits"
+        for axis in self.axes[encoded.operand] if problem else ():
+            self.unifier.forbid_mixing(axis, f"{node.title} reads {encoded.operand.name!r}, which holds {problem}")
+
+    def _stored(self) -> set[Operand]:
+        """Return the constants that are stored as integers, or say how such are."""
+        found = {*self.biases}
+        for encoded in self.encodings.values():
+            found.update(o for o in (encoded.operand, encoded.scale, encoded.zero) if o is not None)
+        return found
 
     def _mark(self, constraint: Residual | SelectOnly | Statistic) -> None:
         layout = self._layout(constraint.expr)
@@ -435,12 +497,12 @@ class _Solver:
 
     def _freeze_unroled(self) -> None:
         """Freeze atoms on an axis of a constant that no rule gave a role: nobody would resize it."""
+        stored = self._stored()
         for operand, axes in self.axes.items():
             value = self.shapes.static.get(operand.name)
             if not operand.is_constant:
                 continue
-            is_stored_weight = self.graph.nodes[operand.node].op == "DequantizeLinear"
-            if value is not None and value.dtype.kind in "iub" and not is_stored_weight:
+            if value is not None and value.dtype.kind in "iub" and operand not in stored:
                 continue
             title = self.graph.nodes[operand.node].title
             for axis, layout in enumerate(axes):
@@ -451,18 +513,20 @@ class _Solver:
 
     def _freeze_odd_types(self) -> None:
         """Freeze what is stored in a type that weights can't be averaged in (integers, 8-bit floats)."""
+        stored = self._stored()
         for operand, axis in self.weights:
-            kinds = _WEIGHT_TYPES
-            if operand.is_constant and self.graph.nodes[operand.node].op == "DequantizeLinear":
-                kinds = _WEIGHT_TYPES | _STORED_TYPES
+            kinds = _WEIGHT_TYPES | _STORED_TYPES | _COARSE_TYPES if operand in stored else _WEIGHT_TYPES
             if operand.is_constant and self.shapes.types.get(operand.name) not in kinds:
                 reason = f"{self.graph.nodes[operand.node].title} reads {operand.name!r}, which is not stored as floats"
                 self.unifier.freeze(self.axes[operand][axis], reason)
 
     def _freeze_products(self, members: Mapping[Atom, Sequence[ParameterAxis]]) -> None:
         """Where two channel atoms multiply on one axis, free the larger one and keep the other."""
-        for axes in self.axes.values():
-            for layout in axes:
+        for operand, axes in self.axes.items():
+            for axis, layout in enumerate(axes):
+                if self.weights.get((operand, axis)) is Role.ENCODING:
+                    # Scales of outputs x blocks in one row: no map multiplies them.
+                    continue
                 for a, b in product_partners(self.unifier.resolve(layout)):
                     if a.reason or b.reason or a.size == 1 or b.size == 1:
                         continue

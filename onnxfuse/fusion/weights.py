@@ -6,26 +6,29 @@ weights (the paper's equation 1, with the epsilon that the operator adds), and t
 and a normalisation whose composition is the fused layer exactly: the network keeps its nodes, and no statistic is lost.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from onnxfuse.arrays import FloatArray, IntArray
+from onnxfuse.coupling.constraints import Encoded
 from onnxfuse.coupling.groups import ChannelGraph, CouplingGroup, ParameterAxis, positions
 from onnxfuse.coupling.layout import Atom
+from onnxfuse.coupling.scales_behind import scale_behind
 from onnxfuse.errors import InvariantError
 from onnxfuse.fusion.maps import ChannelMap
-from onnxfuse.fusion.quantised import Encoding, decode, encode, fitting_encoding
+from onnxfuse.fusion.quantised import Encoding, decode, encode, fitting_encoding, integer_range, pack, unpack
 from onnxfuse.graph.shapes import Shapes
-from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView, Operand
+from onnxfuse.graph.view import BIAS_SLOTS, DEFAULT_DOMAIN, GraphView, NodeView, Operand
 from onnxfuse.statistics.features import ChannelFeatures, MemberFeatures, Role
 
 __all__ = ["WeightState", "map_axis"]
 
 _SCALE, _SHIFT, _MEAN, _VARIANCE = 1, 2, 3, 4
 _DEFAULT_EPSILON = 1e-5
+_NO_SCALE = 1e-200
 
 
 def map_axis(array: FloatArray, axis: int, old: IntArray, new: IntArray, matrix: FloatArray) -> FloatArray:
@@ -100,8 +103,7 @@ class WeightState:
     def array(self, operand: Operand) -> FloatArray:
         """Return the present value of a weight as one node reads it, float64."""
         if operand not in self._arrays:
-            value = self._original(operand).astype(np.float64)
-            self._arrays[operand] = decode(value, self._encoding(operand.node)) if self._is_stored(operand) else value
+            self._arrays[operand] = self._decoded(operand)
         return self._arrays[operand]
 
     def changed(self) -> Iterator[tuple[Operand, np.ndarray[Any, np.dtype[Any]]]]:
@@ -112,6 +114,7 @@ class WeightState:
                 values.update(self._stored(operand))
         for node in self.graph.nodes:
             values.update(self._stored_bias(node, values))
+        values.update(self._stored_biases(values))
         for operand in sorted(values, key=lambda o: (o.node, o.slot)):
             yield operand, values[operand].astype(self._original(operand).dtype)
 
@@ -184,11 +187,14 @@ class WeightState:
         norm = self._norm_after.get(node.index)
         if norm is not None:
             return self._operand(norm, _MEAN)
-        if len(node.inputs) > 2 and node.inputs[2]:
-            return self._shifting(node.index, 2)
-        reader = self.graph.sole_reader(node.outputs[0])
+        behind = scale_behind(self.graph, node)
+        slot = BIAS_SLOTS.get(node.op, len(node.inputs))
+        if slot < len(node.inputs) and node.inputs[slot]:
+            return self._shifting(self.graph.decoded_operand(node, slot))
+        value = node.outputs[0] if behind is None else behind.result
+        reader = self.graph.sole_reader(value)
         if reader is not None and reader.op == "Add" and reader.domain == DEFAULT_DOMAIN:
-            return self._shifting(reader.index, 1 - list(reader.inputs).index(node.outputs[0]))
+            return self._shifting(self._operand(reader.index, 1 - list(reader.inputs).index(value)))
         return None
 
     def shift_outputs(self, node: NodeView, shift: FloatArray) -> None:
@@ -224,16 +230,36 @@ class WeightState:
         value = self.array(Operand(node.inputs[slot], node.index, slot))
         return np.ones(size), np.broadcast_to(value.reshape(-1), (size,)).astype(np.float64)
 
-    def stored(self, operand: Operand) -> np.ndarray[Any, np.dtype[Any]]:
-        """Return the present value of a weight in the data type that the file has."""
-        return self.array(operand).astype(self._original(operand).dtype)
+    def stored(
+        self, node: NodeView, operands: Iterable[Operand]
+    ) -> Iterator[tuple[Operand, np.ndarray[Any, np.dtype[Any]]]]:
+        """Yield the present values of a linear node's weights as the file would have them, with how they are stored."""
+        values: dict[Operand, FloatArray] = {}
+        for operand in operands:
+            values.update(self._stored(operand) if self._is_stored(operand) else {operand: self.array(operand)})
+        values.update(self._stored_bias(node, values))
+        values.update(self._stored_biases(values))
+        for operand, value in values.items():
+            yield operand, value.astype(self._original(operand).dtype)
 
-    def _shifting(self, node: int, slot: int) -> Operand | None:
-        operand = self._operand(node, slot)
-        if operand is None or not (operand.name in self.graph.constants or operand.name in self.shapes.static):
+    def _shifting(self, operand: Operand | None) -> Operand | None:
+        operand = None if operand is None else self._before_reshape(operand)
+        if (
+            operand is None
+            or operand not in self.channels.layouts
+            or not (operand.name in self.graph.constants or operand.name in self.shapes.static)
+        ):
             return None
         is_vector = self.array(operand).size == max(self.array(operand).shape, default=0) > 1
-        return operand if is_vector and not self._is_stored(operand) else None
+        return operand if is_vector else None
+
+    def _before_reshape(self, operand: Operand) -> Operand:
+        """Return the constant that a Reshape for one reader alone gives its form, where there is one."""
+        maker = self.graph.producers.get(operand.name)
+        if maker is None or self.graph.sole_reader(operand.name) is None or self.graph.nodes[maker].op != "Reshape":
+            return operand
+        source = self._operand(maker, 0)
+        return operand if source is None or source.name not in self.graph.constants else source
 
     # Reading ----------------------------------------------------------------------------------------------------
 
@@ -303,35 +329,77 @@ class WeightState:
     # Quantised weights ------------------------------------------------------------------------------------------
 
     def _is_stored(self, operand: Operand) -> bool:
-        """Whether an operand is the integers of a weight behind a DequantizeLinear."""
-        return operand.is_constant and operand.slot == 0 and self.graph.nodes[operand.node].op == "DequantizeLinear"
+        """Whether an operand is the integers of a weight."""
+        return operand.is_constant and operand in self.channels.encodings
+
+    def _decoded(self, operand: Operand) -> FloatArray:
+        """Return the original value of a weight as the numbers that it stands for, float64."""
+        value = self._original(operand)
+        if self._is_stored(operand):
+            bits = self.channels.encodings[operand].bits
+            return decode(unpack(value, bits) if bits else value.astype(np.float64), self._encoding(operand))
+        if operand in self.channels.biases:
+            return decode(value.astype(np.float64), self._bias_encoding(operand, {}))
+        return value.astype(np.float64)
 
     def _operand(self, node: int, slot: int) -> Operand | None:
         inputs = self.graph.nodes[node].inputs
         return Operand(inputs[slot], node, slot) if slot < len(inputs) and inputs[slot] else None
 
-    def _encoding(self, node: int) -> Encoding:
-        """Return how the weight of a DequantizeLinear is stored, at its present width."""
-        scale, zero = self._operand(node, 1), self._operand(node, 2)
-        scales = self.array(scale) if scale is not None else np.ones(())
-        zeros = self.array(zero) if zero is not None else np.zeros(scales.shape)
-        # A negative axis counts from the end of a weight whose rank the operand knows.
-        axis = int(self.graph.nodes[node].attributes.get("axis", 1))
-        weight = self._operand(node, 0)
-        rank = 1 if weight is None else self._original(weight).ndim
-        return Encoding(scales, zeros, axis % max(rank, 1))
+    def _encoding(self, operand: Operand) -> Encoding:
+        """Return how a weight is stored, at its present width."""
+        told = self.channels.encodings[operand]
+        scales = np.ones(()) if told.scale is None else self.array(told.scale)
+        # A scale of 0 makes zeros of all integers; one that is next to nothing keeps them apart.
+        scales = np.where(scales == 0, _NO_SCALE, scales)
+        zeros = np.full((), 2.0 ** (told.bits - 1)) if told.bits else np.zeros(())
+        if told.zero is not None:
+            zeros = self._zero_point(told, told.zero, scales.size)
+        return Encoding(scales, zeros, told.axes, told.along, told.block)
+
+    def _zero_point(self, told: Encoded, operand: Operand, count: int) -> FloatArray:
+        """Return the zero points of a weight, one for each of ``count`` scales or one for all."""
+        stored = self.array(operand)
+        if not told.bits:
+            # A mean of zero points is not a whole number.
+            return np.rint(stored)
+        if self._original(operand).dtype.kind == "f":
+            return stored
+        # Each row of blocks fills whole bytes, so the last byte of a row may be half empty.
+        rows = self.channels.dims(told.operand, self.widths)[0]
+        return unpack(stored.reshape(rows, -1), told.bits)[:, : count // rows]
 
     def _stored(self, operand: Operand) -> dict[Operand, FloatArray]:
-        """Return the integers of a changed weight, and its scales where they had to change."""
-        encoding, dtype = self._encoding(operand.node), self._original(operand).dtype
+        """Return the integers of a changed weight, and its scales and zero points where they had to change."""
+        told, encoding = self.channels.encodings[operand], self._encoding(operand)
+        if told.bits:
+            return {operand: pack(encode(self._arrays[operand], encoding, (0, 2**told.bits - 1)), told.bits)}
+        bounds = integer_range(self._original(operand).dtype)
         values: dict[Operand, FloatArray] = {}
-        if operand in self._mixed:
-            encoding = fitting_encoding(self._arrays[operand], encoding, dtype)
-            scale = self._operand(operand.node, 1)
-            if scale is not None:
-                values[scale] = encoding.scale
-        values[operand] = encode(self._arrays[operand], encoding, dtype)
+        if operand in self._mixed and told.scale is not None:
+            encoding = fitting_encoding(self._arrays[operand], encoding, bounds, self._original(told.scale).dtype)
+            values[told.scale] = encoding.scale
+            if told.zero in self._changed:
+                values[told.zero] = encoding.zero_point
+        values[operand] = encode(self._arrays[operand], encoding, bounds)
         return values
+
+    def _stored_biases(self, values: Mapping[Operand, FloatArray]) -> dict[Operand, FloatArray]:
+        """Return the integers of biases anew where the scale of their weight, or they themselves, have changed."""
+        found = {}
+        for operand, told in self.channels.biases.items():
+            if operand in values or told.weight in values:
+                encoding = self._bias_encoding(operand, values)
+                found[operand] = encode(self.array(operand), encoding, integer_range(self._original(operand).dtype))
+        return found
+
+    def _bias_encoding(self, operand: Operand, values: Mapping[Operand, FloatArray]) -> Encoding:
+        """Return how a bias is stored with the scales among some values, or else the present ones."""
+        told = self.channels.biases[operand]
+        w_scale = self.channels.encodings[told.weight].scale
+        scale = np.ones(()) if w_scale is None else values.get(w_scale, self.array(w_scale))
+        last = self._original(operand).ndim - 1
+        return Encoding(told.factor * self.array(told.x_scale).reshape(-1)[0] * scale, np.zeros(()), (last,))
 
     def _stored_bias(self, node: NodeView, values: Mapping[Operand, FloatArray]) -> dict[Operand, FloatArray]:
         """Return a linear node's integer bias anew where the scale of its weight has changed.
@@ -344,16 +412,20 @@ class WeightState:
             return {}
         scales = [self._operand(maker, 1) for maker in makers if maker is not None]
         weight, bias = self._operand(makers[1], 0), self._operand(makers[2], 0)
-        if weight not in values or bias is None or None in scales or not self._is_stored(bias):
+        if weight is None or bias is None or None in scales or not self._is_stored(bias):
             return {}
-        if weight not in self._mixed and bias not in self._mixed:
+        if not any(operand in values and operand in self._mixed for operand in (weight, bias)):
             return {}
         x_scale, w_scale, b_scale = (scale for scale in scales if scale is not None)
         scale = self.array(x_scale).reshape(-1)[0] * values.get(w_scale, self.array(w_scale))
         width = self.array(bias).shape
+        if scale.size not in {1, self.array(bias).size}:
+            return {}
         shape = self.array(b_scale).shape if self.array(b_scale).size == 1 else width
-        encoding = Encoding(np.broadcast_to(scale, shape).astype(np.float32).astype(np.float64), np.zeros(()), 0)
-        return {b_scale: encoding.scale, bias: encode(self.array(bias), encoding, self._original(bias).dtype)}
+        rounded = np.broadcast_to(scale, shape).astype(self._original(b_scale).dtype).astype(np.float64)
+        encoding = Encoding(rounded, np.zeros(()), (0,))
+        stored = encode(self.array(bias), encoding, integer_range(self._original(bias).dtype))
+        return {b_scale: encoding.scale, bias: stored}
 
     def _dequantizer(self, node: NodeView, slot: int) -> int | None:
         if node.op not in {"Conv", "ConvTranspose", "Gemm"} or slot >= len(node.inputs):

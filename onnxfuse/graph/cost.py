@@ -1,7 +1,7 @@
 """Parameters and multiply-accumulates of a graph, from shapes alone: before, and predicted for any choice of widths."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -15,6 +15,21 @@ __all__ = ["Cost", "DimsOf", "measure_cost", "node_macs", "node_parameters"]
 
 DimsOf: TypeAlias = Callable[[Operand], Sequence[int] | None]
 
+# What is counted, by domain and operator: as which kind, and the slot of the weight.
+_COUNTED: Mapping[tuple[str, str], tuple[str, int]] = {
+    (DEFAULT_DOMAIN, "Conv"): ("Conv", 1),
+    (DEFAULT_DOMAIN, "ConvInteger"): ("Conv", 1),
+    (DEFAULT_DOMAIN, "QLinearConv"): ("Conv", 3),
+    ("com.microsoft", "QLinearConv"): ("Conv", 3),
+    (DEFAULT_DOMAIN, "ConvTranspose"): ("ConvTranspose", 1),
+    (DEFAULT_DOMAIN, "Gemm"): ("Gemm", 1),
+    ("com.microsoft", "QGemm"): ("Gemm", 3),
+    (DEFAULT_DOMAIN, "MatMul"): ("MatMul", 1),
+    (DEFAULT_DOMAIN, "MatMulInteger"): ("MatMul", 1),
+    (DEFAULT_DOMAIN, "QLinearMatMul"): ("MatMul", 3),
+    **{("com.microsoft", op): ("MatMul", 1) for op in ("MatMulNBits", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")},
+    **{(DEFAULT_DOMAIN, op): ("LSTM", 1) for op in ("LSTM", "GRU", "RNN")},
+}
 _NO_PARAMETER_TYPES = frozenset({TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING, TensorProto.UNDEFINED})
 _BATCH_NORM_STATISTICS = (3, 4)
 
@@ -97,24 +112,26 @@ def node_parameters(node: NodeView, graph: GraphView, shapes: Shapes) -> Iterato
 
 def node_macs(node: NodeView, graph: GraphView, dims_of: DimsOf) -> int:
     """Return the multiply-accumulates of one node; 0 for operators that are not counted."""
-    if node.domain != DEFAULT_DOMAIN:
+    form = _COUNTED.get((node.domain, node.op))
+    if form is None:
         return 0
+    kind, weight = form
 
     def shape(slot: int) -> Sequence[int]:
         operand = graph.operand(node, slot)
         return (operand and dims_of(operand)) or ()
 
     y = dims_of(Operand(node.outputs[0])) if node.outputs else None
-    match node.op:
-        case "Conv" if y is not None and shape(1):
-            return math.prod(y) * math.prod(shape(1)[1:])
+    match kind:
+        case "Conv" if y is not None and shape(weight):
+            return math.prod(y) * math.prod(shape(weight)[1:])
         case "ConvTranspose" if shape(0) and shape(1):
             return math.prod(shape(0)) * math.prod(shape(1)[1:])
         case "Gemm" if y is not None and shape(0):
             return math.prod(y) * shape(0)[0 if node.attributes.get("transA", 0) else 1]
         case "MatMul" if y is not None and shape(0):
             return math.prod(y) * shape(0)[-1]
-        case "LSTM" | "GRU" | "RNN" if shape(0) and shape(2):
+        case "LSTM" if shape(0) and shape(2):
             steps = math.prod(shape(0)[:2])
             return steps * (math.prod(shape(1)) + math.prod(shape(2)))
     return 0

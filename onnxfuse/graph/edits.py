@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 # Before this IR version every initializer has to be listed among the graph's inputs.
 _CONSTANTS_ARE_NO_INPUTS = 4
+_NARROW_TYPES = frozenset({"int4", "uint4"})
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -105,6 +106,7 @@ class _Rewriter:
         self.edited_constants: set[str] = set()
         self.new_constants: set[str] = set()
         self.released: set[str] = set()  # values that lost a reader
+        self.narrow: dict[str, AnyArray] = {}  # constants of types that onnx-graphsurgeon can't export
         self.names = set(surgeon.tensors()) | set(graph.constants) | set(graph.producers)
 
     def set_attribute(self, edit: SetAttribute) -> None:
@@ -136,12 +138,12 @@ class _Rewriter:
             if not isinstance(tensor, gs.Constant):
                 what = f"{name!r} is a constant in the file but not after import"
                 raise InvariantError(what)
-            tensor.values = value
+            tensor.values = self._exportable(name, value)
             self.edited_constants.add(name)
         else:
             attributes = self.surgeon.nodes[position].attrs
             attributes.clear()
-            attributes["value"] = gs.Constant(name, value)
+            attributes["value"] = gs.Constant(name, self._exportable(name, value))
             self.edited_nodes.add(position)
 
     def _unshare(self, name: str, edits: Sequence[SetInput]) -> None:
@@ -151,7 +153,8 @@ class _Rewriter:
             constant = next((c for value, c in made if _equal(value, edit.value)), None)
             if constant is None:
                 node = self.graph.nodes[edit.node]
-                constant = gs.Constant(self._new_name(name or f"{node.name}_{edit.slot}"), edit.value)
+                new_name = self._new_name(name or f"{node.name}_{edit.slot}")
+                constant = gs.Constant(new_name, self._exportable(new_name, edit.value))
                 made.append((edit.value, constant))
                 self.new_constants.add(constant.name)
             self._connect(edit, constant)
@@ -165,6 +168,13 @@ class _Rewriter:
             inputs.append(gs.Variable(""))
         inputs[edit.slot] = constant
         self.edited_nodes.add(node.position)
+
+    def _exportable(self, name: str, value: AnyArray) -> AnyArray:
+        """Return a value, or a stand-in for one of four bits, which takes its place after the export."""
+        if value.dtype.name not in _NARROW_TYPES:
+            return value
+        self.narrow[name] = value
+        return value.astype(np.int8)
 
     def _surgeon_node(self, node: NodeView) -> gs.Node:
         return self.surgeon.nodes[node.position]
@@ -185,16 +195,10 @@ def _equal(a: AnyArray, b: AnyArray) -> bool:
 
 def _graft(model: onnx.ModelProto, exported: onnx.ModelProto, rewriter: _Rewriter) -> None:
     """Take from the export what was edited, and nothing else."""
+    narrow = {name: onnx.numpy_helper.from_array(value, name) for name, value in rewriter.narrow.items()}
     for position in rewriter.edited_nodes:
-        source, target = exported.graph.node[position], model.graph.node[position]
-        if source.op_type != target.op_type or list(source.output) != list(target.output):
-            what = f"node {position} changed its place on export"
-            raise InvariantError(what)
-        del target.input[:]
-        target.input.extend(source.input)
-        del target.attribute[:]
-        target.attribute.extend(source.attribute)
-    stored = {tensor.name: tensor for tensor in exported.graph.initializer}
+        _graft_node(model.graph.node[position], exported.graph.node[position], position, narrow)
+    stored = {**{tensor.name: tensor for tensor in exported.graph.initializer}, **narrow}
     for tensor in model.graph.initializer:
         if tensor.name in rewriter.edited_constants:
             doc = tensor.doc_string
@@ -210,6 +214,20 @@ def _graft(model: onnx.ModelProto, exported: onnx.ModelProto, rewriter: _Rewrite
     for info in (*model.graph.input, *model.graph.value_info):
         if info.name in rewriter.edited_constants:
             _set_dims(info, stored[info.name].dims)
+
+
+def _graft_node(
+    target: onnx.NodeProto, source: onnx.NodeProto, position: int, narrow: Mapping[str, onnx.TensorProto]
+) -> None:
+    if source.op_type != target.op_type or list(source.output) != list(target.output):
+        what = f"node {position} changed its place on export"
+        raise InvariantError(what)
+    del target.input[:]
+    target.input.extend(source.input)
+    del target.attribute[:]
+    target.attribute.extend(source.attribute)
+    if target.op_type == "Constant" and target.output[0] in narrow:
+        target.attribute[0].t.CopyFrom(narrow[target.output[0]])
 
 
 def _drop_unused(model: onnx.ModelProto, graph: GraphView, released: set[str]) -> None:

@@ -17,10 +17,12 @@ from onnx import numpy_helper
 
 from onnxfuse.errors import ModelError
 
-__all__ = ["DEFAULT_DOMAIN", "GraphView", "NodeView", "Operand", "Reader", "constant_tensor"]
+__all__ = ["BIAS_SLOTS", "DEFAULT_DOMAIN", "GraphView", "NodeView", "Operand", "Reader", "constant_tensor"]
 
 DEFAULT_DOMAIN = ""
 _DEFAULT_DOMAIN_ALIASES = ("", "ai.onnx")
+# The input that a linear operator adds to its products.
+BIAS_SLOTS: Mapping[str, int] = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2, "QLinearConv": 8, "QGemm": 6}
 _CONSTANT_ATTRIBUTES = ("value", "value_float", "value_floats", "value_int", "value_ints")
 
 
@@ -149,6 +151,17 @@ class GraphView:
     def array(self, name: str) -> np.ndarray[Any, np.dtype[Any]]:
         """Return the constant called ``name`` as an array of its own data type (a copy or a read-only view)."""
         return numpy_helper.to_array(self.constants[name])
+
+    def decoded_operand(self, node: NodeView, slot: int) -> Operand | None:
+        """Return what a node reads at ``slot``; behind a DequantizeLinear for it alone of a constant, that constant."""
+        operand = self.operand(node, slot)
+        maker = None if operand is None else self.producers.get(operand.name)
+        if operand is None or maker is None or self.sole_reader(operand.name) is not node:
+            return operand
+        decoding = self.nodes[maker]
+        if decoding.op != "DequantizeLinear" or decoding.inputs[0] not in self.constants:
+            return operand
+        return Operand(decoding.inputs[0], maker, 0)
 
     def sole_reader(self, name: str) -> NodeView | None:
         """Return the node that alone reads ``name``; None if several do, or if it is a graph output."""

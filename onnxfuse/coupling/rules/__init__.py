@@ -11,6 +11,7 @@ from onnxfuse.coupling.rules import (
     einsum,
     elementwise,
     indexing,
+    integers,
     linear,
     normalisation,
     pooling,
@@ -33,4 +34,5 @@ DEFAULT_RULES: tuple[Rule, ...] = (
     *recurrent.RULES,
     *quantisation.RULES,
     *contrib.RULES,
+    *integers.RULES,
 )

@@ -27,7 +27,7 @@ from onnxfuse.coupling.rules.elementwise import unary
 from onnxfuse.coupling.rules.linear import gemm, product
 from onnxfuse.statistics.features import Role
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "packed_attention"]
 
 _DOMAIN = "com.microsoft"
 
@@ -57,7 +57,13 @@ def fused_matmul(site: Site) -> Iterator[Constraint]:
         if site.attribute(name, 0):
             what = f"{name} is set"
             raise ValueError(what)
-    yield from product(site, swap_a=bool(site.attribute("transA", 0)), swap_b=bool(site.attribute("transB", 0)))
+    yield from product(
+        site,
+        site.input(0),
+        site.input(1),
+        swap_a=bool(site.attribute("transA", 0)),
+        swap_b=bool(site.attribute("transB", 0)),
+    )
 
 
 def skip_layer_normalization(site: Site) -> Iterator[Constraint]:
@@ -86,9 +92,17 @@ def skip_layer_normalization(site: Site) -> Iterator[Constraint]:
 
 def attention(site: Site) -> Iterator[Constraint]:
     """Attention: one weight makes queries, keys and values, each heads x head size, of one common size."""
-    x, w, y = site.input(0), site.input(1), site.output()
-    if site.attribute("qkv_hidden_sizes") or site.attribute("do_rotary", 0) or any(site.inputs[3:]):
+    if any(site.inputs[3:]):
         what = "only the form with input, weight and bias is covered"
+        raise ValueError(what)
+    yield from packed_attention(site)
+
+
+def packed_attention(site: Site) -> Iterator[Constraint]:
+    """Attention over input, weight and bias in the first three slots."""
+    x, w, y = site.input(0), site.input(1), site.output()
+    if site.attribute("qkv_hidden_sizes") or site.attribute("do_rotary", 0):
+        what = "sizes of their own for queries, keys and values, and rotary embeddings, are not covered"
         raise ValueError(what)
     heads, size = _heads(site, y.dims[2])
     hidden = prod(heads, size)

@@ -5,27 +5,49 @@ With ``group`` G, the input channels are G x c and the output channels G x o in 
 filters follow the channels and the attribute ``group`` follows G.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from onnxfuse.coupling.constraints import (
     AttributeSize,
+    AxisRef,
     Constraint,
     Equal,
     Freeze,
     Fresh,
     Rule,
     Site,
+    Tensor,
     Weight,
     prod,
 )
 from onnxfuse.statistics.features import Role
 
-__all__ = ["RULES", "conv"]
+__all__ = ["RULES", "channels_first", "conv", "convolution"]
 
 
 def conv(site: Site) -> Iterator[Constraint]:
     """Conv, any number of spatial axes, any group."""
-    x, w, y = site.input(0), site.input(1), site.output()
+    yield from convolution(site, site.input(0).axes, site.input(1), site.optional_input(2), site.output().axes)
+
+
+def channels_first(site: Site, tensor: Tensor) -> tuple[AxisRef, ...]:
+    """Return the axes of a tensor as batch, channels, space, where attribute ``channels_last`` may say otherwise."""
+    axes = tensor.axes
+    return (axes[0], axes[-1], *axes[1:-1]) if site.attribute("channels_last", 0) else axes
+
+
+def convolution(
+    site: Site, x: Sequence[AxisRef], w: Tensor, bias: Tensor | None, y: Sequence[AxisRef]
+) -> Iterator[Constraint]:
+    """A convolution, whatever the slots are that it reads.
+
+    Args:
+        site: The node.
+        x: The axes of its input: batch, channels, space.
+        w: Its weight: filters, channels of a group, space.
+        bias: Its bias, if it has one.
+        y: The axes of its output.
+    """
     group = int(site.attribute("group", 1))
     groups = Fresh(group, "groups of a convolution")
     outputs = Fresh(w.dims[0] // group, "output channels of a group")
@@ -35,7 +57,10 @@ def conv(site: Site) -> Iterator[Constraint]:
     yield Equal(y[1], prod(groups, outputs))
     yield Equal(w[0], prod(groups, outputs))
     yield Equal(w[1], inputs)
-    yield from _weights(site, producer_axis=0, consumer_axis=1, group=group)
+    yield from _weights(site, (*x[2:], *w.axes[2:], *y[2:]), w, producer_axis=0, consumer_axis=1, group=group)
+    yield from _bias(bias, y[1])
+    if not w.is_weight:
+        yield from _computed(site, (*x, *w.axes, *y))
     if group > 1:
         yield AttributeSize("group", groups)
         if w.dims[1] > 1 or w.dims[0] > group:
@@ -54,28 +79,35 @@ def conv_transpose(site: Site) -> Iterator[Constraint]:
     yield Equal(y[1], prod(groups, outputs))
     yield Equal(w[0], prod(groups, inputs))
     yield Equal(w[1], outputs)
-    yield from _weights(site, producer_axis=1, consumer_axis=0, group=group)
+    space = (*x.axes[2:], *w.axes[2:], *y.axes[2:])
+    yield from _weights(site, space, w, producer_axis=1, consumer_axis=0, group=group)
+    yield from _bias(site.optional_input(2), y[1])
+    if not w.is_weight:
+        yield from _computed(site, (*x.axes, *w.axes, *y.axes))
     if group > 1:
         yield AttributeSize("group", groups)
         yield Freeze(groups, f"the groups of {site.node.title} are kept; channels are fused inside each group")
 
 
-def _weights(site: Site, producer_axis: int, consumer_axis: int, group: int) -> Iterator[Constraint]:
-    """Roles of weight and bias, and the axes that never change: spatial ones."""
-    x, w, y = site.input(0), site.input(1), site.output()
+def _weights(
+    site: Site, space: Sequence[AxisRef], w: Tensor, *, producer_axis: int, consumer_axis: int, group: int
+) -> Iterator[Constraint]:
+    """Roles of the weight, and the axes that never change: spatial ones."""
     depthwise = group > 1 and w.dims[1] == 1 and group == w.dims[0]
     # A depthwise filter belongs to one channel; it neither mixes channels nor makes new ones.
     yield Weight(w[producer_axis], Role.CARRIED if depthwise else Role.PRODUCER)
     yield Weight(w[consumer_axis], Role.CONSUMER)
-    bias = site.optional_input(2)
+    yield from (Freeze(axis, f"a spatial axis of {site.node.title}") for axis in space)
+
+
+def _bias(bias: Tensor | None, channels: AxisRef) -> Iterator[Constraint]:
     if bias is not None:
-        yield Equal(bias[0], y[1])
+        yield Equal(bias[0], channels)
         yield Weight(bias[0], Role.BIAS)
-    for axis in (*x.axes[2:], *w.axes[2:], *y.axes[2:]):
-        yield Freeze(axis, f"a spatial axis of {site.node.title}")
-    if not w.is_weight:
-        for axis in (*x.axes, *w.axes, *y.axes):
-            yield Freeze(axis, f"the weight of {site.node.title} is computed at run time")
+
+
+def _computed(site: Site, axes: Sequence[AxisRef]) -> Iterator[Constraint]:
+    yield from (Freeze(axis, f"the weight of {site.node.title} is computed at run time") for axis in axes)
 
 
 RULES = (Rule("Conv", conv), Rule("ConvTranspose", conv_transpose))

@@ -4,12 +4,12 @@ Axes align from the end; an axis of size 1 against a longer one is repeated and 
 moves with the channels like a bias; one that multiplies, bounds or bends is carried along as a mean.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from onnxfuse.coupling.constraints import Constraint, Equal, Residual, Rule, Site, Weight
+from onnxfuse.coupling.constraints import Constraint, Equal, Residual, Rule, Site, Tensor, Weight
 from onnxfuse.statistics.features import Role
 
-__all__ = ["RULES", "UNARY", "unary"]
+__all__ = ["RULES", "UNARY", "broadcast", "summed", "unary"]
 
 UNARY = (
     *(
@@ -93,25 +93,29 @@ def cast_like(site: Site) -> Iterator[Constraint]:
 
 def broadcasting(site: Site) -> Iterator[Constraint]:
     """Any number of operands, broadcast against each other."""
-    yield from _broadcast(site, Role.CARRIED)
+    yield from broadcast(site, [x for x in site.inputs if x is not None], Role.CARRIED)
 
 
 def additive(site: Site) -> Iterator[Constraint]:
     """Sums: constants move like biases, computed operands form a residual stream."""
-    yield from _broadcast(site, Role.BIAS)
+    yield from summed(site, [x for x in site.inputs if x is not None])
+
+
+def summed(site: Site, terms: Sequence[Tensor]) -> Iterator[Constraint]:
+    """The sum of some of the inputs."""
+    yield from broadcast(site, terms, Role.BIAS)
     y = site.output()
-    computed = [x for x in site.inputs if x is not None and not x.is_weight]
+    computed = [x for x in terms if not x.is_weight]
     for position in range(1, y.rank + 1):
         sharing = [x for x in computed if x.rank >= position and x.dims[-position] == y.dims[-position] > 1]
         if len(sharing) > 1:
             yield Residual(y[-position])
 
 
-def _broadcast(site: Site, constant_role: Role) -> Iterator[Constraint]:
+def broadcast(site: Site, operands: Sequence[Tensor], constant_role: Role) -> Iterator[Constraint]:
+    """Some of the inputs, broadcast against each other; axes align from the end."""
     y = site.output()
-    for x in site.inputs:
-        if x is None:
-            continue
+    for x in operands:
         for position in range(1, x.rank + 1):
             if x.dims[-position] == y.dims[-position]:
                 yield Equal(x[-position], y[-position])

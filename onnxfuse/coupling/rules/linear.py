@@ -9,18 +9,22 @@ from collections.abc import Iterator
 from onnxfuse.coupling.constraints import AxisRef, Constraint, Equal, Freeze, Rule, SelectOnly, Site, Tensor, Weight
 from onnxfuse.statistics.features import Role
 
-__all__ = ["RULES", "gemm", "product"]
+__all__ = ["RULES", "full_product", "gemm", "product"]
 
 
 def gemm(site: Site) -> Iterator[Constraint]:
     """Gemm with every combination of transA and transB, and every broadcast of C."""
-    a, b, y = site.input(0), site.input(1), site.output()
+    yield from full_product(site, site.input(0), site.input(1), site.optional_input(2))
+
+
+def full_product(site: Site, a: Tensor, b: Tensor, c: Tensor | None) -> Iterator[Constraint]:
+    """A Gemm, whatever the slots are that it reads A, B and C from."""
+    y = site.output()
     rows, inner_a = (a[1], a[0]) if site.attribute("transA", 0) else (a[0], a[1])
     inner_b, columns = (b[1], b[0]) if site.attribute("transB", 0) else (b[0], b[1])
     yield Equal(y[0], rows)
     yield Equal(y[1], columns)
     yield from _contraction(site, a, b, inner_a, inner_b, rows, columns)
-    c = site.optional_input(2)
     if c is not None:
         for position in range(1, c.rank + 1):
             if c.dims[-position] == y.dims[-position] > 1:
@@ -30,18 +34,20 @@ def gemm(site: Site) -> Iterator[Constraint]:
 
 def matmul(site: Site) -> Iterator[Constraint]:
     """MatMul of any ranks; batch axes broadcast."""
-    yield from product(site, swap_a=False, swap_b=False)
+    yield from product(site, site.input(0), site.input(1))
 
 
-def product(site: Site, *, swap_a: bool, swap_b: bool) -> Iterator[Constraint]:
+def product(site: Site, a: Tensor, b: Tensor, *, swap_a: bool = False, swap_b: bool = False) -> Iterator[Constraint]:
     """A product over the last two axes of both inputs, each of which may be transposed.
 
     Args:
-        site: The node: inputs A and B, output Y.
+        site: The node, whose output is Y.
+        a: A.
+        b: B.
         swap_a: Whether the last two axes of A change places first.
         swap_b: Whether those of B do.
     """
-    a, b, y = site.input(0), site.input(1), site.output()
+    y = site.output()
     rows, inner_a = _matrix_axes(a, swap=swap_a) if a.rank > 1 else (None, a[0])
     inner_b, columns = _matrix_axes(b, swap=swap_b) if b.rank > 1 else (b[0], None)
     if rows is not None:

@@ -32,14 +32,19 @@ def batch_normalization(site: Site) -> Iterator[Constraint]:
         yield Equal(axis_x, axis_y)
     training = bool(site.attribute("training_mode", 0)) or any(o is not None for o in site.outputs[1:])
     parameters = [site.input(slot) for slot in range(1, 5)]
-    if training or site.attribute("spatial", 1) == 0 or not all(p.operand.is_constant for p in parameters):
+    if training or site.attribute("spatial", 1) == 0 or not all(p.is_weight for p in parameters):
         for axis in (*x.axes, *(axis for p in parameters for axis in p.axes)):
             yield Freeze(axis, f"{site.node.title} is not in inference form with constant parameters")
         return
-    for parameter in parameters:
+    if all(p.operand.is_constant for p in parameters):
+        yield Normalises(x[1])
+        roles = (Role.CARRIED,) * 4
+    else:
+        # Parameters that are decoded first are not folded: scale and variance are carried, shift and mean added.
+        roles = (Role.CARRIED, Role.BIAS, Role.BIAS, Role.CARRIED)
+    for parameter, role in zip(parameters, roles, strict=True):
         yield Equal(parameter[0], x[1])
-        yield Weight(parameter[0], Role.CARRIED)
-    yield Normalises(x[1])
+        yield Weight(parameter[0], role)
 
 
 def instance_normalization(site: Site) -> Iterator[Constraint]:

@@ -1,24 +1,28 @@
 """Pooling, resampling and reductions: batch and channels pass through, what is pooled or reduced is fixed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from onnxfuse.coupling.constraints import Constraint, Equal, Freeze, Rule, Site, Statistic
+from onnxfuse.coupling.constraints import AxisRef, Constraint, Equal, Freeze, Rule, Site, Statistic
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "pooled"]
 
 
 def pool(site: Site) -> Iterator[Constraint]:
     """Pools over the spatial axes, from 2 on."""
-    x, y = site.input(0), site.output()
-    yield Equal(x[0], y[0])
-    yield Equal(x[1], y[1])
-    for axis in (*x.axes[2:], *y.axes[2:]):
-        yield Freeze(axis, f"a spatial axis of {site.node.title}")
+    x = site.input(0)
+    yield from pooled(site, x.axes, site.output().axes)
     for indices in site.outputs[1:]:
         if indices is not None:
             # The indices count elements of the flattened input, so their values depend on the number of channels.
             for axis in (*x.axes, *indices.axes):
                 yield Freeze(axis, f"the indices of {site.node.title} depend on the number of channels")
+
+
+def pooled(site: Site, x: Sequence[AxisRef], y: Sequence[AxisRef]) -> Iterator[Constraint]:
+    """The axes of what is pooled, and of the result: batch, channels, space."""
+    yield Equal(x[0], y[0])
+    yield Equal(x[1], y[1])
+    yield from (Freeze(axis, f"a spatial axis of {site.node.title}") for axis in (*x[2:], *y[2:]))
 
 
 def reduce(site: Site) -> Iterator[Constraint]:
@@ -32,15 +36,15 @@ def reduce(site: Site) -> Iterator[Constraint]:
     if not axes:
         axes = [] if site.attribute("noop_with_empty_axes", 0) else list(range(x.rank))
     kind = site.node.op.removeprefix("Reduce")
-    reduced = {axis % x.rank for axis in axes}
-    yield from _reduced(site, reduced, keep=bool(site.attribute("keepdims", 1)), average=kind in _AVERAGING)
+    gone = {axis % x.rank for axis in axes}
+    yield from _reduced(site, gone, keep=bool(site.attribute("keepdims", 1)), average=kind in _AVERAGING)
 
 
 def arg_reduce(site: Site) -> Iterator[Constraint]:
     """ArgMax and ArgMin: positions along the axis, which is fixed."""
     x = site.input(0)
-    reduced = {int(site.attribute("axis", 0)) % x.rank}
-    yield from _reduced(site, reduced, keep=bool(site.attribute("keepdims", 1)), average=False)
+    gone = {int(site.attribute("axis", 0)) % x.rank}
+    yield from _reduced(site, gone, keep=bool(site.attribute("keepdims", 1)), average=False)
 
 
 def resize(site: Site) -> Iterator[Constraint]:
@@ -61,19 +65,19 @@ def resize(site: Site) -> Iterator[Constraint]:
         yield from (site.entry_size("", 3, i, y[axis]) for i, axis in enumerate(order[: sizes.dims[0]]))
 
 
-def _reduced(site: Site, reduced: set[int], *, keep: bool, average: bool) -> Iterator[Constraint]:
+def _reduced(site: Site, gone: set[int], *, keep: bool, average: bool) -> Iterator[Constraint]:
     """The axes of a reduction; an average over fewer channels is still one, a sum or a position is something else."""
     x, y = site.input(0), site.output()
-    kept = [i for i in range(x.rank) if keep or i not in reduced]
+    kept = [i for i in range(x.rank) if keep or i not in gone]
     for i in range(x.rank):
-        if i not in reduced:
+        if i not in gone:
             yield Equal(x[i], y[kept.index(i)])
         elif average:
             yield Statistic(x[i], f"{site.node.title} averages over it")
         else:
             yield Freeze(x[i], f"{site.node.title} reduces over it")
     if keep:
-        yield from (Freeze(y[i], f"{site.node.title} reduces over it") for i in reduced)
+        yield from (Freeze(y[i], f"{site.node.title} reduces over it") for i in gone)
 
 
 _POOLS = ("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")

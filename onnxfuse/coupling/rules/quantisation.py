@@ -1,42 +1,154 @@
-"""QuantizeLinear and DequantizeLinear: the same axes in another number format.
+"""Other number formats for the same axes: QuantizeLinear, DequantizeLinear, and weights packed into a few bits.
 
 A scale for the whole tensor says nothing of channels. A scale per channel belongs to a quantised weight, and is
-computed anew with it; activations with a scale per channel, and scales per block, are frozen.
+computed anew with it. A scale per block of a weight follows the block: along that axis whole blocks can go. Activations
+with a scale per channel or per block are frozen.
 """
 
+import math
 from collections.abc import Iterator
 
-from onnxfuse.coupling.constraints import Constraint, Equal, Freeze, Rule, Site, Weight
+from onnxfuse.coupling.constraints import (
+    AttributeSize,
+    Constraint,
+    Encoded,
+    Equal,
+    Expr,
+    Freeze,
+    Fresh,
+    Rule,
+    Site,
+    Statistic,
+    Tensor,
+    Weight,
+    cat,
+    prod,
+)
 from onnxfuse.statistics.features import Role
 
 __all__ = ["RULES"]
 
+_DOMAIN = "com.microsoft"
+_BITS_OF_A_BYTE = 8
+
 
 def quantize(site: Site) -> Iterator[Constraint]:
     """QuantizeLinear, DequantizeLinear: elementwise, with scale and zero point for the whole, per axis or per block."""
+    x, y, scale = site.input(0), site.output(), site.input(1)
+    for axis_x, axis_y in zip(x.axes, y.axes, strict=True):
+        yield Equal(axis_x, axis_y)
+    parameters = [p for p in (scale, site.optional_input(2)) if p is not None]
+    yield from (Equal(axis, axis) for p in parameters for axis in p.axes)
+    stored = x if site.node.op == "DequantizeLinear" else y
+    zero = None if len(parameters) == 1 else parameters[1].operand
+    if all(size == 1 for p in parameters for size in p.dims):
+        yield Encoded(stored.operand, scale.operand, zero)
+    elif stored is y or not all(t.operand.is_constant for t in (x, *parameters)):
+        what = "per block, or per channel of an activation"
+        axes = (*x.axes, *(axis for p in parameters for axis in p.axes))
+        yield from (Freeze(axis, f"{site.node.title} has scales {what}") for axis in axes)
+    elif site.attribute("block_size", 0):
+        yield from _blocked(site, x, parameters, int(site.attribute("block_size")))
+    else:
+        along = int(site.attribute("axis", 1)) % x.rank
+        yield from (c for p in parameters for c in (Equal(p[0], x[along]), Weight(p[0], Role.ENCODING)))
+        yield Encoded(x.operand, scale.operand, zero, (along,))
+
+
+def _blocked(site: Site, x: Tensor, parameters: list[Tensor], block: int) -> Iterator[Constraint]:
+    """Scales of the weight's own rank, each for a block of consecutive indices of one axis."""
+    along = int(site.attribute("axis", 1)) % x.rank
+    axis, blocks = _in_blocks(x.dims[along], block, site.node.title)
+    yield Equal(x[along], axis)
+    for parameter in parameters:
+        yield Equal(parameter[along], blocks)
+        yield from (Equal(parameter[i], x[i]) for i in range(x.rank) if i != along)
+        yield from (Weight(a, Role.ENCODING) for a in parameter.axes)
+    zero = None if len(parameters) == 1 else parameters[1].operand
+    yield Encoded(x.operand, parameters[0].operand, zero, tuple(range(x.rank)), along, block)
+
+
+def _in_blocks(size: int, block: int, title: str) -> tuple[Expr, Expr]:
+    """Return an axis that falls into blocks, and the axis of its blocks.
+
+    A block that is shorter than the others is the last one and stays; a single block is for any number of indices.
+    """
+    if block >= size:
+        return Fresh(size, "indices of one block"), Fresh(1, "one block")
+    whole = Fresh(size // block, "blocks")
+    inside = Fresh(block, "indices of a block", f"the blocks of {title} that share a scale are kept or go as a whole")
+    if size % block == 0:
+        return prod(whole, inside), whole
+    rest = Fresh(size % block, "indices of the last block", f"the last block of {title} is shorter than the others")
+    return cat(prod(whole, inside), rest), cat(whole, Fresh(1, "the last block", f"the last block of {title} stays"))
+
+
+def dynamic_quantize(site: Site) -> Iterator[Constraint]:
+    """DynamicQuantizeLinear: elementwise, with a scale from the extrema of the whole tensor."""
     x, y = site.input(0), site.output()
     for axis_x, axis_y in zip(x.axes, y.axes, strict=True):
         yield Equal(axis_x, axis_y)
-    for slot in (1, 2):
-        parameter = site.optional_input(slot)
-        if parameter is None:
-            continue
-        yield from (Equal(axis, axis) for axis in parameter.axes)
-        if all(size == 1 for size in parameter.dims):
-            continue
-        along = int(site.attribute("axis", 1)) % x.rank
-        is_per_axis = parameter.rank == 1 and not site.attribute("block_size", 0)
-        if (
-            is_per_axis
-            and site.node.op == "DequantizeLinear"
-            and x.operand.is_constant
-            and parameter.operand.is_constant
-        ):
-            yield Equal(parameter[0], x[along])
-            yield Weight(parameter[0], Role.ENCODING)
-        else:
-            what = "per block, or per channel of an activation"
-            yield from (Freeze(axis, f"{site.node.title} has scales {what}") for axis in (*x.axes, *parameter.axes))
+        yield Statistic(axis_x, f"{site.node.title} takes its scale from the extrema over it")
+    yield Encoded(y.operand, site.output(1).operand, site.output(2).operand)
 
 
-RULES = tuple(Rule(op, quantize, since=10) for op in ("QuantizeLinear", "DequantizeLinear"))
+def matmul_n_bits(site: Site) -> Iterator[Constraint]:
+    """MatMulNBits: a weight packed into a few bits, with a scale per block of inputs; whole blocks can go."""
+    a, b, scales, y = site.input(0), site.input(1), site.input(2), site.output()
+    bits, block = int(site.attribute("bits", 4)), int(site.attribute("block_size"))
+    blocks, zero = b.dims[1], site.optional_input(3)
+    if site.optional_input(4) is not None:
+        what = "an order of groups (g_idx) is not covered"
+        raise ValueError(what)
+    outputs = Fresh(b.dims[0], "outputs")
+    # Zero points that share a byte can only go together.
+    columns = blocks if zero is None else _size(zero) // outputs.size
+    together = _BITS_OF_A_BYTE // bits if columns < blocks else 1
+    uneven = blocks * block != a.dims[-1] or blocks % together != 0
+    reason = f"the blocks of {site.node.title} do not come out even" if uneven else ""
+    count = Fresh(columns, "blocks, or bytes of their zero points", reason)
+    shared = Fresh(together, "blocks that share a byte", f"the zero points of {site.node.title} share bytes")
+    whole = Fresh(blocks, "blocks", reason) if uneven else prod(count, shared)
+    inside = Fresh(block, "indices of a block", f"the blocks of {site.node.title} are kept or go as a whole")
+    yield from (Equal(x, z) for x, z in zip(a.axes[:-1], y.axes[:-1], strict=True))
+    yield Equal(y[-1], outputs)
+    yield Equal(b[0], outputs)
+    yield Freeze(b[2], f"the bytes of a block of {site.node.title}")
+    yield Weight(b[0], Role.PRODUCER)
+    yield Weight(b[1], Role.CONSUMER)
+    yield Equal(b[1], whole)
+    yield Freeze(a[-1], reason) if uneven else Equal(a[-1], prod(whole, inside))
+    yield AttributeSize("K", a[-1])
+    yield from _per_block(scales, outputs, whole)
+    if zero is not None:
+        yield from _per_block(zero, outputs, count)
+    bias = site.optional_input(5)
+    if bias is not None:
+        yield Equal(bias[0], outputs)
+        yield Weight(bias[0], Role.BIAS)
+    yield AttributeSize("N", outputs)
+    yield Encoded(b.operand, scales.operand, None if zero is None else zero.operand, (0, 1), bits=bits)
+    if not b.is_weight:
+        yield from (Freeze(x, f"the weight of {site.node.title} is computed at run time") for x in (*a.axes, *y.axes))
+
+
+def _size(tensor: Tensor) -> int:
+    return math.prod(tensor.dims)
+
+
+def _per_block(parameter: Tensor, outputs: Expr, blocks: Expr) -> Iterator[Constraint]:
+    """One number for each output and block, as a matrix or flattened."""
+    if parameter.rank == 1:
+        yield Equal(parameter[0], prod(outputs, blocks))
+    else:
+        yield Equal(parameter[0], outputs)
+        yield Equal(parameter[1], blocks)
+    yield from (Weight(axis, Role.ENCODING) for axis in parameter.axes)
+
+
+RULES = (
+    *(Rule(op, quantize, since=10) for op in ("QuantizeLinear", "DequantizeLinear")),
+    Rule("DynamicQuantizeLinear", dynamic_quantize, since=11),
+    *(Rule(op, quantize, domain=_DOMAIN) for op in ("QuantizeLinear", "DequantizeLinear")),
+    Rule("MatMulNBits", matmul_n_bits, domain=_DOMAIN),
+)

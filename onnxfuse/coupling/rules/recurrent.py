@@ -4,12 +4,23 @@ The weights stack the gates: W (D, gates x H, I), R (D, gates x H, H), B (D, 2 g
 is one index of H in every gate, so the gates are a fixed outer factor and the units the atom that can shrink.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from onnxfuse.coupling.constraints import AttributeSize, Constraint, Equal, Freeze, Fresh, Rule, Site, Weight, prod
+from onnxfuse.coupling.constraints import (
+    AttributeSize,
+    AxisRef,
+    Constraint,
+    Equal,
+    Freeze,
+    Fresh,
+    Rule,
+    Site,
+    Weight,
+    prod,
+)
 from onnxfuse.statistics.features import Role
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "recurrent_layer"]
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _PEEPHOLES = 3
@@ -18,9 +29,24 @@ _SEQUENCE_LENGTHS = 4
 
 def recurrent(site: Site) -> Iterator[Constraint]:
     """LSTM, GRU, RNN in every direction; both layouts."""
-    x, w, r, y = site.input(0), site.input(1), site.input(2), site.outputs
-    units = Fresh(r.dims[2], "hidden units")
-    gates = _GATES[site.node.op]
+    w, r = site.input(1), site.input(2)
+    yield from recurrent_layer(site, w.axes, r.axes, r.dims[2], _GATES[site.node.op])
+
+
+def recurrent_layer(
+    site: Site, w: Sequence[AxisRef], r: Sequence[AxisRef], size: int, gates: int
+) -> Iterator[Constraint]:
+    """A recurrent layer, whatever the order of its weights' axes.
+
+    Args:
+        site: The node.
+        w: The axes of the weight that reads the input: directions, gates x units, inputs.
+        r: The axes of the one that reads the hidden state: directions, gates x units, units.
+        size: The number of units.
+        gates: The number of gates.
+    """
+    x, y = site.input(0), site.outputs
+    units = Fresh(size, "hidden units")
     stacked = prod(_count(gates, "gates"), units)
     yield Equal(w[1], stacked)
     yield Equal(r[1], stacked)
@@ -54,7 +80,7 @@ def recurrent(site: Site) -> Iterator[Constraint]:
     lengths = site.optional_input(_SEQUENCE_LENGTHS)
     fixed += lengths.axes if lengths is not None else ()
     yield from (Freeze(axis, f"time, directions and batch of {site.node.title}") for axis in fixed)
-    if not (w.is_weight and r.is_weight and (bias is None or bias.is_weight)):
+    if not (site.input(1).is_weight and site.input(2).is_weight and (bias is None or bias.is_weight)):
         for axis in (x[2], w[1], r[2]):
             yield Freeze(axis, f"the weights of {site.node.title} are computed at run time")
 

@@ -4,7 +4,7 @@ None of them computes anything, so each is a set of equations. Reshape equates t
 the product of all its output axes; the unifier finds which axes merged and which were split.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from onnxfuse.coupling.constraints import (
     Constraint,
@@ -20,7 +20,7 @@ from onnxfuse.coupling.constraints import (
 )
 from onnxfuse.statistics.features import Role
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "concatenated"]
 
 
 def reshape(site: Site) -> Iterator[Constraint]:
@@ -65,9 +65,13 @@ def transpose(site: Site) -> Iterator[Constraint]:
 
 def concat(site: Site) -> Iterator[Constraint]:
     """Concat: one after the other along ``axis``, equal along the others."""
+    yield from concatenated(site, [x for x in site.inputs if x is not None])
+
+
+def concatenated(site: Site, parts: Sequence[Tensor]) -> Iterator[Constraint]:
+    """Some of the inputs one after the other along attribute ``axis``."""
     y = site.output()
     along = int(site.attribute("axis", 1)) % y.rank
-    parts = [x for x in site.inputs if x is not None]
     yield Equal(y[along], cat(*(x[along] for x in parts)))
     for x in parts:
         for i in range(y.rank):
