@@ -25,6 +25,7 @@ __all__ = [
     "Freeze",
     "Fresh",
     "Normalises",
+    "Parallel",
     "Prod",
     "Residual",
     "Rule",
@@ -125,6 +126,18 @@ class SelectOnly:
 
 
 @dataclass(frozen=True, slots=True)
+class Parallel:
+    """Two computed tensors are multiplied index by index over the expression, as over the heads of an attention.
+
+    An index is dropped as a whole, with everything that it multiplies on an axis; indices can't be mixed, since what
+    is computed from the mean of two has nothing to do with the mean of what is computed from each.
+    """
+
+    expr: Expr
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Statistic:
     """The node computes a mean or an extremum over the channels, which only approximates the original's with fewer."""
 
@@ -172,7 +185,7 @@ class ConstantSize:
 
 
 Constraint: TypeAlias = (
-    Equal | Freeze | Residual | SelectOnly | Statistic | Weight | Normalises | AttributeSize | ConstantSize
+    Equal | Freeze | Residual | SelectOnly | Parallel | Statistic | Weight | Normalises | AttributeSize | ConstantSize
 )
 
 
@@ -291,7 +304,7 @@ def axis_references(constraint: Constraint) -> Iterator[AxisRef]:
         case Equal(left, right):
             yield from _axis_refs(left)
             yield from _axis_refs(right)
-        case Freeze(expr, _) | Residual(expr) | SelectOnly(expr, _) | Statistic(expr, _):
+        case Freeze(expr, _) | Residual(expr) | SelectOnly(expr, _) | Parallel(expr, _) | Statistic(expr, _):
             yield from _axis_refs(expr)
         case Weight() | Normalises() | AttributeSize() | ConstantSize():
             return

@@ -22,6 +22,7 @@ from onnxfuse.coupling.constraints import (
     Freeze,
     Fresh,
     Normalises,
+    Parallel,
     Prod,
     Residual,
     Rule,
@@ -200,7 +201,7 @@ class _Solver:
                     self.unifier.freeze(b, reason)
             case Freeze(expr, reason):
                 self.unifier.freeze(self._layout(expr), reason)
-            case Residual() | SelectOnly() | Statistic():
+            case Residual() | SelectOnly() | Parallel() | Statistic():
                 self._mark(constraint)
             case Weight(axis, role):
                 self._give_role(axis.operand, axis.axis, role, node)
@@ -221,13 +222,15 @@ class _Solver:
                 self.axes[operand][axis], f"{node.title} reads a weight that has another role too"
             )
 
-    def _mark(self, constraint: Residual | SelectOnly | Statistic) -> None:
+    def _mark(self, constraint: Residual | SelectOnly | Parallel | Statistic) -> None:
         layout = self._layout(constraint.expr)
         match constraint:
             case Residual():
                 self.unifier.mark_residual(layout)
             case SelectOnly():
                 self.unifier.forbid_mixing(layout, constraint.reason)
+            case Parallel():
+                self.unifier.mark_parallel(layout, constraint.reason)
             case Statistic():
                 self.unifier.mark_statistic(layout, constraint.reason)
 
@@ -460,11 +463,16 @@ class _Solver:
                 self.unifier.freeze(self.axes[operand][axis], reason)
 
     def _freeze_products(self, members: Mapping[Atom, Sequence[ParameterAxis]]) -> None:
-        """Where two channel atoms multiply on one axis, free the larger one and keep the other."""
+        """Where two channel atoms multiply on one axis, free the larger one and keep the other.
+
+        Halving both would take three quarters of the axis. Heads are units of their own beside what each of them has.
+        """
         for axes in self.axes.values():
             for layout in axes:
                 for a, b in product_partners(self.unifier.resolve(layout)):
                     if a.reason or b.reason or a.size == 1 or b.size == 1:
+                        continue
+                    if a is not b and (a.parallel or b.parallel):
                         continue
                     if a is b:
                         self.unifier.freeze(a, "it multiplies with itself")
