@@ -303,7 +303,10 @@ class _Solver:
         self.sizes = settled
 
     def _has_target(self, entry: SizeEntry, trace: ShapeTrace) -> bool:
-        """Whether the node that reads a computed target shape can get a constant instead; the constant is noted."""
+        """Whether the node that reads a computed target shape can get a constant instead; the constant is noted.
+
+        What the constant copies from the input or leaves open follows by itself, however the size was computed.
+        """
         key = entry.node, entry.slot
         if key not in self.targets:
             node = self.graph.nodes[entry.node]
@@ -317,8 +320,7 @@ class _Solver:
                     (self.shapes.dims[x.name], self.shapes.dims[y.name]),
                     lambda i: self._equal(self.axes[x][i], self.axes[y][i]),
                 )
-        target = self.targets[key]
-        return target is not None and entry.index is not None and bool(target[entry.index] > 1)
+        return self.targets[key] is not None and entry.index is not None
 
     def _settle_computed(
         self, entry: SizeEntry, trace: ShapeTrace, stated: Mapping[tuple[int, int, int | None], SizeEntry]

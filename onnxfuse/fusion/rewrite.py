@@ -73,7 +73,8 @@ def _constant_edits(
             name = graph.nodes[entry.node].inputs[entry.slot]
             stored = graph.array(name) if name in graph.constants else shapes.static[name]
             values[key] = np.array(channels.targets.get(key, stored))
-        values[key].flat[entry.index or 0] = entry.scale * layout_size(entry.layout, state.widths)
+        if key not in channels.targets or values[key].flat[entry.index or 0] > 1:
+            values[key].flat[entry.index or 0] = entry.scale * layout_size(entry.layout, state.widths)
     for (node, slot), value in values.items():
         yield SetInput(node, slot, value)
         if (node, slot) in channels.targets and graph.nodes[node].attributes.get("allowzero", 0):
