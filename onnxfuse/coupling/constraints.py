@@ -20,6 +20,7 @@ __all__ = [
     "Cat",
     "ConstantSize",
     "Constraint",
+    "Default",
     "Equal",
     "Expr",
     "Freeze",
@@ -184,8 +185,30 @@ class ConstantSize:
     scale: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Default:
+    """The file leaves attribute ``name`` out, and the operator then computes ``value`` from the size of ``expr``.
+
+    The value belongs to the network as it was trained, so it is written down once that size changes.
+    """
+
+    name: str
+    value: float
+    expr: Expr
+
+
 Constraint: TypeAlias = (
-    Equal | Freeze | Residual | SelectOnly | Parallel | Statistic | Weight | Normalises | AttributeSize | ConstantSize
+    Equal
+    | Freeze
+    | Residual
+    | SelectOnly
+    | Parallel
+    | Statistic
+    | Weight
+    | Normalises
+    | AttributeSize
+    | ConstantSize
+    | Default
 )
 
 
@@ -306,7 +329,7 @@ def axis_references(constraint: Constraint) -> Iterator[AxisRef]:
             yield from _axis_refs(right)
         case Freeze(expr, _) | Residual(expr) | SelectOnly(expr, _) | Parallel(expr, _) | Statistic(expr, _):
             yield from _axis_refs(expr)
-        case Weight() | Normalises() | AttributeSize() | ConstantSize():
+        case Weight() | Normalises() | AttributeSize() | ConstantSize() | Default():
             return
 
 

@@ -13,6 +13,7 @@ from onnxfuse.statistics.features import Role
 __all__ = [
     "ChannelGraph",
     "CouplingGroup",
+    "DefaultEntry",
     "ParameterAxis",
     "SizeEntry",
     "layout_size",
@@ -89,6 +90,23 @@ class SizeEntry:
     scale: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class DefaultEntry:
+    """An attribute that the file leaves out, and that an operator computes from the size of a layout.
+
+    Attributes:
+        node: Index of the node.
+        layout: Whose size it is computed from.
+        attribute: Its name.
+        value: Its value at the size that the layout has now.
+    """
+
+    node: int
+    layout: Layout
+    attribute: str
+    value: float
+
+
 @dataclass(frozen=True)
 class ChannelGraph:
     """Everything the analysis found.
@@ -101,6 +119,7 @@ class ChannelGraph:
         batch_norms: Index of a BatchNormalization node that folds exactly, to the indices of the nodes that it folds
             into: a linear node, and any that add a bias to its result, none of which anything else reads.
         normalising: Index of every BatchNormalization node in inference form.
+        defaults: Every attribute that would change by itself with a size that may change.
     """
 
     groups: tuple[CouplingGroup, ...]
@@ -109,6 +128,7 @@ class ChannelGraph:
     targets: Mapping[tuple[int, int], IntArray]
     batch_norms: Mapping[int, tuple[int, ...]]
     normalising: Sequence[int]
+    defaults: Sequence[DefaultEntry] = ()
 
     def dims(self, operand: Operand, widths: Mapping[Atom, int]) -> tuple[int, ...]:
         """Return the shape of an operand once atoms have the sizes in ``widths`` (others keep theirs)."""

@@ -8,6 +8,7 @@ groups.
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from onnx import TensorProto
 
@@ -17,6 +18,7 @@ from onnxfuse.coupling.constraints import (
     Cat,
     ConstantSize,
     Constraint,
+    Default,
     Equal,
     Expr,
     Freeze,
@@ -36,6 +38,7 @@ from onnxfuse.coupling.constraints import (
 from onnxfuse.coupling.groups import (
     ChannelGraph,
     CouplingGroup,
+    DefaultEntry,
     ParameterAxis,
     SizeEntry,
     positions,
@@ -98,6 +101,7 @@ class _Solver:
         self.sizes: list[SizeEntry] = []
         self.targets: dict[tuple[int, int], Int64Array | None] = {}
         self.normalising: list[int] = []
+        self.defaults: list[DefaultEntry] = []
         self.weight_values: set[str] = set()
 
     def solve(self) -> ChannelGraph:
@@ -115,7 +119,8 @@ class _Solver:
         layouts = {operand: tuple(resolve(axis) for axis in axes) for operand, axes in self.axes.items()}
         sizes = [self._resolved(entry) for entry in self.sizes]
         targets = {key: target for key, target in self.targets.items() if target is not None}
-        return ChannelGraph(groups, layouts, sizes, targets, self._foldable(), tuple(self.normalising))
+        defaults = [replace(entry, layout=resolve(entry.layout)) for entry in self.defaults]
+        return ChannelGraph(groups, layouts, sizes, targets, self._foldable(), tuple(self.normalising), defaults)
 
     # One node ---------------------------------------------------------------------------------------------------
 
@@ -211,6 +216,8 @@ class _Solver:
                 self.sizes.append(SizeEntry(node.index, self._layout(expr), name, -1, index, scale))
             case ConstantSize(slot, index, expr, scale):
                 self.sizes.append(SizeEntry(node.index, self._layout(expr), "", slot, index, scale))
+            case Default(name, value, expr):
+                self.defaults.append(DefaultEntry(node.index, self._layout(expr), name, value))
 
     def _give_role(self, operand: Operand, axis: int, role: Role, node: NodeView) -> None:
         """Note what an axis of a weight does; in two roles at once it can't be mixed, but channels can be dropped."""
@@ -478,7 +485,7 @@ class _Solver:
                         continue
                     if a is b:
                         self.unifier.freeze(a, "it multiplies with itself")
-                    elif a in members and b in members:
+                    elif _producer(members.get(a, ())) and _producer(members.get(b, ())):
                         kept, other = (a, b) if a.size < b.size else (b, a)
                         self.unifier.freeze(kept, f"it multiplies with {other.size} channels that are fused instead")
 

@@ -19,6 +19,11 @@ def collect_edits(graph: GraphView, shapes: Shapes, channels: ChannelGraph, stat
     edits: list[Edit] = [SetInput(o.node, o.slot, value) for o, value in state.changed()]
     changed = [e for e in channels.sizes if layout_size(e.layout, state.widths) != layout_size(e.layout, {})]
     edits.extend(_attribute_edits(graph, [e for e in changed if e.attribute], state))
+    edits.extend(
+        SetAttribute(e.node, e.attribute, e.value)
+        for e in channels.defaults
+        if layout_size(e.layout, state.widths) != layout_size(e.layout, {})
+    )
     edits.extend(_constant_edits(graph, shapes, channels, [e for e in changed if not e.attribute], state))
     told = {(edit.node, edit.slot) for edit in edits if isinstance(edit, SetInput)}
     edits.extend(e for e in _settled_values(graph, shapes, new_dims(channels, state)) if (e.node, e.slot) not in told)

@@ -2,7 +2,18 @@
 
 from collections.abc import Iterator
 
-from onnxfuse.coupling.constraints import AxisRef, Constraint, Equal, Freeze, Parallel, Rule, SelectOnly, Site, Tensor, Weight
+from onnxfuse.coupling.constraints import (
+    AxisRef,
+    Constraint,
+    Equal,
+    Freeze,
+    Parallel,
+    Rule,
+    SelectOnly,
+    Site,
+    Tensor,
+    Weight,
+)
 from onnxfuse.statistics.features import Role
 
 __all__ = ["RULES"]

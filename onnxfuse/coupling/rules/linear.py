@@ -6,7 +6,18 @@ broadcasts the others. The scalars do not matter to the coupling: a linear map o
 
 from collections.abc import Iterator
 
-from onnxfuse.coupling.constraints import AxisRef, Constraint, Equal, Freeze, Parallel, Rule, SelectOnly, Site, Tensor, Weight
+from onnxfuse.coupling.constraints import (
+    AxisRef,
+    Constraint,
+    Equal,
+    Freeze,
+    Parallel,
+    Rule,
+    SelectOnly,
+    Site,
+    Tensor,
+    Weight,
+)
 from onnxfuse.statistics.features import Role
 
 __all__ = ["RULES", "gemm", "product"]
