@@ -182,18 +182,17 @@ def attention(site: Site) -> Iterator[Constraint]:
 
 
 def multi_head_attention(site: Site) -> Iterator[Constraint]:
-    """MultiHeadAttention, packed or not, with bias, masks and caches."""
+    """MultiHeadAttention on separate queries, keys and values, with bias, masks and caches."""
     query, key, value = (site.optional_input(slot) for slot in range(3))
     y, title = site.output(), site.node.title
-    if query is None or site.optional_input(9) is not None:
-        what = "beam search inside is not covered"
+    if query is None or query.rank != 3 or site.optional_input(9) is not None:
+        what = "packed queries and beam search inside are not covered"
         raise ValueError(what)
     count = int(site.attribute("num_heads"))
-    size = query.dims[4] if query.rank == 5 else query.dims[2] // count
-    heads = _heads(count, count, size, y.dims[2] // count)
+    heads = _heads(count, count, query.dims[2] // count, y.dims[2] // count)
     yield from (Equal(query[i], y[i]) for i in range(2))
     yield Equal(y[2], heads.result)
-    yield from _packed(query, heads, 3, title) if query.rank == 5 else (Equal(query[2], heads.query),)
+    yield Equal(query[2], heads.query)
     for tensor, inside in ((key, heads.size), (value, heads.value_size)):
         yield from _keys(site, tensor, query[0], heads, inside)
     if key is not None and value is not None and key.rank == value.rank == 3:
@@ -212,16 +211,8 @@ def multi_head_attention(site: Site) -> Iterator[Constraint]:
     yield from _scores(site, heads)
 
 
-def _packed(tensor: Tensor, heads: _Heads, parts: int, title: str) -> Iterator[Constraint]:
-    """Several of queries, keys and values in one tensor: (batch, positions, heads, parts, size)."""
-    yield Equal(tensor[2], heads.kept)
-    yield Equal(tensor[3], Fresh(parts, "queries, keys, values", f"{title} takes {parts} parts"))
-    yield Equal(tensor[4], heads.size)
-    yield Equal(heads.value_size, heads.size)
-
-
 def _keys(site: Site, tensor: Tensor | None, batch: AxisRef, heads: _Heads, inside: Fresh) -> Iterator[Constraint]:
-    """Keys or values of MultiHeadAttention: of rank 3, packed together, or as a cache has them."""
+    """Keys or values of MultiHeadAttention: of rank 3, or of rank 4 as a cache has them."""
     if tensor is None:
         return
     match tensor.rank:
@@ -232,9 +223,8 @@ def _keys(site: Site, tensor: Tensor | None, batch: AxisRef, heads: _Heads, insi
         case 4:
             yield from _cache(site, tensor, batch, heads.kept, inside)
         case _:
-            yield Equal(tensor[0], batch)
-            yield Equal(tensor[1], tensor[1])
-            yield from _packed(tensor, heads, 2, site.node.title)
+            what = "keys and values packed together are not covered"
+            raise ValueError(what)
 
 
 def group_query_attention(site: Site) -> Iterator[Constraint]:
@@ -253,7 +243,7 @@ def group_query_attention(site: Site) -> Iterator[Constraint]:
             yield Equal(tensor[0], query[0])
             yield Equal(tensor[1], key[1])
             yield Equal(tensor[2], heads.key)
-    yield Freeze(heads.size, f"{title} takes head sizes that are multiples of 8 only")
+    yield Freeze(heads.size, f"{title} takes multiples of 8 or 16 as head size")
     for cache in (site.optional_input(3), site.optional_input(4), _output(site, 1), _output(site, 2)):
         yield from _cache(site, cache, query[0], heads.kept, heads.size)
     for slot in (5, 6, 9, 12, 13):
