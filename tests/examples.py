@@ -924,7 +924,7 @@ def _attentions() -> list[Example]:
         cos, sin = _tables(net, 8)
         lengths = [net.constant(np.array([3], np.int32)), net.constant(np.array(4, np.int32))]
         inputs = (q, k, v, "", "", *lengths, cos, sin)
-        numbers = {"num_heads": 4, "kv_num_heads": 2, "do_rotary": 1}
+        numbers: dict[str, Any] = {"num_heads": 4, "kv_num_heads": 2, "do_rotary": 1}
         net.output(net.matmul(_own(net, "GroupQueryAttention", *inputs, like=q, name="scores", **numbers), 2))
 
     def all_in_one(net: Net) -> None:
@@ -980,7 +980,7 @@ def _standard_attentions() -> list[Example]:
     def rotary(net: Net) -> None:
         places = net.constant(np.array([[0, 1, 2, 3]], INT64))
         q, k = _projected(net, 24, "query", "key")
-        numbers = {"num_heads": 3, "rotary_embedding_dim": 6, "interleaved": 1}
+        numbers: dict[str, Any] = {"num_heads": 3, "rotary_embedding_dim": 6, "interleaved": 1}
         q, k = (net.node("RotaryEmbedding", x, *_tables(net, 3), places, like=x, **numbers) for x in (q, k))
         v = net.matmul("x0", 12, name="value")
         y = net.node("Attention", q, k, v, like=v, q_num_heads=3, kv_num_heads=3, scale=0.4)

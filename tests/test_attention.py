@@ -226,6 +226,32 @@ def neighbours(net: Net, x: str, *, by_steps: bool) -> str:
     return net.reshape(both, *dims)
 
 
+def biased(form: Form, net: Net, *, table: bool) -> None:
+    """Scores get a number for each head and pair of positions, stored so or looked up by distance, as T5 does."""
+    q, k, v = (apart(net, x, form.heads, 4) for x in projected(net, *[form.heads * 4] * 3))
+    bias = net.vector(1, form.heads, LENGTH, LENGTH)
+    if table:
+        distance = np.abs(np.arange(LENGTH)[:, None] - np.arange(LENGTH))
+        looked_up = net.node("Gather", net.weight(LENGTH, form.heads), net.constant(distance), axis=0)
+        bias = net.unsqueeze(net.node("Transpose", looked_up, perm=[2, 0, 1]), [0])
+    scores = net.node("Add", net.node("MatMul", q, net.node("Transpose", k, perm=[0, 1, 3, 2])), bias)
+    finish(net, together(net, net.node("MatMul", net.node("Softmax", scores, axis=-1), v)))
+
+
+def normalised(form: Form, net: Net) -> None:
+    """Queries and keys normalised inside every head, as ViT-22B has them."""
+    q, k, v = (apart(net, x, form.heads, 4) for x in projected(net, *[form.heads * 4] * 3))
+    q, k = (net.node("LayerNormalization", x, net.vector(4, low=0.5, high=1.5), net.vector(4), axis=-1) for x in (q, k))
+    finish(net, together(net, attend(net, q, k, v)))
+
+
+def across(form: Form, net: Net) -> None:
+    """Attention between the channels of a head, as XCiT has it: what is in a head stays."""
+    q, k, v = (apart(net, x, form.heads, 4) for x in projected(net, *[form.heads * 4] * 3))
+    q, k, v = (net.node("Transpose", x, perm=[0, 1, 3, 2]) for x in (q, k, v))
+    finish(net, together(net, net.node("Transpose", attend(net, q, k, v), perm=[0, 1, 3, 2])))
+
+
 def fused(form: Form, net: Net, *, op: str = "MultiHeadAttention", **more: Any) -> None:
     """One operator of ONNX Runtime's own, or of ONNX."""
     kept = form.kept * form.size
@@ -269,6 +295,10 @@ FORMS = (
     Form("rotary, halves by Split", partial(separate, turn=partial(halves, by_split=True)), kept=2, sharing=2),
     Form("rotary, pairs by steps", partial(separate, turn=partial(neighbours, by_steps=True))),
     Form("rotary, pairs by Gather", partial(separate, turn=partial(neighbours, by_steps=False)), kept=2, sharing=3),
+    Form("a bias for each head", partial(biased, table=False)),
+    Form("a bias looked up", partial(biased, table=True)),
+    Form("normalised inside heads", normalised),
+    Form("between channels", across),
     Form("MultiHeadAttention", partial(fused, num_heads=4)),
     Form("GroupQueryAttention", partial(fused, op="GroupQueryAttention", num_heads=6, kv_num_heads=3), 3, 2, 8),
     Form("Attention of ONNX Runtime", in_one),
@@ -517,7 +547,7 @@ def test_heads_that_are_mixed_behind_softmax_stay() -> None:
 @pytest.mark.parametrize("op", ["MultiHeadAttention", "Attention"])
 def test_the_scale_stays_that_of_the_network(op: str) -> None:
     """Scores are divided by the root of the head size; with fewer channels, by the root of what it was."""
-    numbers = {"num_heads": 4} if op != "Attention" else {"q_num_heads": 4, "kv_num_heads": 4}
+    numbers: dict[str, Any] = {"num_heads": 4} if op != "Attention" else {"q_num_heads": 4, "kv_num_heads": 4}
     form = Form(op, partial(fused, op=op, **numbers), opset=23 if op == "Attention" else 17)
     net = form.net()
     columns = [h * 4 + 1 for h in range(4)]
