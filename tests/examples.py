@@ -935,7 +935,7 @@ def _attentions() -> list[Example]:
         y = _own(net, "GroupQueryAttention", *inputs, like=like, num_heads=6, kv_num_heads=2, name="scores")
         net.output(net.matmul(y, 2, name="after"))
 
-    def rotary(net: Net, **more: int) -> None:
+    def rotary(net: Net, **more: Any) -> None:
         places = net.constant(np.array([[0, 1, 2, 3]], INT64))
         pairs = more.get("rotary_embedding_dim", 8) // 2
         cos, sin = _tables(net, pairs)

@@ -67,6 +67,9 @@ _STORED_TYPES = frozenset(
     {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16, TensorProto.INT32}
 )
 _LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+# Operators whose results are made anew and not out of the values that they read, element by element.
+_MAKING = _LINEAR | {"Einsum", "GRU", "LSTM", "RNN"}
+_SUMS = frozenset({"Add", "Sub", "Sum"})
 
 
 def solve_coupling(graph: GraphView, shapes: Shapes, rules: Sequence[Rule] = DEFAULT_RULES) -> ChannelGraph:
@@ -103,12 +106,15 @@ class _Solver:
         self.normalising: list[int] = []
         self.defaults: list[DefaultEntry] = []
         self.weight_values: set[str] = set()
+        self.sources: dict[str, frozenset[str]] = {}
 
     def solve(self) -> ChannelGraph:
         for name in self.graph.inputs:
             self._freeze_value(name, f"graph input {name!r}")
+            self.sources[name] = frozenset({name})
         for node in self.graph.nodes:
             self._visit(node)
+            self._note_sources(node)
         for name in self.graph.outputs:
             self._freeze_value(name, f"graph output {name!r}")
         self._freeze_reported_sizes()
@@ -149,6 +155,22 @@ class _Solver:
         self._check_complete(site, constraints)
         if node.op in _REARRANGING and site.inputs and site.inputs[0] is not None and site.inputs[0].is_weight:
             self.weight_values.update(node.outputs)
+
+    def _note_sources(self, node: NodeView) -> None:
+        """Note for what a node computes which values it is made of: its own where it makes something anew."""
+        read = [self.sources[name] for name in node.inputs if name in self.sources]
+        roles = {self.weights[key] for key in self.weights_of.get(node.index, ())}
+        is_new = node.op in _MAKING or bool(node.domain or node.captured or roles & {Role.PRODUCER, Role.CONSUMER})
+        for name in node.outputs:
+            if name and read and not self._is_shape_value(name):
+                self.sources[name] = frozenset({name}) if is_new else frozenset().union(*read)
+
+    def _is_sum_with_itself(self, node: NodeView) -> bool:
+        """Whether a node adds forms of one value, as rotary positions do and a GELU written out: no residual stream."""
+        if node.op not in _SUMS or node.domain:
+            return False
+        added = [self.sources[name] for name in node.inputs if name in self.sources]
+        return bool(added) and bool(frozenset.intersection(*added))
 
     def _rule(self, node: NodeView) -> Rule | None:
         fitting = [r for r in self.rules.get((node.domain, node.op), []) if r.since <= node.version]
@@ -207,7 +229,7 @@ class _Solver:
             case Freeze(expr, reason):
                 self.unifier.freeze(self._layout(expr), reason)
             case Residual() | SelectOnly() | Parallel() | Statistic():
-                self._mark(constraint)
+                self._mark(node, constraint)
             case Weight(axis, role):
                 self._give_role(axis.operand, axis.axis, role, node)
             case Normalises():
@@ -229,11 +251,12 @@ class _Solver:
                 self.axes[operand][axis], f"{node.title} reads a weight that has another role too"
             )
 
-    def _mark(self, constraint: Residual | SelectOnly | Parallel | Statistic) -> None:
+    def _mark(self, node: NodeView, constraint: Residual | SelectOnly | Parallel | Statistic) -> None:
         layout = self._layout(constraint.expr)
         match constraint:
             case Residual():
-                self.unifier.mark_residual(layout)
+                if not self._is_sum_with_itself(node):
+                    self.unifier.mark_residual(layout)
             case SelectOnly():
                 self.unifier.forbid_mixing(layout, constraint.reason)
             case Parallel():
