@@ -489,6 +489,7 @@ def test_what_queries_and_keys_lack_can_go(name: str) -> None:
     analysis = analysis_of(lacking, feeds=net.feeds)
     heads = {group.name for group in head_groups(analysis)}
     groups = [g for g in free_groups(analysis) if g.unmixable and g.name not in heads]
+    assert not any(g.residual for g in free_groups(analysis) if g.unmixable)
     assert [g.channels for g in groups] == [4 // len(inside)]
     kept = np.setdiff1d(np.arange(groups[0].channels), [1])
     result = fuse(analysis, {groups[0].name: ChannelMap.selection(kept, groups[0].channels)})
