@@ -162,6 +162,25 @@ def in_the_batch(form: Form, net: Net) -> None:
     finish(net, together(net, y))
 
 
+def in_an_open_batch(form: Form, net: Net) -> None:
+    """The same with a batch of any size: the product of batch and heads is computed at run time."""
+    x = net.input(2, LENGTH, WIDTH, batch="batch")
+    batch = net.node("Gather", net.node("Shape", x), net.constant(np.array([0], INT64)), axis=0)
+    both = net.node("Mul", batch, net.constant(np.array([form.heads], INT64)))
+    parts = []
+    for size, name in ((4, "query"), (4, "key"), (form.size, "value")):
+        made = net.node("Transpose", net.matmul(x, form.heads * size, name=name), perm=[1, 0, 2])
+        target = net.node(
+            "Concat", net.constant(np.array([LENGTH], INT64)), both, net.constant(np.array([size])), axis=0
+        )
+        like = net.reshape(made, LENGTH, 2 * form.heads, size)
+        net.nodes.pop()
+        made = net.node("Reshape", made, target, like=like)
+        parts.append(net.node("Transpose", made, perm=[1, 0, 2]))
+    y = net.node("Transpose", attend(net, *parts), perm=[1, 0, 2])
+    finish(net, net.node("Transpose", net.reshape(y, LENGTH, -1, form.heads * form.size), perm=[1, 0, 2]))
+
+
 def computed(form: Form, net: Net) -> None:
     """Target shapes that are put together at run time, of sizes read and numbers written into the file."""
     x = net.input(2, LENGTH, WIDTH, batch="batch")
@@ -286,6 +305,7 @@ FORMS = (
     Form("split from an axis", partial(picked, by_split=True)),
     Form("gathered inside heads", partial(picked, by_split=False, inside=True)),
     Form("heads in the batch", in_the_batch, size=5),
+    Form("heads in an open batch", in_an_open_batch, size=5),
     Form("shapes computed", computed, size=5),
     Form("einsum", by_einsum, size=5),
     Form("one head of keys, broadcast", separate, kept=1, sharing=4),
@@ -598,3 +618,15 @@ def test_samples_find_heads_that_say_nothing() -> None:
     want = weight_of(net.model(), "query").reshape(WIDTH, 4, 4)[:, [0, 2]].reshape(WIDTH, 8)
     np.testing.assert_array_equal(weight_of(result.model, "query"), want)
     assert_same_outputs(run_ort(silent, net.feeds), run_ort(result.model, net.feeds))
+
+
+@pytest.mark.parametrize("name", ["heads in an open batch", "shapes computed"])
+def test_an_open_batch_stays_open(name: str) -> None:
+    """Where the original takes any batch, so does the file with fewer heads."""
+    form = next(form for form in FORMS if form.name == name)
+    net = form.net()
+    count, rows = dropped_rows(form)["kept"]
+    group = group_of(analysed(net), count, rows(0))
+    result = fuse(analysed(net), {group.name: ChannelMap.selection(np.array([0, 2, 3]), count)})
+    feeds = {"x0": np.random.default_rng(8).standard_normal((3, LENGTH, WIDTH)).astype(np.float32)}
+    assert_same_outputs(run_ort(without_rows(net.model(), rows(1)), feeds), run_ort(result.model, feeds))
