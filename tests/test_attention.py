@@ -177,7 +177,8 @@ def in_an_open_batch(form: Form, net: Net) -> None:
         net.nodes.pop()
         made = net.node("Reshape", made, target, like=like)
         parts.append(net.node("Transpose", made, perm=[1, 0, 2]))
-    y = net.node("Transpose", attend(net, *parts), perm=[1, 0, 2])
+    q, k, v = parts
+    y = net.node("Transpose", attend(net, q, k, v), perm=[1, 0, 2])
     finish(net, net.node("Transpose", net.reshape(y, LENGTH, -1, form.heads * form.size), perm=[1, 0, 2]))
 
 
