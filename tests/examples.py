@@ -639,7 +639,9 @@ def _pieces() -> list[Example]:
         pieces("Slice", "negative axis", cut(-2, 99, -3), ("0-4", "4-6")),
         between("Slice", "all of it", cut(0, 2**63 - 1)),
         between("Slice", "far before", cut(-99, 99)),
-        between("Slice", "steps", cut(0, 6, 1, 2), frozen="every other"),
+        between("Slice", "steps", cut(0, 6, 1, 2)),
+        between("Slice", "steps to the end", cut(1, 2**63 - 1, 1, 3)),
+        between("Slice", "steps, not to the end", cut(0, 5, 1, 2), frozen="every other"),
         between("Slice", "backwards", cut(5, -99, 1, -1), frozen="every other"),
         between("Slice", "space", cut(1, 3, 2)),
         between("Slice", "without axes", lambda n, h: n.slice(h, [0, 0, 1, 0], [1, WIDTH, 3, -1], None)),
@@ -877,6 +879,18 @@ def _layers_of_its_own() -> list[Example]:
     ]
 
 
+def _projected(net: Net, width: int, *names: str) -> list[str]:
+    """Make values of that width from one input of 4 positions, a layer for each name."""
+    x = net.input(1, 4, 5)
+    return [net.matmul(x, width, name=name, bias=False) for name in names]
+
+
+def _tables(net: Net, pairs: int, rows: int = 6) -> tuple[str, str]:
+    """Add tables of cosines and sines for rotary positions."""
+    angles = net.rng.uniform(0, 3, (rows, pairs))
+    return net.constant(np.cos(angles)), net.constant(np.sin(angles))
+
+
 def _attentions() -> list[Example]:
     def attention(net: Net) -> None:
         h = net.matmul(net.input(1, 4, 5), WIDTH, name="before")
@@ -884,24 +898,100 @@ def _attentions() -> list[Example]:
         y = _own(net, "Attention", *inputs, like=_typed(net, (1, 4, 8)), num_heads=2, scale=0.5, name="scores")
         net.output(net.matmul(y, 2, name="after"))
 
+    def uneven(net: Net) -> None:
+        h = net.matmul(net.input(1, 4, 5), WIDTH, name="before")
+        mask = net.constant(np.array([[1, 1, 1, 0]], np.int32))
+        bias = net.vector(1, 3, 4, 4)
+        inputs = (h, net.weight(WIDTH, 12 + 12 + 15, fan_in=WIDTH), net.vector(39), mask, "", bias)
+        sizes, like = [12, 12, 15], _typed(net, (1, 4, 15))
+        y = _own(net, "Attention", *inputs, like=like, num_heads=3, qkv_hidden_sizes=sizes, name="scores")
+        net.output(net.matmul(y, 2, name="after"))
+
     def heads(net: Net) -> None:
-        x = net.input(1, 4, 5)
-        q, k, v = (net.matmul(x, 8, name=name, bias=False) for name in ("query", "key", "value"))
+        q, k, v = _projected(net, 8, "query", "key", "value")
         y = _own(net, "MultiHeadAttention", q, k, v, net.vector(24), like=q, num_heads=2, scale=0.5, name="scores")
         net.output(net.matmul(y, 2, name="after"))
 
     def unscaled(net: Net) -> None:
-        x = net.input(1, 4, 5)
-        q, k, v = (net.matmul(x, 8, name=name, bias=False) for name in ("query", "key", "value"))
-        y = _own(net, "MultiHeadAttention", q, k, v, like=q, num_heads=2, name="scores")
+        q, k, v = _projected(net, 8, "query", "key", "value")
+        mask, bias = net.constant(np.array([[1, 1, 0, 1]], np.int32)), net.vector(1, 2, 4, 4)
+        y = _own(net, "MultiHeadAttention", q, k, v, "", mask, bias, like=q, num_heads=2, name="scores")
         net.output(net.matmul(y, 2, name="after"))
 
-    root = {"query": "scales by the root"}
+    def grouped(net: Net) -> None:
+        (q,) = _projected(net, 64, "query")
+        k, v = (net.matmul("x0", 32, name=name) for name in ("key", "value"))
+        cos, sin = _tables(net, 8)
+        lengths = [net.constant(np.array([3], np.int32)), net.constant(np.array(4, np.int32))]
+        inputs = (q, k, v, "", "", *lengths, cos, sin)
+        numbers: dict[str, Any] = {"num_heads": 4, "kv_num_heads": 2, "do_rotary": 1}
+        net.output(net.matmul(_own(net, "GroupQueryAttention", *inputs, like=q, name="scores", **numbers), 2))
+
+    def all_in_one(net: Net) -> None:
+        (qkv,) = _projected(net, 8 * (6 + 2 + 2), "before")
+        lengths = [net.constant(np.array([3], np.int32)), net.constant(np.array(4, np.int32))]
+        like = _typed(net, (1, 4, 48))
+        inputs = (qkv, "", "", "", "", *lengths)
+        y = _own(net, "GroupQueryAttention", *inputs, like=like, num_heads=6, kv_num_heads=2, name="scores")
+        net.output(net.matmul(y, 2, name="after"))
+
+    def rotary(net: Net, **more: Any) -> None:
+        places = net.constant(np.array([[0, 1, 2, 3]], INT64))
+        pairs = more.get("rotary_embedding_dim", 8) // 2
+        cos, sin = _tables(net, pairs)
+        q, k = _projected(net, 16, "query", "key")
+        q, k = (_own(net, "RotaryEmbedding", x, places, cos, sin, like=q, **more) for x in (q, k))
+        v = net.matmul("x0", 16, name="value")
+        net.output(net.matmul(_own(net, "MultiHeadAttention", q, k, v, like=q, num_heads=2, name="scores"), 2))
+
+    size, whole = {"query#3": "multiples of 8"}, {"before:0-80#2": "multiples of 8"}
+    turned, parts = ("query", "query#2", "value"), ("query:0-16", "query:0-12", "query:4-16", "value")
     return [
-        Example("Attention", "own", attention, ("before", "scores"), exact=False),
-        Example("MultiHeadAttention", "own", heads, ("query", "value"), exact=False),
-        Example("MultiHeadAttention", "unscaled", unscaled, ("value",), root, exact=False),
+        Example("Attention", "own", attention, ("before", "scores", "scores#2")),
+        Example("Attention", "uneven", uneven, ("before", "scores:0-39", "scores:0-24", "scores:24-39")),
+        Example("MultiHeadAttention", "own", heads, ("query", "query#2", "value")),
+        Example("MultiHeadAttention", "unscaled", unscaled, ("query", "query#2", "value")),
+        Example("GroupQueryAttention", "rotary", grouped, ("query", "query#2"), size),
+        Example("GroupQueryAttention", "packed", all_in_one, ("before:0-80", "before:0-48"), whole),
+        Example("RotaryEmbedding", "halves", rotary, turned),
+        Example("RotaryEmbedding", "interleaved", partial(rotary, interleaved=1), turned),
+        Example("RotaryEmbedding", "part", partial(rotary, rotary_embedding_dim=4, num_heads=2), parts),
     ]
+
+
+def _standard_attentions() -> list[Example]:
+    def flat(net: Net) -> None:
+        q, k = _projected(net, 16, "query", "key")
+        mask = net.vector(1, 4, 4, 4)
+        v = net.matmul("x0", 24, name="value")
+        like = _typed(net, (1, 4, 24))
+        y = net.node("Attention", q, k, v, mask, like=like, q_num_heads=4, kv_num_heads=4, name="scores")
+        net.output(net.matmul(y, 2, name="after"))
+
+    def apart(net: Net) -> None:
+        (q,) = _projected(net, 24, "query")
+        k, v = (net.matmul("x0", 12, name=name) for name in ("key", "value"))
+        q, k, v = (net.node("Transpose", net.reshape(x, 1, 4, -1, 4), perm=[0, 2, 1, 3]) for x in (q, k, v))
+        cos, sin = (net.constant(net.values[name][None, :4]) for name in _tables(net, 2))
+        q, k = (net.node("RotaryEmbedding", x, cos, sin, like=x) for x in (q, k))
+        y = net.node("Transpose", net.node("Attention", q, k, v, like=q, name="scores"), perm=[0, 2, 1, 3])
+        net.output(net.matmul(net.reshape(y, 1, 4, 24), 2, name="after"))
+
+    def rotary(net: Net) -> None:
+        places = net.constant(np.array([[0, 1, 2, 3]], INT64))
+        q, k = _projected(net, 24, "query", "key")
+        numbers: dict[str, Any] = {"num_heads": 3, "rotary_embedding_dim": 6, "interleaved": 1}
+        q, k = (net.node("RotaryEmbedding", x, *_tables(net, 3), places, like=x, **numbers) for x in (q, k))
+        v = net.matmul("x0", 12, name="value")
+        y = net.node("Attention", q, k, v, like=v, q_num_heads=3, kv_num_heads=3, scale=0.4)
+        net.output(net.matmul(y, 2, name="after"))
+
+    found = [
+        Example("Attention", "flat", flat, ("query", "query#2", "value")),
+        Example("Attention", "apart", apart, ("query", "query#2", "query#3", "value")),
+        Example("RotaryEmbedding", "part", rotary, ("query:0-24", "query:0-22", "query:6-24", "value")),
+    ]
+    return [replace(example, opset=23) for example in found]
 
 
 OWN = "com.microsoft"
@@ -926,5 +1016,6 @@ EXAMPLES: tuple[Example, ...] = (
     *_einsums(),
     *_recurrent(),
     *_quantised(),
+    *_standard_attentions(),
     *(replace(example, domain=OWN) for example in _OF_ITS_OWN),
 )

@@ -276,7 +276,7 @@ def _attentions() -> list[Example]:
         net.types[present] = helper.make_tensor_type_proto(TensorProto.FLOAT, (2, 2, 2, 7, 4))
         net.output(net.matmul(y, 2, name="after"), present)
 
-    free = ("before", "scores")
+    free = ("before", "scores", "scores#2")
     frozen = {"scores": "a cache of"}
     return [
         Example("QAttention", "tensor", build(masked=False, per_channel=False), free, exact=False, domain=OWN),

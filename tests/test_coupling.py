@@ -296,6 +296,16 @@ class TestWeights:
         analysis = analysis_of(net.model())
         assert {g.name: g.residual for g in free_groups(analysis)} == {"stream": True, "hidden": False}
 
+    def test_a_sum_of_forms_of_one_value(self) -> None:
+        """A GELU written out adds what is made of one value; a shortcut around a layer adds two."""
+        net = Net(17)
+        h = net.matmul(net.input(2, 5), 6, name="hidden")
+        cube = net.node("Mul", net.node("Mul", h, net.node("Mul", h, h)), net.constant(0.045))
+        h = net.node("Mul", h, net.node("Tanh", net.node("Add", h, cube)))
+        h = net.matmul(h, 4, name="stream")
+        net.output(net.matmul(net.node("Add", h, net.matmul(h, 4, name="around")), 3))
+        assert {g.name: g.residual for g in free_groups(analysis_of(net.model()))} == {"hidden": False, "stream": True}
+
     def test_order_of_the_file(self) -> None:
         """A file whose nodes are out of order has the same groups."""
         net = Net(17)

@@ -20,6 +20,7 @@ __all__ = [
     "Cat",
     "ConstantSize",
     "Constraint",
+    "Default",
     "Encoded",
     "EncodedBias",
     "Equal",
@@ -27,6 +28,7 @@ __all__ = [
     "Freeze",
     "Fresh",
     "Normalises",
+    "Parallel",
     "Prod",
     "Residual",
     "Rule",
@@ -127,6 +129,18 @@ class SelectOnly:
 
 
 @dataclass(frozen=True, slots=True)
+class Parallel:
+    """Two computed tensors are multiplied index by index over the expression, as over the heads of an attention.
+
+    An index is dropped as a whole, with everything that it multiplies on an axis; indices can't be mixed, since what
+    is computed from the mean of two has nothing to do with the mean of what is computed from each.
+    """
+
+    expr: Expr
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Statistic:
     """The node computes a mean or an extremum over the channels, which only approximates the original's with fewer."""
 
@@ -216,16 +230,30 @@ class EncodedBias:
     factor: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Default:
+    """The file leaves attribute ``name`` out, and the operator then computes ``value`` from the size of ``expr``.
+
+    The value belongs to the network as it was trained, so it is written down once that size changes.
+    """
+
+    name: str
+    value: float
+    expr: Expr
+
+
 Constraint: TypeAlias = (
     Equal
     | Freeze
     | Residual
     | SelectOnly
+    | Parallel
     | Statistic
     | Weight
     | Normalises
     | AttributeSize
     | ConstantSize
+    | Default
     | Encoded
     | EncodedBias
 )
@@ -346,9 +374,9 @@ def axis_references(constraint: Constraint) -> Iterator[AxisRef]:
         case Equal(left, right):
             yield from _axis_refs(left)
             yield from _axis_refs(right)
-        case Freeze(expr, _) | Residual(expr) | SelectOnly(expr, _) | Statistic(expr, _):
+        case Freeze(expr, _) | Residual(expr) | SelectOnly(expr, _) | Parallel(expr, _) | Statistic(expr, _):
             yield from _axis_refs(expr)
-        case Weight() | Normalises() | AttributeSize() | ConstantSize() | Encoded() | EncodedBias():
+        case Weight() | Normalises() | AttributeSize() | ConstantSize() | Default() | Encoded() | EncodedBias():
             return
 
 

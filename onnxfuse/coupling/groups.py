@@ -14,6 +14,7 @@ from onnxfuse.statistics.features import Role
 __all__ = [
     "ChannelGraph",
     "CouplingGroup",
+    "DefaultEntry",
     "ParameterAxis",
     "SizeEntry",
     "layout_size",
@@ -90,6 +91,23 @@ class SizeEntry:
     scale: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class DefaultEntry:
+    """An attribute that the file leaves out, and that an operator computes from the size of a layout.
+
+    Attributes:
+        node: Index of the node.
+        layout: Whose size it is computed from.
+        attribute: Its name.
+        value: Its value at the size that the layout has now.
+    """
+
+    node: int
+    layout: Layout
+    attribute: str
+    value: float
+
+
 @dataclass(frozen=True)
 class ChannelGraph:
     """Everything the analysis found.
@@ -104,6 +122,7 @@ class ChannelGraph:
         normalising: Index of every BatchNormalization node in inference form.
         encodings: How operands that hold integers stand for numbers.
         biases: The same of biases whose scale is that of a product.
+        defaults: Every attribute that would change by itself with a size that may change.
     """
 
     groups: tuple[CouplingGroup, ...]
@@ -114,6 +133,7 @@ class ChannelGraph:
     normalising: Sequence[int]
     encodings: Mapping[Operand, Encoded] = field(default_factory=dict)
     biases: Mapping[Operand, EncodedBias] = field(default_factory=dict)
+    defaults: Sequence[DefaultEntry] = ()
 
     def dims(self, operand: Operand, widths: Mapping[Atom, int]) -> tuple[int, ...]:
         """Return the shape of an operand once atoms have the sizes in ``widths`` (others keep theirs)."""

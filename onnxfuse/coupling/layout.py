@@ -31,12 +31,13 @@ class Atom:
         reason: Why it must keep its size; empty while it need not.
         residual: Whether an addition of computed tensors ties it (a residual stream).
         unmixable: Why its indices may be dropped but not mixed; empty if they may be mixed.
+        parallel: Whether products of computed tensors run index by index over it (the heads of an attention).
         statistic: Which node computes a statistic over its indices; empty if none does.
         structural: Whether it counts parts that an operator's form gives (gates, groups, blocks) and not channels.
         binding: The layout that it was found to equal, or None.
     """
 
-    __slots__ = ("binding", "label", "reason", "residual", "size", "statistic", "structural", "unmixable")
+    __slots__ = ("binding", "label", "parallel", "reason", "residual", "size", "statistic", "structural", "unmixable")
 
     def __init__(self, size: int, label: str = "", reason: str = "", *, structural: bool = False) -> None:
         """Make an atom that nothing else is equal to yet."""
@@ -46,6 +47,7 @@ class Atom:
         self.structural = structural
         self.residual = False
         self.unmixable = ""
+        self.parallel = False
         self.statistic = ""
         self.binding: Layout | None = None
 
@@ -133,6 +135,12 @@ class Unifier:
         for atom in leaves(self.resolve(layout)):
             atom.unmixable = atom.unmixable or reason
 
+    def mark_parallel(self, layout: Layout, reason: str) -> None:
+        """Note that computed tensors are multiplied index by index over ``layout``, so that indices can't be mixed."""
+        for atom in leaves(self.resolve(layout)):
+            atom.parallel = True
+        self.forbid_mixing(layout, reason)
+
     def mark_statistic(self, layout: Layout, reason: str) -> None:
         """Note that a statistic is computed over the indices of ``layout``; the first reason stays."""
         for atom in leaves(self.resolve(layout)):
@@ -214,6 +222,8 @@ class Unifier:
             self.freeze(layout, atom.reason)
         if atom.residual:
             self.mark_residual(layout)
+        if atom.parallel:
+            self.mark_parallel(layout, atom.unmixable)
         if atom.unmixable:
             self.forbid_mixing(layout, atom.unmixable)
         if atom.statistic:
@@ -327,7 +337,7 @@ class Unifier:
     def _like(atom: Atom, size: int) -> Atom:
         part = Atom(size, atom.label, atom.reason)
         part.residual, part.unmixable, part.statistic = atom.residual, atom.unmixable, atom.statistic
-        part.structural = atom.structural
+        part.structural, part.parallel = atom.structural, atom.parallel
         return part
 
     def _product(self, factors: Iterable[Layout]) -> Layout:

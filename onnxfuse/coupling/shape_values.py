@@ -43,7 +43,7 @@ _SHAPE_SLOTS = frozenset(
     {
         *(("Reshape", 1), ("Expand", 1), ("ConstantOfShape", 0), ("Resize", 3), ("Pad", 1)),
         *(("Slice", slot) for slot in (1, 2, 3, 4)),
-        *(("Split", 1), ("Upsample", 1), ("Squeeze", 1), ("Unsqueeze", 1)),
+        *(("Split", 1), ("Tile", 1), ("Upsample", 1), ("Squeeze", 1), ("Unsqueeze", 1)),
     }
 )
 

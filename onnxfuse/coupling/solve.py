@@ -7,6 +7,7 @@ groups.
 """
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from onnxfuse.coupling.constraints import (
     Cat,
     ConstantSize,
     Constraint,
+    Default,
     Encoded,
     EncodedBias,
     Equal,
@@ -25,6 +27,7 @@ from onnxfuse.coupling.constraints import (
     Freeze,
     Fresh,
     Normalises,
+    Parallel,
     Prod,
     Residual,
     Rule,
@@ -38,6 +41,7 @@ from onnxfuse.coupling.constraints import (
 from onnxfuse.coupling.groups import (
     ChannelGraph,
     CouplingGroup,
+    DefaultEntry,
     ParameterAxis,
     SizeEntry,
     positions,
@@ -69,6 +73,9 @@ _STORED_TYPES = frozenset(
 # Too coarse for means and sums of channels, which would be rounded to one of sixteen steps again.
 _COARSE_TYPES = frozenset({TensorProto.INT4, TensorProto.UINT4})
 _LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+# Operators whose results are made anew and not out of the values that they read, element by element.
+_MAKING = _LINEAR | {"Einsum", "GRU", "LSTM", "RNN"}
+_SUMS = frozenset({"Add", "Sub", "Sum"})
 
 
 def solve_coupling(graph: GraphView, shapes: Shapes, rules: Sequence[Rule] = DEFAULT_RULES) -> ChannelGraph:
@@ -103,15 +110,19 @@ class _Solver:
         self.sizes: list[SizeEntry] = []
         self.targets: dict[tuple[int, int], Int64Array | None] = {}
         self.normalising: list[int] = []
+        self.defaults: list[DefaultEntry] = []
         self.weight_values: set[str] = set()
         self.encodings: dict[Operand, Encoded] = {}
         self.biases: dict[Operand, EncodedBias] = {}
+        self.sources: dict[str, frozenset[str]] = {}
 
     def solve(self) -> ChannelGraph:
         for name in self.graph.inputs:
             self._freeze_value(name, f"graph input {name!r}")
+            self.sources[name] = frozenset({name})
         for node in self.graph.nodes:
             self._visit(node)
+            self._note_sources(node)
         for name in self.graph.outputs:
             self._freeze_value(name, f"graph output {name!r}")
         self._freeze_reported_sizes()
@@ -122,8 +133,17 @@ class _Solver:
         layouts = {operand: tuple(resolve(axis) for axis in axes) for operand, axes in self.axes.items()}
         sizes = [self._resolved(entry) for entry in self.sizes]
         targets = {key: target for key, target in self.targets.items() if target is not None}
+        defaults = [replace(entry, layout=resolve(entry.layout)) for entry in self.defaults]
         return ChannelGraph(
-            groups, layouts, sizes, targets, self._foldable(), tuple(self.normalising), self.encodings, self.biases
+            groups,
+            layouts,
+            sizes,
+            targets,
+            self._foldable(),
+            tuple(self.normalising),
+            self.encodings,
+            self.biases,
+            defaults,
         )
 
     # One node ---------------------------------------------------------------------------------------------------
@@ -153,6 +173,24 @@ class _Solver:
         self._check_complete(site, constraints)
         if node.op in _REARRANGING and site.inputs and site.inputs[0] is not None and site.inputs[0].is_weight:
             self.weight_values.update(node.outputs)
+
+    def _note_sources(self, node: NodeView) -> None:
+        """Note for what a node computes which values it is made of: its own where it makes something anew."""
+        read = [self.sources[name] for name in node.inputs if name in self.sources]
+        roles = {self.weights[key] for key in self.weights_of.get(node.index, ())}
+        is_new = node.op in _MAKING or bool(node.domain or node.captured or roles & {Role.PRODUCER, Role.CONSUMER})
+        for name in node.outputs:
+            # A single number, such as a scale found at run time, is no form of the tensor that it is found from.
+            is_number = math.prod(self.shapes.dims.get(name, (0,))) == 1
+            if name and read and not is_number and not self._is_shape_value(name):
+                self.sources[name] = frozenset({name}) if is_new else frozenset().union(*read)
+
+    def _is_sum_with_itself(self, node: NodeView) -> bool:
+        """Whether a node adds forms of one value, as rotary positions do and a GELU written out: no residual stream."""
+        if node.op not in _SUMS or node.domain:
+            return False
+        added = [self.sources[name] for name in node.inputs if name in self.sources]
+        return bool(added) and bool(frozenset.intersection(*added))
 
     def _rule(self, node: NodeView) -> Rule | None:
         fitting = [r for r in self.rules.get((node.domain, node.op), []) if r.since <= node.version]
@@ -201,17 +239,11 @@ class _Solver:
     def _apply(self, node: NodeView, constraint: Constraint) -> None:
         match constraint:
             case Equal(left, right):
-                a, b = self._layout(left), self._layout(right)
-                try:
-                    self.unifier.equate(a, b)
-                except LayoutMismatchError as error:
-                    reason = f"{node.title} needs equal axes, but {error}"
-                    self.unifier.freeze(a, reason)
-                    self.unifier.freeze(b, reason)
+                self._equate(node, self._layout(left), self._layout(right))
             case Freeze(expr, reason):
                 self.unifier.freeze(self._layout(expr), reason)
-            case Residual() | SelectOnly() | Statistic():
-                self._mark(constraint)
+            case Residual() | SelectOnly() | Parallel() | Statistic():
+                self._mark(node, constraint)
             case Weight(axis, role):
                 self._give_role(axis.operand, axis.axis, role, node)
             case Normalises():
@@ -222,6 +254,16 @@ class _Solver:
                 self.sizes.append(SizeEntry(node.index, self._layout(expr), name, -1, index, scale))
             case ConstantSize(slot, index, expr, scale):
                 self.sizes.append(SizeEntry(node.index, self._layout(expr), "", slot, index, scale))
+            case Default(name, value, expr):
+                self.defaults.append(DefaultEntry(node.index, self._layout(expr), name, value))
+
+    def _equate(self, node: NodeView, a: Layout, b: Layout) -> None:
+        try:
+            self.unifier.equate(a, b)
+        except LayoutMismatchError as error:
+            reason = f"{node.title} needs equal axes, but {error}"
+            self.unifier.freeze(a, reason)
+            self.unifier.freeze(b, reason)
 
     def _give_role(self, operand: Operand, axis: int, role: Role, node: NodeView) -> None:
         """Note what an axis of a weight does; in two roles at once it can't be mixed, but channels can be dropped."""
@@ -283,13 +325,16 @@ class _Solver:
             found.update(o for o in (encoded.operand, encoded.scale, encoded.zero) if o is not None)
         return found
 
-    def _mark(self, constraint: Residual | SelectOnly | Statistic) -> None:
+    def _mark(self, node: NodeView, constraint: Residual | SelectOnly | Parallel | Statistic) -> None:
         layout = self._layout(constraint.expr)
         match constraint:
             case Residual():
-                self.unifier.mark_residual(layout)
+                if not self._is_sum_with_itself(node):
+                    self.unifier.mark_residual(layout)
             case SelectOnly():
                 self.unifier.forbid_mixing(layout, constraint.reason)
+            case Parallel():
+                self.unifier.mark_parallel(layout, constraint.reason)
             case Statistic():
                 self.unifier.mark_statistic(layout, constraint.reason)
 
@@ -362,7 +407,10 @@ class _Solver:
         self.sizes = settled
 
     def _has_target(self, entry: SizeEntry, trace: ShapeTrace) -> bool:
-        """Whether the node that reads a computed target shape can get a constant instead; the constant is noted."""
+        """Whether the node that reads a computed target shape can get a constant instead; the constant is noted.
+
+        What the constant copies from the input or leaves open follows by itself, however the size was computed.
+        """
         key = entry.node, entry.slot
         if key not in self.targets:
             node = self.graph.nodes[entry.node]
@@ -376,8 +424,7 @@ class _Solver:
                     (self.shapes.dims[x.name], self.shapes.dims[y.name]),
                     lambda i: self._equal(self.axes[x][i], self.axes[y][i]),
                 )
-        target = self.targets[key]
-        return target is not None and entry.index is not None and bool(target[entry.index] > 1)
+        return self.targets[key] is not None and entry.index is not None
 
     def _settle_computed(
         self, entry: SizeEntry, trace: ShapeTrace, stated: Mapping[tuple[int, int, int | None], SizeEntry]
@@ -521,7 +568,10 @@ class _Solver:
                 self.unifier.freeze(self.axes[operand][axis], reason)
 
     def _freeze_products(self, members: Mapping[Atom, Sequence[ParameterAxis]]) -> None:
-        """Where two channel atoms multiply on one axis, free the larger one and keep the other."""
+        """Where two channel atoms multiply on one axis, free the larger one and keep the other.
+
+        Halving both would take three quarters of the axis. Heads are units of their own beside what each of them has.
+        """
         for operand, axes in self.axes.items():
             for axis, layout in enumerate(axes):
                 if self.weights.get((operand, axis)) is Role.ENCODING:
@@ -530,9 +580,11 @@ class _Solver:
                 for a, b in product_partners(self.unifier.resolve(layout)):
                     if a.reason or b.reason or a.size == 1 or b.size == 1:
                         continue
+                    if a is not b and (a.parallel or b.parallel):
+                        continue
                     if a is b:
                         self.unifier.freeze(a, "it multiplies with itself")
-                    elif a in members and b in members:
+                    elif _producer(members.get(a, ())) and _producer(members.get(b, ())):
                         kept, other = (a, b) if a.size < b.size else (b, a)
                         self.unifier.freeze(kept, f"it multiplies with {other.size} channels that are fused instead")
 

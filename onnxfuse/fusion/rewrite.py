@@ -19,6 +19,11 @@ def collect_edits(graph: GraphView, shapes: Shapes, channels: ChannelGraph, stat
     edits: list[Edit] = [SetInput(o.node, o.slot, value) for o, value in state.changed()]
     changed = [e for e in channels.sizes if layout_size(e.layout, state.widths) != layout_size(e.layout, {})]
     edits.extend(_attribute_edits(graph, [e for e in changed if e.attribute], state))
+    edits.extend(
+        SetAttribute(e.node, e.attribute, e.value)
+        for e in channels.defaults
+        if layout_size(e.layout, state.widths) != layout_size(e.layout, {})
+    )
     edits.extend(_constant_edits(graph, shapes, channels, [e for e in changed if not e.attribute], state))
     told = {(edit.node, edit.slot) for edit in edits if isinstance(edit, SetInput)}
     edits.extend(e for e in _settled_values(graph, shapes, new_dims(channels, state)) if (e.node, e.slot) not in told)
@@ -73,7 +78,8 @@ def _constant_edits(
             name = graph.nodes[entry.node].inputs[entry.slot]
             stored = graph.array(name) if name in graph.constants else shapes.static[name]
             values[key] = np.array(channels.targets.get(key, stored))
-        values[key].flat[entry.index or 0] = entry.scale * layout_size(entry.layout, state.widths)
+        if key not in channels.targets or values[key].flat[entry.index or 0] > 1:
+            values[key].flat[entry.index or 0] = entry.scale * layout_size(entry.layout, state.widths)
     for (node, slot), value in values.items():
         yield SetInput(node, slot, value)
         if (node, slot) in channels.targets and graph.nodes[node].attributes.get("allowzero", 0):

@@ -45,11 +45,11 @@ class SetInput:
 
 @dataclass(frozen=True, eq=False)
 class SetAttribute:
-    """Node ``node`` has ``value`` (an integer or a list of integers) as its attribute ``name``."""
+    """Node ``node`` has ``value`` (a number or a list of integers) as its attribute ``name``."""
 
     node: int
     name: str
-    value: int | list[int]
+    value: int | float | list[int]
 
 
 Edit: TypeAlias = SetInput | SetAttribute

@@ -6,6 +6,7 @@ that file's ``RULES``, and list a new file here. The tests run every rule throug
 
 from onnxfuse.coupling.constraints import Rule
 from onnxfuse.coupling.rules import (
+    attention,
     contrib,
     convolution,
     einsum,
@@ -34,5 +35,6 @@ DEFAULT_RULES: tuple[Rule, ...] = (
     *recurrent.RULES,
     *quantisation.RULES,
     *contrib.RULES,
+    *attention.RULES,
     *integers.RULES,
 )

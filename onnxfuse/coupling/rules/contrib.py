@@ -6,28 +6,21 @@ Sources: ContribOperators.md of ONNX Runtime.
 from collections.abc import Callable, Iterator
 
 from onnxfuse.coupling.constraints import (
-    AttributeSize,
-    AxisRef,
     Constraint,
     Equal,
     Freeze,
-    Fresh,
-    Prod,
     Residual,
     Rule,
-    SelectOnly,
     Site,
     Statistic,
     Weight,
-    cat,
-    prod,
 )
 from onnxfuse.coupling.rules.convolution import conv
 from onnxfuse.coupling.rules.elementwise import unary
 from onnxfuse.coupling.rules.linear import gemm, product
 from onnxfuse.statistics.features import Role
 
-__all__ = ["RULES", "packed_attention"]
+__all__ = ["RULES"]
 
 _DOMAIN = "com.microsoft"
 
@@ -90,81 +83,6 @@ def skip_layer_normalization(site: Site) -> Iterator[Constraint]:
         yield from (Equal(a, b) for a, b in zip(total.axes, x.axes, strict=True))
 
 
-def attention(site: Site) -> Iterator[Constraint]:
-    """Attention: one weight makes queries, keys and values, each heads x head size, of one common size."""
-    if any(site.inputs[3:]):
-        what = "only the form with input, weight and bias is covered"
-        raise ValueError(what)
-    yield from packed_attention(site)
-
-
-def packed_attention(site: Site) -> Iterator[Constraint]:
-    """Attention over input, weight and bias in the first three slots."""
-    x, w, y = site.input(0), site.input(1), site.output()
-    if site.attribute("qkv_hidden_sizes") or site.attribute("do_rotary", 0):
-        what = "sizes of their own for queries, keys and values, and rotary embeddings, are not covered"
-        raise ValueError(what)
-    heads, size = _heads(site, y.dims[2])
-    hidden = prod(heads, size)
-    yield from (Equal(x[i], y[i]) for i in range(2))
-    yield Equal(x[2], w[0])
-    yield Equal(y[2], hidden)
-    yield Weight(w[0], Role.CONSUMER)
-    yield from _stacked(w[1], hidden, Role.PRODUCER)
-    bias = site.optional_input(2)
-    if bias is not None:
-        yield from _stacked(bias[0], hidden, Role.BIAS)
-    yield from _per_head(site, heads, size)
-
-
-def multi_head_attention(site: Site) -> Iterator[Constraint]:
-    """MultiHeadAttention: separate queries, keys and values of rank 3, each heads x head size."""
-    tensors = [site.optional_input(slot) for slot in range(3)]
-    query, key, value = tensors
-    y = site.output()
-    if query is None or key is None or value is None or any(t.rank != 3 for t in (query, key, value)):
-        what = "packed forms and cached keys of rank 4 are not covered"
-        raise ValueError(what)
-    if any(site.inputs[4:]) or any(site.outputs[1:]):
-        what = "masks, biases of the scores and caches are not covered"
-        raise ValueError(what)
-    heads, size = _heads(site, query.dims[2])
-    value_size = Fresh(value.dims[2] // heads.size, "value head size")
-    yield Equal(query[2], prod(heads, size))
-    yield Equal(key[2], prod(heads, size))
-    yield Equal(value[2], prod(heads, value_size))
-    yield Equal(y[2], prod(heads, value_size))
-    yield from (Equal(query[i], y[i]) for i in range(2))
-    yield from (Equal(key[i], value[i]) for i in range(2))
-    yield Equal(query[0], key[0])
-    bias = site.optional_input(3)
-    if bias is not None:
-        yield Equal(bias[0], cat(prod(heads, size), prod(heads, size), prod(heads, value_size)))
-        yield Weight(bias[0], Role.BIAS)
-    yield from _per_head(site, heads, size)
-
-
-def _heads(site: Site, hidden: int) -> tuple[Fresh, Fresh]:
-    count = int(site.attribute("num_heads"))
-    return Fresh(count, "attention heads", f"the heads of {site.node.title} are kept"), Fresh(
-        hidden // count, "head size"
-    )
-
-
-def _stacked(axis: AxisRef, hidden: Prod, role: Role) -> Iterator[Constraint]:
-    yield Equal(axis, cat(hidden, hidden, hidden))
-    yield Weight(axis, role)
-
-
-def _per_head(site: Site, heads: Fresh, size: Fresh) -> Iterator[Constraint]:
-    yield AttributeSize("num_heads", heads)
-    if "scale" in site.node.attributes:
-        yield SelectOnly(size, f"{site.node.title} multiplies queries with keys over it")
-    else:
-        # Without a stated factor the operator divides the scores by the root of the head size that it finds.
-        yield Freeze(size, f"{site.node.title} scales by the root of the head size")
-
-
 def _contrib(op: str, infer: Callable[[Site], Iterator[Constraint]]) -> Rule:
     return Rule(op, infer, since=1, domain=_DOMAIN)
 
@@ -176,6 +94,4 @@ RULES = (
     _contrib("FusedGemm", gemm),
     *(_contrib(op, fused_matmul) for op in ("FusedMatMul", "TransposeMatMul")),
     *(_contrib(op, skip_layer_normalization) for op in ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")),
-    _contrib("Attention", attention),
-    _contrib("MultiHeadAttention", multi_head_attention),
 )

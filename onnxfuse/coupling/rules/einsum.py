@@ -2,7 +2,18 @@
 
 from collections.abc import Iterator
 
-from onnxfuse.coupling.constraints import AxisRef, Constraint, Equal, Freeze, Rule, SelectOnly, Site, Tensor, Weight
+from onnxfuse.coupling.constraints import (
+    AxisRef,
+    Constraint,
+    Equal,
+    Freeze,
+    Parallel,
+    Rule,
+    SelectOnly,
+    Site,
+    Tensor,
+    Weight,
+)
 from onnxfuse.statistics.features import Role
 
 __all__ = ["RULES"]
@@ -38,6 +49,8 @@ def _roles(site: Site, found: list[tuple[Tensor, AxisRef]], *, summed: bool) -> 
         yield SelectOnly(computed[0], f"{site.node.title} multiplies two computed tensors over it")
     elif summed:
         yield from (Freeze(axis, f"{site.node.title} sums over it") for axis in (*weights, *computed))
+    elif len(weights) == 0 and len(computed) > 2:
+        yield Parallel(computed[0], f"{site.node.title} multiplies index by index over it")
     elif len(weights) == 1 and len(computed) == 1:
         yield Weight(weights[0], Role.PRODUCER)
     elif weights:

@@ -28,8 +28,9 @@ def tile(site: Site) -> Iterator[Constraint]:
     """Tile: whole copies of an axis one after the other, so repeats x axis."""
     x, y = site.input(0), site.output()
     for i, axis in enumerate(x.axes):
-        repeats = y.dims[i] // max(x.dims[i], 1)
-        yield Equal(y[i], prod(Fresh(repeats, "repeats", f"the repeats of {site.node.title}"), axis))
+        repeats = Fresh(y.dims[i] // max(x.dims[i], 1), "repeats")
+        yield Equal(y[i], prod(repeats, axis))
+        yield site.entry_size("", 1, i, repeats)
 
 
 def depth_to_space(site: Site) -> Iterator[Constraint]:

@@ -19,7 +19,7 @@ from onnxfuse.coupling.constraints import (
     Tensor,
     Weight,
 )
-from onnxfuse.coupling.rules.contrib import packed_attention
+from onnxfuse.coupling.rules.attention import packed_attention, packed_heads
 from onnxfuse.coupling.rules.convolution import channels_first, convolution
 from onnxfuse.coupling.rules.elementwise import broadcast, summed, unary
 from onnxfuse.coupling.rules.linear import full_product, product
@@ -147,7 +147,7 @@ def qlinear_concat(site: Site) -> Iterator[Constraint]:
 def qattention(site: Site) -> Iterator[Constraint]:
     """QAttention: Attention with a quantised input and weight; a cache of past keys and values keeps its heads."""
     w, past, present = site.input(1), site.optional_input(8), site.outputs[1] if len(site.outputs) > 1 else None
-    yield from packed_attention(site)
+    yield from packed_attention(site, packed_heads(site))
     yield from _encoded(site, site.input(0), 3, 6)
     yield from _encoded(site, w, 4, 7, w[1])
     mask = site.optional_input(5)

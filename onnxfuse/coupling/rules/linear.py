@@ -6,7 +6,18 @@ broadcasts the others. The scalars do not matter to the coupling: a linear map o
 
 from collections.abc import Iterator
 
-from onnxfuse.coupling.constraints import AxisRef, Constraint, Equal, Freeze, Rule, SelectOnly, Site, Tensor, Weight
+from onnxfuse.coupling.constraints import (
+    AxisRef,
+    Constraint,
+    Equal,
+    Freeze,
+    Parallel,
+    Rule,
+    SelectOnly,
+    Site,
+    Tensor,
+    Weight,
+)
 from onnxfuse.statistics.features import Role
 
 __all__ = ["RULES", "full_product", "gemm", "product"]
@@ -55,6 +66,7 @@ def product(site: Site, a: Tensor, b: Tensor, *, swap_a: bool = False, swap_b: b
     if columns is not None:
         yield Equal(columns, y[-1])
     matrix_axes = (rows is not None) + (columns is not None)
+    computed = not a.is_weight and not b.is_weight
     for operand in (a, b):
         for position in range(operand.rank - 2):
             behind = operand.rank - position  # counted from the end, where broadcasting aligns
@@ -63,6 +75,8 @@ def product(site: Site, a: Tensor, b: Tensor, *, swap_a: bool = False, swap_b: b
                 yield Equal(operand[position], y[target])
                 if operand.is_weight:
                     yield Freeze(operand[position], f"{site.node.title} multiplies by a stack of matrices")
+                if computed:
+                    yield Parallel(operand[position], f"{site.node.title} multiplies index by index over it")
     yield from _contraction(site, a, b, inner_a, inner_b, rows, columns)
 
 

@@ -101,7 +101,7 @@ def split(site: Site) -> Iterator[Constraint]:
 
 
 def slice_(site: Site) -> Iterator[Constraint]:
-    """Slice with known bounds; a step other than 1 fixes the axis."""
+    """Slice with known bounds; a step other than 1 fixes the axis unless it takes one of every so many neighbours."""
     x, y = site.input(0), site.output()
     starts, ends = site.integers("starts", 1), site.integers("ends", 2)
     if starts is None or ends is None or (site.integers("axes", 3) is None and site.optional_input(3) is not None):
@@ -119,11 +119,22 @@ def slice_(site: Site) -> Iterator[Constraint]:
         if x.dims[axis] == y.dims[axis] and steps[position] == 1:
             yield Equal(x[axis], y[axis])
             yield from _made_here(x, axis)
+        elif steps[position] > 1 and _is_every(x.dims[axis], steps[position], starts[position], ends[position]):
+            # One of the k that lie side by side, all along the axis, as the even ones of interleaved pairs.
+            whole = prod(y[axis], Fresh(steps[position], "neighbours", f"{site.node.title} takes one of them"))
+            yield Equal(x[axis], whole)
+            if ends[position] == x.dims[axis]:
+                yield site.entry_size("ends", 2, position, whole)
         elif steps[position] != 1:
             yield Freeze(x[axis], f"{site.node.title} takes every other index, or bounds known at run time only")
             yield Freeze(y[axis], f"{site.node.title} takes every other index, or bounds known at run time only")
         else:
             yield from _cut(site, position, axis, starts[position], ends[position])
+
+
+def _is_every(size: int, step: int, start: int, end: int) -> bool:
+    """Whether a slice takes one of every ``step`` neighbours from the beginning of an axis to its end."""
+    return size % step == 0 and 0 <= start < step and end >= size
 
 
 def _cut(site: Site, position: int, axis: int, start: int, end: int) -> Iterator[Constraint]:
