@@ -11,7 +11,6 @@ from onnxfuse.arrays import FloatArray, IntArray
 from onnxfuse.errors import DataError, ModelError, RegistryError
 from onnxfuse.importance import FROM_SAMPLES, IMPORTANCES, Importance
 from onnxfuse.importance.lamp import lamp_scores
-from onnxfuse.statistics import independence
 from onnxfuse.statistics.features import ActivationFeatures, ChannelFeatures, MemberFeatures, Role
 from onnxfuse.statistics.independence import channel_independence
 from tests.activations import permuted_activations, seen
@@ -275,13 +274,3 @@ def test_channel_independence_is_its_formula(shape: tuple[int, int], seed: int, 
     found = channel_independence(maps)
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert found.min() >= 0
-
-
-def test_channel_independence_in_several_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How many channels are worked on at a time does not matter."""
-    for shape in ((9, 20), (20, 9)):
-        maps = np.random.default_rng(0).normal(size=shape)
-        expected = channel_independence(maps)
-        with monkeypatch.context() as patch:
-            patch.setattr(independence, "_MOST_NUMBERS", 200)
-            np.testing.assert_allclose(channel_independence(maps), expected, atol=1e-10)
