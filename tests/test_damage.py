@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxfuse.arrays import FloatArray, IntArray
-from onnxfuse.statistics.damage import Reading, best_input_map, greedy_order, selection_damage
+from onnxfuse.statistics.damage import Reading, best_input_map, greedy_order, lone_damage, selection_damage
 
 
 def reading(seed: int, channels: int, *, rank: int | None = None) -> tuple[Reading, FloatArray, FloatArray]:
@@ -97,3 +97,22 @@ def test_the_best_input_map_raises_no_damage(seed: int, channels: int) -> None:
         return float(np.trace(gap @ seen.moments @ gap.T @ seen.strength))
 
     assert lost(found) <= lost(output.T) * (1 + 1e-9)
+
+
+@given(st.integers(0, 99), st.integers(2, 6))
+def test_the_damage_of_one_channel_is_that_of_keeping_the_others(seed: int, channels: int) -> None:
+    """For each channel, and for several readers, it is J with all others kept."""
+    readings = [reading(seed + i, channels)[0] for i in range(2)]
+    wanted = [selection_damage(readings, np.delete(np.arange(channels), c)) for c in range(channels)]
+    np.testing.assert_allclose(lone_damage(readings), wanted, rtol=1e-4, atol=1e-6 * sum(r.damage for r in readings))
+
+
+def test_copies_and_dead_channels_do_no_damage() -> None:
+    """A channel that another one is a multiple of, and one that never changes, can go for nothing."""
+    whole, _, _ = reading(1, 4)
+    taken = np.array([0, 1, 2, 0])
+    covariance = whole.covariance[np.ix_(taken, taken)]
+    covariance[2] = covariance[:, 2] = 0.0
+    found = lone_damage([Reading(covariance, covariance, whole.strength)])
+    assert found[1] > 1e-3
+    np.testing.assert_allclose(found[[0, 2, 3]], 0.0, atol=1e-7)

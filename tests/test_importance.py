@@ -1,16 +1,21 @@
 """The laws of importances: every member of the registry, then what each one says."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxfuse.arrays import FloatArray
-from onnxfuse.errors import ModelError, RegistryError
-from onnxfuse.importance import IMPORTANCES, Importance
+from onnxfuse.arrays import FloatArray, IntArray
+from onnxfuse.errors import DataError, ModelError, RegistryError
+from onnxfuse.importance import FROM_SAMPLES, IMPORTANCES, Importance
 from onnxfuse.importance.lamp import lamp_scores
-from onnxfuse.statistics.features import ChannelFeatures, MemberFeatures, Role
+from onnxfuse.statistics.features import ActivationFeatures, ChannelFeatures, MemberFeatures, Role
+from onnxfuse.statistics.independence import channel_independence
+from tests.activations import permuted_activations, seen
 
+SEEING = ["activation-l1", "activation-l2", "taylor", "chip", "damage"]
 DETERMINISTIC = [name for name in IMPORTANCES if name != "random"]
 
 
@@ -18,7 +23,7 @@ def group(*weights: FloatArray, scale: FloatArray | None = None) -> ChannelFeatu
     """Make a group of one producer and any number of consumers."""
     members = [MemberFeatures("producer", Role.PRODUCER, weights[0], bn_scale=scale)]
     members += [MemberFeatures(f"consumer {i}", Role.CONSUMER, w) for i, w in enumerate(weights[1:])]
-    return ChannelFeatures(len(weights[0]), tuple(members))
+    return ChannelFeatures(len(weights[0]), tuple(members), seen(weights[0]))
 
 
 @st.composite
@@ -36,13 +41,14 @@ def groups(draw: st.DrawFn) -> ChannelFeatures:
     return group(*weights, scale=scale)
 
 
-def permuted(features: ChannelFeatures, order: FloatArray) -> ChannelFeatures:
+def permuted(features: ChannelFeatures, order: IntArray) -> ChannelFeatures:
     """Reorder the channels of a group."""
     members = tuple(
         MemberFeatures(m.node, m.role, m.weights[order], bn_scale=None if m.bn_scale is None else m.bn_scale[order])
         for m in features.members
     )
-    return ChannelFeatures(features.channels, members)
+    assert features.activations is not None
+    return ChannelFeatures(features.channels, members, permuted_activations(features.activations, order))
 
 
 def score(name: str, features: ChannelFeatures, seed: int = 0) -> FloatArray:
@@ -81,7 +87,8 @@ def test_assert_permutes_fails() -> None:
 
 def test_members_are_as_documented() -> None:
     """Members are as documented."""
-    assert list(IMPORTANCES) == ["l1", "l2", "linf", "lamp", "random", "bn-scale", "geometric-median"]
+    assert list(IMPORTANCES) == ["l1", "l2", "linf", "lamp", "random", "bn-scale", "geometric-median", *SEEING]
+    assert set(SEEING) == FROM_SAMPLES
     with pytest.raises(RegistryError, match="no importance called 'l3'"):
         IMPORTANCES["l3"]
 
@@ -109,6 +116,8 @@ def test_scores_do_not_depend_on_the_scale_of_the_group(name: str, features: Cha
         *(m.weights * 2.0**power for m in features.members),
         scale=features.members[0].bn_scale,
     )
+    # What samples say is told by other tests.
+    scaled = replace(scaled, activations=features.activations)
     np.testing.assert_array_equal(score(name, scaled), score(name, features))
 
 
@@ -157,7 +166,8 @@ def test_biases_do_not_count() -> None:
     weights = np.ones((2, 1))
     biased = MemberFeatures("conv", Role.PRODUCER, weights, bias=np.array([[5.0], [0.0]]))
     for name in DETERMINISTIC:
-        np.testing.assert_array_equal(score(name, ChannelFeatures(2, (biased,))), score(name, group(weights)))
+        features = ChannelFeatures(2, (biased,), seen(weights))
+        np.testing.assert_array_equal(score(name, features), score(name, group(weights)))
 
 
 def test_lamp_puts_scores_back_on_their_channels() -> None:
@@ -222,3 +232,45 @@ def test_geometric_median_is_the_sum_of_distances(features: ChannelFeatures) -> 
     mean = np.mean(distances, axis=0)
     wanted = mean / mean.mean() if mean.mean() > 1e-6 else np.ones(features.channels)
     np.testing.assert_allclose(score("geometric-median", features), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_importances_from_samples_say_so_without(name: str) -> None:
+    """Without what it looks at, an importance refuses and says what to do; with overflows too."""
+    features = group(np.ones((3, 2)))
+    for activations in (None, ActivationFeatures()):
+        with pytest.raises(DataError, match="none was seen") as error:
+            score(name, replace(features, activations=activations))
+        assert "--calibration" in error.value.mend
+    endless = np.array([1.0, np.inf, 1.0])
+    with pytest.raises(DataError, match="overflow"):
+        score(name, replace(features, activations=ActivationFeatures(endless, endless, endless, endless)))
+
+
+def test_importances_from_samples_look_at_their_statistic() -> None:
+    """Each takes one statistic, over its mean; the mean square by its root."""
+    size, square, slope, norm = (np.array(v, float) for v in ([1, 3], [4, 36], [5, 5], [9, 1]))
+    statistics = ActivationFeatures(size, square, slope, norm)
+    features = replace(group(np.ones((2, 1))), activations=statistics)
+    assert [score(name, features).tolist() for name in SEEING] == [
+        [0.5, 1.5], [0.5, 1.5], [1.0, 1.0], [1.8, 0.2], [0.2, 1.8],
+    ]  # fmt: skip
+
+
+@given(
+    shape=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    seed=st.integers(0, 999),
+    rank=st.integers(0, 7),
+)
+def test_channel_independence_is_its_formula(shape: tuple[int, int], seed: int, rank: int) -> None:
+    """It is the difference of nuclear norms by singular values, for maps of any shape and rank."""
+    rng = np.random.default_rng(seed)
+    maps = rng.normal(size=(shape[0], rank)) @ rng.normal(size=(rank, shape[1]))
+    expected = []
+    for channel in range(shape[0]):
+        without = maps.copy()
+        without[channel] = 0.0
+        expected.append(np.linalg.norm(maps, "nuc") - np.linalg.norm(without, "nuc"))
+    found = channel_independence(maps)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert found.min() >= 0

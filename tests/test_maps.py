@@ -16,6 +16,7 @@ from onnxfuse.fusion.options import FusionOptions
 from onnxfuse.importance import IMPORTANCES
 from onnxfuse.statistics.features import ChannelFeatures, MemberFeatures, Role
 from onnxfuse.transport import MASSES, TARGETS
+from tests.activations import permuted_activations, seen
 
 NORMS: list[OutputNorm] = ["sum", "mean"]
 ALTERNATIVES = [
@@ -37,7 +38,7 @@ def group(weights: FloatArray, consumed: FloatArray | None = None) -> ChannelFea
     members = [MemberFeatures("producer", Role.PRODUCER, weights, bias=weights[:, :1] + 1, bn_scale=scale)]
     if consumed is not None:
         members.append(MemberFeatures("consumer", Role.CONSUMER, consumed))
-    return ChannelFeatures(len(weights), tuple(members))
+    return ChannelFeatures(len(weights), tuple(members), seen(weights))
 
 
 def permuted(features: ChannelFeatures, order: IntArray) -> ChannelFeatures:
@@ -52,7 +53,8 @@ def permuted(features: ChannelFeatures, order: IntArray) -> ChannelFeatures:
         )
         for m in features.members
     )
-    return ChannelFeatures(features.channels, members)
+    assert features.activations is not None
+    return ChannelFeatures(features.channels, members, permuted_activations(features.activations, order))
 
 
 @st.composite

@@ -21,6 +21,7 @@ from typing import Any
 from rich.console import Console
 
 import onnxfuse
+from onnxfuse.importance import IMPORTANCES
 
 ROOT = Path(__file__).resolve().parent.parent
 TIERS = ("data-free", "calibrated")
@@ -73,6 +74,11 @@ def uniform(scope: str, ratio: float) -> dict[str, dict[str, Any]]:
     return {method: {"method": method, "scope": scope, "ratio": ratio} for method in ("prune", "intra-fusion", "fold")}
 
 
+def importances(method: str) -> dict[str, dict[str, Any]]:
+    """Return the settings that compare what makes a channel worth keeping, for a quarter of the hidden channels."""
+    return {name: {"method": method, "importance": name, "scope": "hidden", "ratio": 0.25} for name in IMPORTANCES}
+
+
 def budgets(*shares: float, **options: Any) -> dict[str, dict[str, Any]]:
     """Return the settings for budgets of multiply-accumulates."""
     return {f"macs={share}": {"target": f"macs={share}", **options} for share in shares}
@@ -100,6 +106,12 @@ TABLES: Mapping[str, Table] = {
     ),
     "hidden channels, half of each group, weights alone": Table(
         (*RESNETS, "cifar10_resnet20_dynamo18"), CIFAR, CIFAR_TRAINING, uniform("hidden", 0.5), ("data-free",)
+    ),
+    "hidden channels, a quarter of each group, dropped by importance": Table(
+        ("cifar10_resnet20_bn",), CIFAR, CIFAR_TRAINING, importances("prune"), ("calibrated",)
+    ),
+    "hidden channels, a quarter of each group, transported to the most important": Table(
+        ("cifar10_resnet20_bn",), CIFAR, CIFAR_TRAINING, importances("intra-fusion"), ("calibrated",)
     ),
     "all channels, a tenth of each group, weights alone": Table(
         RESNETS, CIFAR, CIFAR_TRAINING, uniform("all", 0.1), ("data-free",)

@@ -16,15 +16,14 @@ from onnxfuse.gradient import Loss, stream_gradients
 from onnxfuse.graph.view import Operand
 from onnxfuse.proof.samples import Samples
 from onnxfuse.statistics.features import ActivationFeatures, Role
-from onnxfuse.statistics.independence import channel_independence
+from onnxfuse.statistics.independence import channel_independence, independence_work
 
 __all__ = ["observe_activations"]
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
-# How much work the nuclear norms of one group may take, in C r^3 with r the rank of a map, and on how many samples at
-# least.
-_INDEPENDENCE_WORK, _FEWEST_MAPS = 2_000_000_000, 4
+# How many multiplications the nuclear norms of one group may take, and on how many samples at least.
+_INDEPENDENCE_WORK, _FEWEST_MAPS = 10_000_000_000, 4
 
 
 def observe_activations(
@@ -95,8 +94,7 @@ class _Norms:
         batched = self.axis > 0 and len(array) == samples
         for one in np.moveaxis(moved, 2, 0) if batched else moved[None]:
             matrix = one.reshape(len(self.where), -1)
-            rank = min(matrix.shape)
-            if self.maps < max(_FEWEST_MAPS, _INDEPENDENCE_WORK // (len(matrix) * rank**3)):
+            if self.maps < max(_FEWEST_MAPS, _INDEPENDENCE_WORK // independence_work(*matrix.shape)):
                 self.maps += 1
                 self.nuclear += channel_independence(matrix)
 
