@@ -1,10 +1,8 @@
 """Networks of every family that people deploy, in the nodes that exporters write for them; random weights, small.
 
 The first ones are those that other tools were tried on at half of all channels, and ``peer`` is the share of the
-parameters that the best of these tools removed; where every tool failed, more than 40 % are asked for. These figures
-belong to nets of CIFAR size. Here everything is narrower, and the ends of a network, which keep their size, weigh more:
-so every builder takes a number that all widths are divided by, and the network with half of every width says how much
-there is to be removed at all.
+parameters that the best of these tools removed; where every tool failed, more than 40 % are asked for. Every builder
+takes a number that all widths are divided by: the network with half of every width says how much there is to remove.
 """
 
 from collections.abc import Callable, Sequence
@@ -183,7 +181,7 @@ def vgg_flatten(net: Net, s: int) -> None:
 def mlp(net: Net, s: int) -> None:
     """Three linear layers."""
     x = net.node("Flatten", image(net))
-    for width in (64, 48):
+    for width in (96, 64):
         x = net.node("Relu", net.gemm(x, width // s, transB=1))
     net.output(net.gemm(x, CLASSES, transB=1))
 
@@ -211,7 +209,7 @@ def mobilenet(kind: str, *, gated: bool) -> Build:
     """Return a builder of networks of inverted residual blocks."""
 
     def build(net: Net, s: int) -> None:
-        w = [12 // s, 24 // s, 48 // s]
+        w = [16 // s, 32 // s, 64 // s]
         x = stages(net, layer(net, image(net), w[0], kind=kind), w, 2, inverted(kind, gated=gated))
         head(net, layer(net, x, 128 // s, 1, kind=kind))
 
@@ -220,7 +218,7 @@ def mobilenet(kind: str, *, gated: bool) -> Build:
 
 def densenet(net: Net, s: int) -> None:
     """Dense blocks: normalisations before the convolutions, over all that has been put side by side."""
-    growth = 8 // s
+    growth = 12 // s
     x = conv(net, image(net), 2 * growth, bias=False)
     for stage in range(3):
         for _ in range(3):
@@ -376,7 +374,7 @@ def convnext(net: Net, s: int) -> None:
         y = n.node("Mul", y, n.vector(width, low=0.5, high=1.0))
         return n.node("Add", x, n.node("Transpose", y, perm=[0, 3, 1, 2]))
 
-    a, b = 16 // s, 32 // s
+    a, b = 24 // s, 48 // s
     x = net.conv(image(net), a, 4, strides=[4, 4], pads=[0] * 4)
     x = stages(net, layer_norm_apart(net, x, 1), [a], 2, block)
     x = net.conv(layer_norm_apart(net, x, 1), b, 2, strides=[2, 2], pads=[0] * 4)
@@ -508,7 +506,7 @@ def vit(kind: str) -> Build:
     """Return a builder of vision transformers with a class token."""
 
     def build(net: Net, s: int) -> None:
-        width, heads, inner = 32 // s, 4, 32 // s
+        width, heads, inner = 48 // s, 4, 48 // s
         x = patches(net, image(net), width)
         batch = net.node("Gather", net.node("Shape", x), net.constant(np.array([0], np.int64)))
         target = net.node("Concat", batch, net.constant(np.array([1, 1], np.int64)), axis=0)

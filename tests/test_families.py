@@ -15,8 +15,10 @@ from tests.laws import analysis_of, assert_only_weights_differ, assert_same_outp
 
 every = pytest.mark.parametrize("name", FAMILIES)
 RATIO = 0.5
-# Peers' figures are rounded to three places.
+# Floats that are no weights, such as masks, do not halve with the widths.
 ROUNDING = 0.0005
+# Peers were measured on wider networks, in which the input and the classes, which stay, are a smaller share.
+ENDS = 0.008
 
 
 @cache
@@ -48,9 +50,8 @@ def test_half_of_the_channels(name: str) -> None:
     result = onnxfuse.compress(model, ratio=RATIO, method="prune", provider="cpu")
     assert not [note for note in result.report.notes if "proof" in note or "proven" in note]
     halved = 1.0 - parameters(model_of(name, 2)) / parameters(model)
-    # The constants of positions and masks are no weights of the narrower network either.
     assert removed(result.report) >= halved - ROUNDING
-    assert removed(result.report) >= min(family.peer, halved) - ROUNDING
+    assert removed(result.report) >= family.peer - ENDS
     assert_only_weights_differ(model, result.model)
     feeds = family.net().feeds
     got = run_ort(result.model, feeds, optimise=True)
