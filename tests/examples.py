@@ -403,6 +403,17 @@ def _normalisations() -> list[Example]:
             exact=False,
         ),
         between("GroupNormalization", "plain", group, opset=21, exact=False),
+        between(
+            "MeanVarianceNormalization",
+            "plain",
+            lambda n, h: n.node("MeanVarianceNormalization", h, like=h, axes=[0, 2, 3]),
+        ),
+        between(
+            "MeanVarianceNormalization",
+            "channels",
+            lambda n, h: n.node("MeanVarianceNormalization", h, like=h, axes=[1]),
+            exact=False,
+        ),
         between("LRN", "plain", lambda n, h: n.node("LRN", h, size=3), frozen="mixes the channels"),
         between("LpNormalization", "channels", lambda n, h: n.node("LpNormalization", h, axis=1), frozen="mixes"),
         between("LpNormalization", "space", lambda n, h: n.node("LpNormalization", h, axis=-1)),
@@ -732,6 +743,256 @@ def _indexing() -> list[Example]:
     ]
 
 
+def _ones(net: Net, like: str, value: int = 1) -> str:
+    """Return integers of that value, as many as a tensor has elements: computed, so no constant has their shape."""
+    zeros = net.node("Cast", net.node("Mul", like, net.constant(0.0)), to=TensorProto.INT64)
+    return net.node("Add", zeros, net.constant(np.array(value, INT64)))
+
+
+def _gathers() -> list[Example]:
+    def column(net: Net, h: str) -> str:
+        """Pick places from axis 2, behind the batch and before the channels."""
+        x = net.node("Transpose", h, perm=[0, 2, 3, 1])
+        y = net.node("GatherND", x, net.constant(np.array([[[1], [3], [0]]], INT64)), batch_dims=1)
+        return net.node("Transpose", y, perm=[0, 3, 1, 2])
+
+    def channels(net: Net, h: str) -> str:
+        return net.unsqueeze(net.node("GatherND", h, net.constant(np.array([[[0, 1], [0, 4]]], INT64))), [0])
+
+    def table(net: Net) -> None:
+        places = net.node("Cast", net.node("Abs", net.input(2, 3, 1)), to=TensorProto.INT64)
+        h = net.node("GatherND", net.weight(7, WIDTH), places, name="before")
+        net.output(net.matmul(h, 2, name="after"))
+
+    def picked(axis: int) -> Middle:
+        return lambda net, h: net.node("GatherElements", h, _ones(net, h), axis=axis)
+
+    def picked_by_constant(net: Net, h: str) -> str:
+        return net.node("GatherElements", h, net.constant(np.ones((1, WIDTH, 4, 4), INT64)), axis=3)
+
+    return [
+        between("GatherND", "places", column),
+        between("GatherND", "channels", channels, frozen="picks indices"),
+        Example("GatherND", "table", table, ("before",)),
+        between("GatherElements", "space", picked(2)),
+        between("GatherElements", "channels", picked(1), frozen="picks indices"),
+        between("GatherElements", "stored", picked_by_constant, frozen="are stored"),
+    ]
+
+
+def _scatters() -> list[Example]:
+    def rows(net: Net, h: str) -> str:
+        """Overwrite places, channels last."""
+        x = net.node("Transpose", h, perm=[0, 2, 3, 1])
+        where = net.constant(np.array([[0, 1], [0, 3]], INT64))
+        y = net.node("ScatterND", x, where, net.reshape(net.slice(x, [0], [2], [1]), 2, 4, -1))
+        return net.node("Transpose", y, perm=[0, 3, 1, 2])
+
+    def rows_of_constants(net: Net, h: str) -> str:
+        x = net.node("Transpose", h, perm=[0, 2, 3, 1])
+        where = net.constant(np.array([[0, 1], [0, 3]], INT64))
+        y = net.node("ScatterND", x, where, net.vector(2, 4, WIDTH))
+        return net.node("Transpose", y, perm=[0, 3, 1, 2])
+
+    def some_channels(net: Net, h: str) -> str:
+        where = net.constant(np.array([[0, 1], [0, 3]], INT64))
+        return net.node("ScatterND", h, where, net.vector(2, 4, 4))
+
+    def put(op: str, axis: int, **more: Any) -> Middle:
+        return lambda net, h: net.node(op, h, _ones(net, h), net.node("Relu", h), axis=axis, **more)
+
+    def put_few(net: Net, h: str) -> str:
+        part = net.conv("x0", 3, name="few")
+        return net.node("ScatterElements", h, _ones(net, part), part, axis=2)
+
+    return [
+        between("ScatterND", "places", rows),
+        between("ScatterND", "constants", rows_of_constants),
+        between("ScatterND", "channels", some_channels, frozen="writes to indices"),
+        between("ScatterElements", "space", put("ScatterElements", -1)),
+        between("ScatterElements", "sum", put("ScatterElements", 2, reduction="add"), opset=18),
+        between("ScatterElements", "channels", put("ScatterElements", 1), frozen="writes to indices"),
+        between("ScatterElements", "few channels", put_few, frozen="writes to indices"),
+        between("Scatter", "space", put("Scatter", 3), opset=9),
+    ]
+
+
+def _selections() -> list[Example]:
+    def along(op: str, axis: int, **more: Any) -> Middle:
+        return lambda net, h: net.node(op, h, net.constant(np.array(axis, INT64)), **more)
+
+    def top(axis: int) -> Middle:
+        def middle(net: Net, h: str) -> str:
+            values, places = net.many("TopK", [h, net.constant(np.array([3], INT64))], 2, axis=axis)
+            return net.node("Add", values, net.node("Cast", places, to=net.dtype))
+
+        return middle
+
+    def reverse(net: Net, h: str) -> str:
+        x = net.node("Transpose", h, perm=[0, 2, 1])
+        x = net.node("ReverseSequence", x, net.constant(np.array([3], INT64)), time_axis=1, batch_axis=0)
+        return net.node("Transpose", x, perm=[0, 2, 1])
+
+    def selected(net: Net, h: str, axis: int | None = None) -> str:
+        chosen = net.constant(np.array([True, False, True, True]))
+        y = net.node("Compress", h, chosen, axis=axis)
+        # How many are chosen, inference can't tell.
+        dims = (3,) if axis is None else (*net.dims(h)[:axis], 3, *net.dims(h)[axis + 1 :])
+        net.types[y] = onnx.helper.make_tensor_type_proto(net.dtype, dims)
+        return net.reshape(y, 1, 1, 3, 1) if axis is None else y
+
+    def classes(axis: int) -> Middle:
+        def middle(net: Net, h: str) -> str:
+            number = net.node("ArgMax", h, axis=3, keepdims=0)
+            y = net.node(
+                "OneHot", number, net.constant(np.array(4, INT64)), net.constant(np.array([0.2, 1.5])), axis=axis
+            )
+            net.types[y] = onnx.helper.make_tensor_type_proto(net.dtype, np.insert(net.dims(number), axis, 4).tolist())
+            return net.node("Add", y, h)
+
+        return middle
+
+    def cropped(*axes: int) -> Middle:
+        return lambda net, h: net.node("CenterCropPad", h, net.constant(np.array([3] * len(axes), INT64)), axes=axes)
+
+    def eye(net: Net, h: str) -> str:
+        return net.node("Add", h, net.node("EyeLike", h))
+
+    return [
+        between("CumSum", "space", along("CumSum", -1, reverse=1)),
+        between("CumSum", "channels", along("CumSum", 1), frozen="sums along it"),
+        between("CumProd", "space", along("CumProd", 2), opset=26),
+        between("TopK", "space", top(2)),
+        between("TopK", "channels", top(1), frozen="chooses along it"),
+        between("ReverseSequence", "time", reverse, dims=(2, 5)),
+        between("Trilu", "space", along("Trilu", 1, upper=0)),
+        between("Trilu", "channels", along("Trilu", 1), dims=(3,), batch=2, frozen="keeps a triangle"),
+        between("Compress", "space", lambda n, h: selected(n, h, 2)),
+        between("Compress", "elements", selected, frozen="selects elements of all axes"),
+        between("OneHot", "space", classes(3)),
+        between("CenterCropPad", "space", cropped(2, 3), opset=18),
+        between("CenterCropPad", "channels", cropped(1), opset=18, frozen="crops or pads it"),
+        between("EyeLike", "vectors", eye, dims=(3,), batch=2, frozen="counts rows and columns"),
+    ]
+
+
+def _samplings() -> list[Example]:
+    def grid(net: Net, h: str) -> str:
+        return net.node("GridSample", h, net.constant(net.rng.uniform(-1, 1, (1, 3, 3, 2))), align_corners=1)
+
+    def boxes(net: Net, h: str) -> str:
+        corners = net.constant(np.array([[0.0, 0, 2, 3], [1, 1, 3, 3]]))
+        numbers = net.constant(np.array([0, 0], INT64))
+        return net.node("RoiAlign", h, corners, numbers, output_height=2, output_width=2, mode="avg")
+
+    def old_boxes(net: Net, h: str) -> str:
+        corners = net.constant(np.array([[0, 0.0, 0, 2, 3], [0, 1, 1, 3, 3]]))
+        return net.node("MaxRoiPool", h, corners, pooled_shape=[2, 2])
+
+    def unpool(net: Net, h: str) -> str:
+        y, places = net.many("MaxPool", [h], 2, kernel_shape=[2, 2], strides=[2, 2])
+        return net.node("MaxUnpool", y, places, kernel_shape=[2, 2], strides=[2, 2])
+
+    def folded(net: Net, h: str) -> str:
+        """Put blocks of 2 x 2 together: the channels are those of the picture times four."""
+        sizes = (net.constant(np.array([d, d], INT64)) for d in (4, 2))
+        y = net.node("Col2Im", net.reshape(h, 0, 8, 4), *sizes, strides=[2, 2])
+        # Inference does not work out how many channels are left.
+        net.types[y] = onnx.helper.make_tensor_type_proto(net.dtype, [1, 2, 4, 4])
+        return y
+
+    def spectrum(axis: int, opset: int) -> Middle:
+        def middle(net: Net, h: str) -> str:
+            x = net.unsqueeze(h, [3])
+            more: list[str] = [] if opset < 20 else ["", net.constant(np.array(axis, INT64))]
+            return net.node("DFT", x, *more, axis=axis if opset < 20 else None)
+
+        return middle
+
+    return [
+        between("GridSample", "plain", grid),
+        between("RoiAlign", "plain", boxes),
+        between("MaxRoiPool", "plain", old_boxes),
+        between("MaxUnpool", "plain", unpool, frozen="depend"),
+        between("Col2Im", "plain", folded, opset=18, width=8, dims=(2, 2, 2)),
+        between("DFT", "time", spectrum(2, 17), dims=(2, 4)),
+        between("DFT", "input", spectrum(-2, 20), dims=(2, 4), opset=20),
+        between("DFT", "channels", spectrum(1, 17), dims=(2, 4), frozen="transforms it"),
+    ]
+
+
+def _deformable() -> list[Example]:
+    def moved(groups: int, offsets: int) -> Middle:
+        def middle(net: Net, h: str) -> str:
+            offset = net.conv("x0", 18 * offsets, name="offset")
+            mask = net.node("Sigmoid", net.conv("x0", 9 * offsets, name="mask"))
+            weight = net.weight(4, WIDTH // groups, 3, 3, name="inner_w")
+            inputs = (h, weight, offset, net.vector(4), mask)
+            more: dict[str, Any] = {"group": groups, "offset_group": offsets, "kernel_shape": [3, 3], "pads": [1] * 4}
+            return net.node("DeformConv", *inputs, name="inner", **more)
+
+        return middle
+
+    def deformable(groups: int, offsets: int) -> Example:
+        plain = between("DeformConv", f"groups {groups}, offsets {offsets}", moved(groups, offsets), opset=19)
+        frozen = {"offset": "offsets of", "mask": "offsets of"}
+        return Example("DeformConv", plain.label, plain.build, ("before", "inner"), frozen, 19)
+
+    return [deformable(*counts) for counts in ((1, 1), (1, 2), (2, 1), (2, 2))]
+
+
+def _without_passage() -> list[Example]:
+    """Operators that nothing passes through: what they touch is frozen, and says so."""
+
+    def mixed(op: str, *inputs: Any, **attributes: Any) -> Middle:
+        """Put what an operator makes of the channels beside them."""
+
+        def middle(net: Net, h: str) -> str:
+            y = net.node(op, h, *(net.constant(np.array(i)) for i in inputs), like=h, **attributes)
+            total = net.node("ReduceSum", net.node("Cast", y, to=net.dtype), keepdims=0)
+            return net.node("Add", h, total)
+
+        return middle
+
+    def nms(net: Net, h: str) -> str:
+        scores = net.reshape(h, 1, WIDTH, -1)
+        boxes = net.constant(net.rng.uniform(0, 1, (1, 16, 4)))
+        limits = (net.constant(np.array([2], INT64)), net.constant(np.array([0.5], np.float32)))
+        y = net.node("NonMaxSuppression", boxes, scores, *limits, like="x0")
+        return net.node("Add", h, net.node("ReduceSum", net.node("Cast", y, to=net.dtype), keepdims=0))
+
+    def counted(net: Net, h: str) -> str:
+        """Count up to what is known at run time only, though it is always three."""
+        last = net.node("ReduceMax", net.node("Mul", h, net.constant(0.0)), keepdims=0)
+        last = net.node("Add", last, net.constant(3.0))
+        y = net.node("Range", net.constant(0.0), last, net.constant(1.0), like="x0")
+        return net.node("Add", h, net.node("ReduceSum", y, keepdims=0))
+
+    reason = "depends on all of it"
+
+    def noise(op: str) -> Middle:
+        return lambda net, h: net.node("Add", h, net.node(op, shape=[WIDTH, 1, 1], seed=1.0))
+
+    def frames(net: Net, h: str) -> str:
+        x = net.reshape(h, WIDTH, 8, 1)
+        y = net.node("STFT", x, net.constant(np.array(2, INT64)), net.vector(4), like="x0")
+        return net.node("Add", h, net.node("ReduceSum", y, keepdims=0))
+
+    return [
+        between("NonZero", "plain", mixed("NonZero"), frozen=reason),
+        between("Unique", "plain", mixed("Unique"), frozen=reason),
+        between("NonMaxSuppression", "plain", nms, frozen=reason),
+        between("Bernoulli", "plain", mixed("Bernoulli", seed=1.0), frozen=reason),
+        between("RandomNormalLike", "plain", mixed("RandomNormalLike", seed=1.0), frozen=reason),
+        between("RandomUniformLike", "plain", mixed("RandomUniformLike", seed=1.0), frozen=reason),
+        between("Det", "plain", mixed("Det"), frozen=reason),
+        between("Range", "plain", counted),
+        between("Multinomial", "plain", mixed("Multinomial", seed=1.0), frozen=reason, dims=(3,), batch=2),
+        between("STFT", "plain", frames, frozen=reason, dims=(2, 8)),
+        *(between(op, "plain", noise(op), frozen=reason) for op in ("RandomNormal", "RandomUniform")),
+    ]
+
+
 def _einsums() -> list[Example]:
     def einsum(net: Net, equation: str, *inputs: str, name: str = "") -> str:
         return net.node("Einsum", *inputs, equation=equation, name=name)
@@ -923,6 +1184,12 @@ EXAMPLES: tuple[Example, ...] = (
     *_pads(),
     *_expands(),
     *_indexing(),
+    *_gathers(),
+    *_scatters(),
+    *_samplings(),
+    *_deformable(),
+    *_without_passage(),
+    *_selections(),
     *_einsums(),
     *_recurrent(),
     *_quantised(),

@@ -28,7 +28,10 @@ EXACT = [example for example in FREE if example.exact]
 # Operators of ONNX Runtime's own that it keeps under ONNX's domain, where ONNX's checker does not know them.
 UNCHECKED = {"SimplifiedLayerNormalization"}
 # Operators that ONNX's shape inference, node by node, does not know.
-OBSERVED = {*UNCHECKED, "GroupNormalization"}
+OBSERVED = {
+    *UNCHECKED,
+    *("Compress", "GroupNormalization", "MeanVarianceNormalization", "NonMaxSuppression", "NonZero", "Range", "Unique"),
+}
 
 
 def observed(example: Example) -> Arrays | None:

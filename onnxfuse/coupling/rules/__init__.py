@@ -16,6 +16,8 @@ from onnxfuse.coupling.rules import (
     pooling,
     quantisation,
     recurrent,
+    sampling,
+    selection,
     shape,
 )
 
@@ -29,6 +31,8 @@ DEFAULT_RULES: tuple[Rule, ...] = (
     *pooling.RULES,
     *shape.RULES,
     *indexing.RULES,
+    *selection.RULES,
+    *sampling.RULES,
     *einsum.RULES,
     *recurrent.RULES,
     *quantisation.RULES,

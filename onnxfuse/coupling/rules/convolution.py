@@ -1,4 +1,4 @@
-"""Conv and ConvTranspose: filters make the output channels, their slices read the input channels.
+"""Conv, ConvTranspose and DeformConv: filters make the output channels, their slices read the input channels.
 
 With ``group`` G, the input channels are G x c and the output channels G x o in row-major order; the weight of Conv is
 (G x o, c, taps...), that of ConvTranspose (G x c, o, taps...). A depthwise convolution is the case c = o = 1, where the
@@ -42,6 +42,19 @@ def conv(site: Site) -> Iterator[Constraint]:
             yield Freeze(groups, f"the groups of {site.node.title} are kept; channels are fused inside each group")
 
 
+def deform_conv(site: Site) -> Iterator[Constraint]:
+    """DeformConv: a Conv whose taps are moved by a second input, alike for all channels of an offset group."""
+    yield from conv(site)
+    x, count = site.input(0), int(site.attribute("offset_group", 1))
+    if count > 1:
+        groups = Fresh(count, "offset groups", f"the offset groups of {site.node.title} are kept")
+        yield Equal(x[1], prod(groups, Fresh(x.dims[1] // count, "channels of an offset group")))
+    for slot in (2, 4):
+        moved = site.optional_input(slot)
+        if moved is not None:
+            yield from (Freeze(axis, f"the offsets of {site.node.title}") for axis in moved.axes)
+
+
 def conv_transpose(site: Site) -> Iterator[Constraint]:
     """ConvTranspose, any number of spatial axes, any group."""
     x, w, y = site.input(0), site.input(1), site.output()
@@ -67,7 +80,7 @@ def _weights(site: Site, producer_axis: int, consumer_axis: int, group: int) -> 
     # A depthwise filter belongs to one channel; it neither mixes channels nor makes new ones.
     yield Weight(w[producer_axis], Role.CARRIED if depthwise else Role.PRODUCER)
     yield Weight(w[consumer_axis], Role.CONSUMER)
-    bias = site.optional_input(2)
+    bias = site.optional_input(3 if site.node.op == "DeformConv" else 2)
     if bias is not None:
         yield Equal(bias[0], y[1])
         yield Weight(bias[0], Role.BIAS)
@@ -78,4 +91,8 @@ def _weights(site: Site, producer_axis: int, consumer_axis: int, group: int) -> 
             yield Freeze(axis, f"the weight of {site.node.title} is computed at run time")
 
 
-RULES = (Rule("Conv", conv), Rule("ConvTranspose", conv_transpose))
+RULES = (
+    Rule("Conv", conv),
+    Rule("ConvTranspose", conv_transpose),
+    Rule("DeformConv", deform_conv, since=19),
+)
