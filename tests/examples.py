@@ -530,12 +530,7 @@ def _stated_target(net: Net, h: str) -> str:
 def _typed(net: Net, dims: Sequence[int]) -> str:
     """Name a type that shape inference of one node alone can't tell."""
     name = f"type{len(net.types)}"
-    net.types[name] = net.types["x0"].__class__()
-    net.types[name].CopyFrom(net.types["x0"])
-    shape = net.types[name].tensor_type.shape
-    del shape.dim[:]
-    for size in dims:
-        shape.dim.add().dim_value = size
+    net.types[name] = onnx.helper.make_tensor_type_proto(net.dtype, dims)
     return name
 
 
@@ -1087,7 +1082,7 @@ def _activations_of_its_own() -> list[Example]:
     def biased(op: str) -> Middle:
         return lambda net, h: _own(net, op, h, net.vector(WIDTH), like=h)
 
-    found = [between(op, "own", plain(op)) for op in ("Gelu", "QuickGelu", "FastGelu")]
+    found = [between(op, "own", plain(op)) for op in ("Gelu", "QuickGelu", "FastGelu", "ScaledSiLU")]
     found += [between(op, "bias", biased(op), dims=(3,), batch=2) for op in ("BiasGelu", "FastGelu")]
     return found
 
@@ -1138,6 +1133,62 @@ def _layers_of_its_own() -> list[Example]:
     ]
 
 
+def _rearranged_by_its_own() -> list[Example]:
+    def plain(op: str, *dims: int, **attributes: Any) -> Callable[..., Middle]:
+        """Return an operator that takes the channels and constants, and has a result of that shape."""
+
+        def with_constants(*constants: Any) -> Middle:
+            def middle(net: Net, h: str) -> str:
+                given = (net.constant(np.asarray(c)) for c in constants)
+                return _own(net, op, h, *given, like=_typed(net, dims or net.dims(h)), **attributes)
+
+            return middle
+
+        return with_constants
+
+    def embedding(net: Net) -> None:
+        words = net.input(1, 4, dtype=TensorProto.INT32)
+        segments = net.input(1, 4, dtype=TensorProto.INT32)
+        tables = (net.vector(7, WIDTH), net.vector(5, WIDTH), net.vector(2, WIDTH))
+        inputs = (words, segments, *tables, net.vector(WIDTH, low=0.5, high=1.5), net.vector(WIDTH))
+        net.domains[OWN] = 1
+        made = {"like": _typed(net, (1, 4, WIDTH)), "name": "before", "domain": OWN}
+        h, count = net.many("EmbedLayerNormalization", inputs, 2, **made)
+        net.types[count] = onnx.helper.make_tensor_type_proto(TensorProto.INT32, [1])
+        net.output(net.matmul(h, 2, name="after"))
+
+    def expanded(net: Net, h: str) -> str:
+        y = plain("ExpandDims", 1, 1, WIDTH, 4, 4)(np.array(1, np.int32))(net, h)
+        return net.squeeze(y, [1])
+
+    def banned(net: Net, h: str) -> str:
+        tokens = net.constant(np.array([[1, 2, 1], [0, 3, 3]], INT64))
+        return _own(net, "NGramRepeatBlock", tokens, h, like=h, ngram_size=2)
+
+    def unique(net: Net, h: str) -> str:
+        net.domains[OWN] = 1
+        flat = net.reshape(h, -1)
+        y = net.many("Unique", [flat], 3, domain=OWN, like=flat)[0]
+        return net.node("Add", h, net.node("ReduceSum", y, keepdims=0))
+
+    boxes = np.array([[0.0, 0.0, 0.7, 0.9], [0.1, 0.1, 0.8, 0.6]])
+    grid = np.linspace(-1, 1, 18).reshape(1, 3, 3, 2)
+    rows = plain("GatherND", 1, 4, 4)(np.array([[0, 1]], INT64))
+    crop = (boxes, np.array([0, 0], np.int32), np.array([3, 2], np.int32))
+    return [
+        Example("EmbedLayerNormalization", "own", embedding, ("before",), exact=False),
+        between("ExpandDims", "own", expanded),
+        between("Pad", "own", plain("Pad", 1, WIDTH, 6, 5)(np.array([0, 0, 1, 0, 0, 0, 1, 1], INT64))),
+        between("GatherND", "own", lambda n, h: n.unsqueeze(rows(n, h), [0]), frozen="picks indices"),
+        between("Trilu", "own", plain("Trilu")()),
+        between("GridSample", "own", plain("GridSample", 1, WIDTH, 3, 3)(grid)),
+        between("CropAndResize", "own", plain("CropAndResize", 2, WIDTH, 3, 2)(*crop)),
+        between("Inverse", "own", plain("Inverse")()),
+        between("Unique", "own", unique, frozen="depends on all of it"),
+        between("NGramRepeatBlock", "own", banned, dims=(3,), batch=2, frozen="depends on all of it"),
+    ]
+
+
 def _attentions() -> list[Example]:
     def attention(net: Net) -> None:
         h = net.matmul(net.input(1, 4, 5), WIDTH, name="before")
@@ -1166,7 +1217,7 @@ def _attentions() -> list[Example]:
 
 
 OWN = "com.microsoft"
-_OF_ITS_OWN = (*_activations_of_its_own(), *_layers_of_its_own(), *_attentions())
+_OF_ITS_OWN = (*_activations_of_its_own(), *_layers_of_its_own(), *_rearranged_by_its_own(), *_attentions())
 
 EXAMPLES: tuple[Example, ...] = (
     *_unary(),

@@ -10,7 +10,7 @@ from onnxfuse.coupling.constraints import AxisRef, Constraint, Equal, Freeze, Fr
 from onnxfuse.coupling.rules.shape import made_here
 from onnxfuse.statistics.features import Role
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "gather_nd"]
 
 
 def gather(site: Site) -> Iterator[Constraint]:

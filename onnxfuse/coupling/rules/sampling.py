@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from onnxfuse.coupling.constraints import Constraint, Equal, Freeze, Fresh, Rule, Site, prod
 from onnxfuse.coupling.rules.selection import frozen, passing
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "sampled"]
 
 
 def sampled(site: Site) -> Iterator[Constraint]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from onnxfuse.coupling.constraints import Constraint, Equal, Freeze, Rule, Site
 
-__all__ = ["RULES", "frozen", "passing"]
+__all__ = ["RULES", "frozen", "passing", "trilu"]
 
 
 def passing(site: Site, fixed: set[int], why: str) -> Iterator[Constraint]:

@@ -20,7 +20,7 @@ from onnxfuse.coupling.constraints import (
 )
 from onnxfuse.statistics.features import Role
 
-__all__ = ["RULES", "made_here"]
+__all__ = ["RULES", "made_here", "pad", "squeeze"]
 
 
 def reshape(site: Site) -> Iterator[Constraint]:
