@@ -261,12 +261,7 @@ def _convolutions() -> list[Example]:
         two("3d", lambda n, h: n.conv(h, 4, name="inner", bias=False), ("before", "inner"), dims=(2, 3, 4, 3)),
         two("groups", _groups, ("before", "grouped")),
         two("depthwise", lambda n, h: n.conv(h, WIDTH, name="deep", group=WIDTH), ("before",)),
-        two(
-            "multiplier",
-            lambda n, h: n.conv(h, 2 * WIDTH, name="deep", group=WIDTH, bias=False),
-            ("deep",),
-            {"before": "the groups of 'deep' (Conv) are kept"},
-        ),
+        two("multiplier", lambda n, h: n.conv(h, 2 * WIDTH, name="deep", group=WIDTH), ("before",)),
         two("auto_pad", lambda n, h: n.conv(h, 4, name="inner", auto_pad="SAME_UPPER"), ("before", "inner")),
     ]
 
@@ -283,6 +278,12 @@ def _convolutions() -> list[Example]:
 
             plain = between("ConvTranspose", f"groups {group}, bias {bias}", transposed)
             found.append(Example(plain.op, plain.label, plain.build, ("before", "up")))
+    for filters in (1, 3):
+
+        def deep(net: Net, h: str, m: int = filters) -> str:
+            return net.conv_transpose(h, m * WIDTH, group=WIDTH, name="deep", strides=[2, 2])
+
+        found.append(between("ConvTranspose", f"depthwise, {filters} filters", deep))
     plain = between("ConvTranspose", "1d", lambda n, h: n.conv_transpose(h, 4, name="up"), dims=(2, 5))
     found.append(Example(plain.op, plain.label, plain.build, ("before", "up")))
     return found

@@ -216,6 +216,17 @@ def mobilenet(kind: str, *, gated: bool) -> Build:
     return build
 
 
+def multiplied(net: Net, s: int) -> None:
+    """Depthwise convolutions with two filters for every channel, and depthwise ones back up, as for segmentation."""
+    x = layer(net, image(net), 16 // s)
+    for stride in (1, 2):
+        c = net.channels(x)
+        x = layer(net, layer(net, x, 2 * c, 3, stride, groups=c), 2 * c, 1)
+    c = net.channels(x)
+    x = norm(net, net.conv_transpose(x, c, 4, group=c, strides=[2, 2], pads=[1] * 4))
+    head(net, layer(net, net.node("Relu", x), 64 // s, 1))
+
+
 def densenet(net: Net, s: int) -> None:
     """Dense blocks: normalisations before the convolutions, over all that has been put side by side."""
     growth = 12 // s
@@ -697,6 +708,7 @@ FAMILIES: dict[str, Family] = {
     "mlp": Family(mlp, 0.519),
     "mobilenetv2": Family(mobilenet("Relu6", gated=False), 0.721),
     "mobilenetv2_se": Family(mobilenet("Relu", gated=True), 0.732),
+    "multiplied": Family(multiplied),
     "densenet": Family(densenet, 0.741),
     "resnext": Family(grouped(4, (16, 32, 64), gated=False), 0.731),
     "shufflenetv2": Family(shufflenet, 0.67),

@@ -28,10 +28,12 @@ class LinearNode:
     Attributes:
         node: The node.
         weight: Its weight, a constant.
+        filters: How many filters each group of a convolution has in the file.
     """
 
     node: NodeView
     weight: Operand
+    filters: int = 1
 
     @property
     def is_convolution(self) -> bool:
@@ -43,8 +45,8 @@ class LinearNode:
         if not self.is_convolution:
             return 1
         stated = int(self.node.attributes.get("group", 1))
-        # A depthwise convolution has as many groups as it has filters, however many are left.
-        return len(value) if stated > 1 and value.shape[1] == 1 else stated
+        # A depthwise convolution loses whole groups; each keeps its filters.
+        return len(value) // self.filters if stated > 1 and value.shape[1] == 1 else stated
 
     def matrices(self, value: FloatArray) -> FloatArray:
         """Return a value of the weight as one matrix for each group, shape (G, O / G, D)."""
@@ -112,17 +114,17 @@ def linear_nodes(graph: GraphView) -> Iterator[LinearNode]:
         weight = graph.operand(node, 1)
         if node.domain != DEFAULT_DOMAIN or weight is None or not weight.is_constant:
             continue
-        rank = len(graph.constants[weight.name].dims)
+        dims = graph.constants[weight.name].dims
         plain = {
             "Conv": True,
             "Gemm": not node.attributes.get("transA", 0)
             and node.attributes.get("alpha", 1.0) == 1.0
             and node.attributes.get("beta", 1.0) == 1.0,
-            "MatMul": rank == 2,
+            "MatMul": len(dims) == 2,
         }
         first = graph.operand(node, 0)
         if plain.get(node.op, False) and first is not None and not first.is_constant:
-            yield LinearNode(node, weight)
+            yield LinearNode(node, weight, dims[0] // int(node.attributes.get("group", 1)))
 
 
 @dataclass(frozen=True)

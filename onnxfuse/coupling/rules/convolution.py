@@ -1,8 +1,8 @@
 """Conv, ConvTranspose and DeformConv: filters make the output channels, their slices read the input channels.
 
 With ``group`` G, the input channels are G x c and the output channels G x o in row-major order; the weight of Conv is
-(G x o, c, taps...), that of ConvTranspose (G x c, o, taps...). A depthwise convolution is the case c = o = 1, where the
-filters follow the channels and the attribute ``group`` follows G.
+(G x o, c, taps...), that of ConvTranspose (G x c, o, taps...). A depthwise convolution is the case c = 1: every channel
+has filters of its own, one or several (o), so a channel goes with its group, and the attribute ``group`` follows G.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def conv(site: Site) -> Iterator[Constraint]:
     x, w, y = site.input(0), site.input(1), site.output()
     group = int(site.attribute("group", 1))
     groups = Fresh(group, "groups of a convolution")
-    outputs = Fresh(w.dims[0] // group, "output channels of a group")
+    outputs = _outputs(site, w.dims[0] // group, w.dims[1], group)
     inputs = Fresh(w.dims[1], "input channels of a group")
     yield Equal(x[0], y[0])
     yield Equal(x[1], prod(groups, inputs))
@@ -38,7 +38,7 @@ def conv(site: Site) -> Iterator[Constraint]:
     yield from _weights(site, producer_axis=0, consumer_axis=1, group=group)
     if group > 1:
         yield AttributeSize("group", groups)
-        if w.dims[1] > 1 or w.dims[0] > group:
+        if w.dims[1] > 1:
             yield Freeze(groups, f"the groups of {site.node.title} are kept; channels are fused inside each group")
 
 
@@ -60,7 +60,7 @@ def conv_transpose(site: Site) -> Iterator[Constraint]:
     x, w, y = site.input(0), site.input(1), site.output()
     group = int(site.attribute("group", 1))
     groups = Fresh(group, "groups of a convolution")
-    outputs = Fresh(w.dims[1], "output channels of a group")
+    outputs = _outputs(site, w.dims[1], w.dims[0] // group, group)
     inputs = Fresh(w.dims[0] // group, "input channels of a group")
     yield Equal(x[0], y[0])
     yield Equal(x[1], prod(groups, inputs))
@@ -70,16 +70,27 @@ def conv_transpose(site: Site) -> Iterator[Constraint]:
     yield from _weights(site, producer_axis=1, consumer_axis=0, group=group)
     if group > 1:
         yield AttributeSize("group", groups)
-        yield Freeze(groups, f"the groups of {site.node.title} are kept; channels are fused inside each group")
+        if w.dims[0] > group:
+            yield Freeze(groups, f"the groups of {site.node.title} are kept; channels are fused inside each group")
+
+
+def _outputs(site: Site, outputs: int, inputs: int, group: int) -> Fresh:
+    """The output channels of a group; where a group is one channel, all of them are made of it, and go with it."""
+    kept = f"every channel of {site.node.title} has as many filters" if group > 1 == inputs else ""
+    return Fresh(outputs, "output channels of a group", kept)
 
 
 def _weights(site: Site, producer_axis: int, consumer_axis: int, group: int) -> Iterator[Constraint]:
     """Roles of weight and bias, and the axes that never change: spatial ones."""
     x, w, y = site.input(0), site.input(1), site.output()
-    depthwise = group > 1 and w.dims[1] == 1 and group == w.dims[0]
-    # A depthwise filter belongs to one channel; it neither mixes channels nor makes new ones.
-    yield Weight(w[producer_axis], Role.CARRIED if depthwise else Role.PRODUCER)
-    yield Weight(w[consumer_axis], Role.CONSUMER)
+    depthwise = group > 1 and w.dims[consumer_axis] == (1 if consumer_axis == 1 else group)
+    if depthwise:
+        # A depthwise filter belongs to one channel; it neither mixes channels nor makes new ones.
+        yield Weight(w[0], Role.CARRIED)
+        yield Weight(w[1], Role.CARRIED)
+    else:
+        yield Weight(w[producer_axis], Role.PRODUCER)
+        yield Weight(w[consumer_axis], Role.CONSUMER)
     bias = site.optional_input(3 if site.node.op == "DeformConv" else 2)
     if bias is not None:
         yield Equal(bias[0], y[1])
