@@ -1006,8 +1006,20 @@ def _einsums() -> list[Example]:
         h = net.matmul(net.input(1, 3, 5), WIDTH, name="before")
         net.output(net.matmul(einsum(net, "btd,d->btd", h, net.vector(WIDTH, low=0.5, high=1.5)), 2, name="after"))
 
-    def implicit(net: Net, h: str) -> str:
-        return net.node("Einsum", h, equation="...c->...c")
+    def spread(net: Net) -> None:
+        """Products whose other axes have no letter, one of them repeated."""
+        h = einsum(net, "...c,cd->...d", net.input(2, 1, 3, 5), net.weight(5, WIDTH), name="before")
+        h = einsum(net, "...d,...d->...d", net.node("Relu", h), net.vector(1, 4, 3, WIDTH, low=0.5, high=1.5))
+        net.output(einsum(net, "od, ...d -> ...o", net.weight(2, WIDTH), h, name="after"))
+
+    def implicit(net: Net) -> None:
+        """Outputs that are left out: what occurs once, in the order of the alphabet."""
+        h = einsum(net, "ac,cd", net.input(3, 5), net.weight(5, WIDTH), name="before")
+        h = einsum(net, "zd", net.node("Relu", h))
+        net.output(einsum(net, "da,do", h, net.weight(WIDTH, 2), name="after"))
+
+    def diagonal(net: Net, h: str) -> str:
+        return net.node("Einsum", h, net.constant(np.ones((WIDTH, WIDTH))), equation="nchw,cc->nchw")
 
     def summed(net: Net, h: str) -> str:
         return net.node("Einsum", h, equation="nchw->nhw")
@@ -1016,7 +1028,9 @@ def _einsums() -> list[Example]:
         Example("Einsum", "products", products, ("before",), opset=17),
         Example("Einsum", "scores", scores, ("before",)),
         Example("Einsum", "scaled", scaled, ("before",)),
-        between("Einsum", "ellipsis", implicit, frozen="ellipsis"),
+        Example("Einsum", "ellipsis", spread, ("before",)),
+        Example("Einsum", "implicit", implicit, ("before",)),
+        between("Einsum", "diagonal", diagonal, frozen="repeats a letter"),
         between("Einsum", "summed", summed, frozen="sums over it"),
     ]
 
