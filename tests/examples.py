@@ -233,6 +233,19 @@ def _broadcasting() -> list[Example]:
     return found
 
 
+def _experiments() -> list[Example]:
+    """Operators that ONNX has given up; ONNX Runtime still runs them."""
+
+    def bent(op: str) -> Middle:
+        return lambda net, h: net.node(op, h, like=h, alpha=0.8, beta=0.3)
+
+    def crop(net: Net, h: str) -> str:
+        return net.node("Crop", h, like=_typed(net, (1, WIDTH, 2, 1)), border=[1, 2, 1, 1])
+
+    found = [between(op, "plain", bent(op), opset=7) for op in ("Affine", "ParametricSoftplus", "ScaledTanh")]
+    return [*found, between("Crop", "plain", crop, opset=7)]
+
+
 def _cast_like() -> list[Example]:
     def cast(net: Net, h: str) -> str:
         return net.node("CastLike", net.node("Mul", h, net.constant(5.0)), net.constant(np.array([1, 2], np.int32)))
@@ -1238,6 +1251,7 @@ EXAMPLES: tuple[Example, ...] = (
     *_unary(),
     *_broadcasting(),
     *_cast_like(),
+    *_experiments(),
     *_convolutions(),
     *_gemms(),
     *_matmuls(),

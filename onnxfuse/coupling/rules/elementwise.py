@@ -121,6 +121,8 @@ def _broadcast(site: Site, constant_role: Role) -> Iterator[Constraint]:
 
 RULES = (
     *(Rule(op, unary) for op in UNARY),
+    # Experiments of early versions of ONNX, which ONNX Runtime still runs.
+    *(Rule(op, unary) for op in ("Affine", "ParametricSoftplus", "ScaledTanh")),
     *(Rule(op, additive) for op in _ADDITIVE),
     *(Rule(op, broadcasting) for op in _BROADCASTING),
     Rule("CastLike", cast_like),

@@ -24,6 +24,11 @@ def sampled(site: Site) -> Iterator[Constraint]:
             yield from (Freeze(axis, f"the places of {site.node.title}") for axis in places.axes)
 
 
+def crop(site: Site) -> Iterator[Constraint]:
+    """Crop: spatial axes lose their borders, batch and channels pass through."""
+    yield from passing(site, set(range(2, site.input(0).rank)), "crops it")
+
+
 def max_unpool(site: Site) -> Iterator[Constraint]:
     """MaxUnpool: frozen, since its indices count the elements of all channels."""
     yield from frozen(site)
@@ -53,6 +58,8 @@ RULES = (
     Rule("GridSample", sampled, since=16),
     Rule("RoiAlign", sampled, since=10),
     Rule("MaxRoiPool", sampled),
+    # An experiment of early versions of ONNX, which ONNX Runtime still runs.
+    Rule("Crop", crop),
     Rule("MaxUnpool", max_unpool, since=9),
     Rule("Col2Im", col2im, since=18),
     Rule("DFT", dft, since=17),
