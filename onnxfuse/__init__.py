@@ -10,6 +10,7 @@ from onnxfuse.errors import OnnxFuseError
 from onnxfuse.fusion.options import FusionOptions
 from onnxfuse.pipeline import Compressed, compress, inspect, plan, validate
 from onnxfuse.planning.files import Plan
+from onnxfuse.plugins import load_plugins
 from onnxfuse.report import CompressionReport, InspectReport, ValidationReport
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "ValidationReport",
     "compress",
     "inspect",
+    "load_plugins",
     "plan",
     "validate",
 ]

@@ -12,6 +12,7 @@ import onnx
 
 from onnxfuse.config import Provider
 from onnxfuse.coupling.groups import ChannelGraph, CouplingGroup, positions
+from onnxfuse.coupling.rules import known_rules
 from onnxfuse.coupling.solve import solve_coupling
 from onnxfuse.errors import ModelError, RuntimeFailedError, UnsupportedGraphError
 from onnxfuse.graph.cost import Cost, measure_cost
@@ -108,7 +109,7 @@ def analyse(source: SourceModel, graph: GraphView, samples: Samples | None) -> A
     if unknown and samples:
         observed = _observe(source, unknown, dims, samples)
         shapes = infer_shapes(graph, dims, observed)
-    channels = _without_broken(graph, solve_coupling(graph, shapes))
+    channels = _without_broken(graph, solve_coupling(graph, shapes, known_rules()))
     cost = measure_cost(graph, shapes, lambda operand: shapes.dims.get(operand.name))
     return Analysis(source, graph, shapes, dims, channels, Cost(cost.parameters, cost.macs // batch), batch)
 

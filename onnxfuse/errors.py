@@ -14,6 +14,7 @@ __all__ = [
     "ModelError",
     "OnnxFuseError",
     "OutputError",
+    "PluginError",
     "ProofError",
     "ProviderError",
     "RegistryError",
@@ -121,6 +122,12 @@ class CompressionError(OnnxFuseError, RuntimeError):
     """Compression failed between the plan and the written file."""
 
     exit_code = 11
+
+
+class PluginError(OnnxFuseError, ImportError):
+    """Another package offers something to onnxfuse that can't be used."""
+
+    exit_code = 12
 
 
 class InvariantError(OnnxFuseError, AssertionError):

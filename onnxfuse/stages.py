@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -22,12 +23,14 @@ from onnxfuse.planning.costs import CostTable
 from onnxfuse.planning.widths import GroupPlan, allowed_widths
 from onnxfuse.proof.coupling import prove_coupling, watched_values
 from onnxfuse.proof.samples import Samples
+from onnxfuse.proof.scaling import scalable_groups
 from onnxfuse.statistics.features import ActivationFeatures
 from onnxfuse.target import Target
 
 __all__ = ["Fused", "allocate_widths", "edited_model", "fuse_groups", "prove_groups"]
 
 Judgements: TypeAlias = Mapping[str, Judgement]
+FindMap: TypeAlias = Callable[[CouplingGroup, np.random.Generator], ChannelMap]
 
 
 def prove_groups(
@@ -39,19 +42,31 @@ def prove_groups(
         The analysis with the groups that failed frozen, and what a reader should know; empty if all is well.
     """
 
-    def permute(chosen: Sequence[CouplingGroup]) -> onnx.ModelProto:
+    def permutation(group: CouplingGroup, rng: np.random.Generator) -> ChannelMap:
+        # One random cycle moves every channel; a random permutation of a few may move none.
+        order = rng.permutation(group.channels)
+        return ChannelMap.permutation(np.roll(order, 1)[np.argsort(order)])
+
+    def scaling(group: CouplingGroup, rng: np.random.Generator) -> ChannelMap:
+        # Powers of two, so that nothing is rounded, whatever the weights are stored in.
+        factors = 2.0 ** rng.choice([-1, 1], group.channels)
+        return ChannelMap(np.diag(factors), np.diag(1 / factors), np.arange(group.channels))
+
+    def change(chosen: Sequence[CouplingGroup], find_map: FindMap) -> onnx.ModelProto:
         state = WeightState(analysis.graph, analysis.shapes, analysis.channels)
         rng = np.random.default_rng(config.seed)
         for group in chosen:
-            # One random cycle moves every channel; a random permutation of a few may move none.
-            order = rng.permutation(group.channels)
-            state.fuse(group, ChannelMap.permutation(np.roll(order, 1)[np.argsort(order)]))
+            state.fuse(group, find_map(group, rng))
         edits = collect_edits(analysis.graph, analysis.shapes, analysis.channels, state)
         return apply_edits(analysis.graph, edits, {})
 
+    changes = {
+        "permuting": (partial(change, find_map=permutation), groups),
+        "scaling": (partial(change, find_map=scaling), scalable_groups(analysis.graph, analysis.channels, groups)),
+    }
     watched = watched_values(analysis.graph, analysis.channels)
     feeds = samples.sound_feeds()
-    proof = prove_coupling(analysis.source.model, groups, permute, feeds, watched, config.provider)
+    proof = prove_coupling(analysis.source.model, groups, changes, feeds, watched, config.provider)
     if proof.note:
         return analysis, f"the coupling was not proven on this model: {proof.note}"
     if not proof.refuted:

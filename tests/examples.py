@@ -233,6 +233,19 @@ def _broadcasting() -> list[Example]:
     return found
 
 
+def _experiments() -> list[Example]:
+    """Operators that ONNX has given up; ONNX Runtime still runs them."""
+
+    def bent(op: str) -> Middle:
+        return lambda net, h: net.node(op, h, like=h, alpha=0.8, beta=0.3)
+
+    def crop(net: Net, h: str) -> str:
+        return net.node("Crop", h, like=_typed(net, (1, WIDTH, 2, 1)), border=[1, 2, 1, 1])
+
+    found = [between(op, "plain", bent(op), opset=7) for op in ("Affine", "ParametricSoftplus", "ScaledTanh")]
+    return [*found, between("Crop", "plain", crop, opset=7)]
+
+
 def _cast_like() -> list[Example]:
     def cast(net: Net, h: str) -> str:
         return net.node("CastLike", net.node("Mul", h, net.constant(5.0)), net.constant(np.array([1, 2], np.int32)))
@@ -261,12 +274,7 @@ def _convolutions() -> list[Example]:
         two("3d", lambda n, h: n.conv(h, 4, name="inner", bias=False), ("before", "inner"), dims=(2, 3, 4, 3)),
         two("groups", _groups, ("before", "grouped")),
         two("depthwise", lambda n, h: n.conv(h, WIDTH, name="deep", group=WIDTH), ("before",)),
-        two(
-            "multiplier",
-            lambda n, h: n.conv(h, 2 * WIDTH, name="deep", group=WIDTH, bias=False),
-            ("deep",),
-            {"before": "the groups of 'deep' (Conv) are kept"},
-        ),
+        two("multiplier", lambda n, h: n.conv(h, 2 * WIDTH, name="deep", group=WIDTH), ("before",)),
         two("auto_pad", lambda n, h: n.conv(h, 4, name="inner", auto_pad="SAME_UPPER"), ("before", "inner")),
     ]
 
@@ -283,6 +291,12 @@ def _convolutions() -> list[Example]:
 
             plain = between("ConvTranspose", f"groups {group}, bias {bias}", transposed)
             found.append(Example(plain.op, plain.label, plain.build, ("before", "up")))
+    for filters in (1, 3):
+
+        def deep(net: Net, h: str, m: int = filters) -> str:
+            return net.conv_transpose(h, m * WIDTH, group=WIDTH, name="deep", strides=[2, 2])
+
+        found.append(between("ConvTranspose", f"depthwise, {filters} filters", deep))
     plain = between("ConvTranspose", "1d", lambda n, h: n.conv_transpose(h, 4, name="up"), dims=(2, 5))
     found.append(Example(plain.op, plain.label, plain.build, ("before", "up")))
     return found
@@ -403,6 +417,17 @@ def _normalisations() -> list[Example]:
             exact=False,
         ),
         between("GroupNormalization", "plain", group, opset=21, exact=False),
+        between(
+            "MeanVarianceNormalization",
+            "plain",
+            lambda n, h: n.node("MeanVarianceNormalization", h, like=h, axes=[0, 2, 3]),
+        ),
+        between(
+            "MeanVarianceNormalization",
+            "channels",
+            lambda n, h: n.node("MeanVarianceNormalization", h, like=h, axes=[1]),
+            exact=False,
+        ),
         between("LRN", "plain", lambda n, h: n.node("LRN", h, size=3), frozen="mixes the channels"),
         between("LpNormalization", "channels", lambda n, h: n.node("LpNormalization", h, axis=1), frozen="mixes"),
         between("LpNormalization", "space", lambda n, h: n.node("LpNormalization", h, axis=-1)),
@@ -519,12 +544,7 @@ def _stated_target(net: Net, h: str) -> str:
 def _typed(net: Net, dims: Sequence[int]) -> str:
     """Name a type that shape inference of one node alone can't tell."""
     name = f"type{len(net.types)}"
-    net.types[name] = net.types["x0"].__class__()
-    net.types[name].CopyFrom(net.types["x0"])
-    shape = net.types[name].tensor_type.shape
-    del shape.dim[:]
-    for size in dims:
-        shape.dim.add().dim_value = size
+    net.types[name] = onnx.helper.make_tensor_type_proto(net.dtype, dims)
     return name
 
 
@@ -734,6 +754,256 @@ def _indexing() -> list[Example]:
     ]
 
 
+def _ones(net: Net, like: str, value: int = 1) -> str:
+    """Return integers of that value, as many as a tensor has elements: computed, so no constant has their shape."""
+    zeros = net.node("Cast", net.node("Mul", like, net.constant(0.0)), to=TensorProto.INT64)
+    return net.node("Add", zeros, net.constant(np.array(value, INT64)))
+
+
+def _gathers() -> list[Example]:
+    def column(net: Net, h: str) -> str:
+        """Pick places from axis 2, behind the batch and before the channels."""
+        x = net.node("Transpose", h, perm=[0, 2, 3, 1])
+        y = net.node("GatherND", x, net.constant(np.array([[[1], [3], [0]]], INT64)), batch_dims=1)
+        return net.node("Transpose", y, perm=[0, 3, 1, 2])
+
+    def channels(net: Net, h: str) -> str:
+        return net.unsqueeze(net.node("GatherND", h, net.constant(np.array([[[0, 1], [0, 4]]], INT64))), [0])
+
+    def table(net: Net) -> None:
+        places = net.node("Cast", net.node("Abs", net.input(2, 3, 1)), to=TensorProto.INT64)
+        h = net.node("GatherND", net.weight(7, WIDTH), places, name="before")
+        net.output(net.matmul(h, 2, name="after"))
+
+    def picked(axis: int) -> Middle:
+        return lambda net, h: net.node("GatherElements", h, _ones(net, h), axis=axis)
+
+    def picked_by_constant(net: Net, h: str) -> str:
+        return net.node("GatherElements", h, net.constant(np.ones((1, WIDTH, 4, 4), INT64)), axis=3)
+
+    return [
+        between("GatherND", "places", column),
+        between("GatherND", "channels", channels, frozen="picks indices"),
+        Example("GatherND", "table", table, ("before",)),
+        between("GatherElements", "space", picked(2)),
+        between("GatherElements", "channels", picked(1), frozen="picks indices"),
+        between("GatherElements", "stored", picked_by_constant, frozen="are stored"),
+    ]
+
+
+def _scatters() -> list[Example]:
+    def rows(net: Net, h: str) -> str:
+        """Overwrite places, channels last."""
+        x = net.node("Transpose", h, perm=[0, 2, 3, 1])
+        where = net.constant(np.array([[0, 1], [0, 3]], INT64))
+        y = net.node("ScatterND", x, where, net.reshape(net.slice(x, [0], [2], [1]), 2, 4, -1))
+        return net.node("Transpose", y, perm=[0, 3, 1, 2])
+
+    def rows_of_constants(net: Net, h: str) -> str:
+        x = net.node("Transpose", h, perm=[0, 2, 3, 1])
+        where = net.constant(np.array([[0, 1], [0, 3]], INT64))
+        y = net.node("ScatterND", x, where, net.vector(2, 4, WIDTH))
+        return net.node("Transpose", y, perm=[0, 3, 1, 2])
+
+    def some_channels(net: Net, h: str) -> str:
+        where = net.constant(np.array([[0, 1], [0, 3]], INT64))
+        return net.node("ScatterND", h, where, net.vector(2, 4, 4))
+
+    def put(op: str, axis: int, **more: Any) -> Middle:
+        return lambda net, h: net.node(op, h, _ones(net, h), net.node("Relu", h), axis=axis, **more)
+
+    def put_few(net: Net, h: str) -> str:
+        part = net.conv("x0", 3, name="few")
+        return net.node("ScatterElements", h, _ones(net, part), part, axis=2)
+
+    return [
+        between("ScatterND", "places", rows),
+        between("ScatterND", "constants", rows_of_constants),
+        between("ScatterND", "channels", some_channels, frozen="writes to indices"),
+        between("ScatterElements", "space", put("ScatterElements", -1)),
+        between("ScatterElements", "sum", put("ScatterElements", 2, reduction="add"), opset=18),
+        between("ScatterElements", "channels", put("ScatterElements", 1), frozen="writes to indices"),
+        between("ScatterElements", "few channels", put_few, frozen="writes to indices"),
+        between("Scatter", "space", put("Scatter", 3), opset=9),
+    ]
+
+
+def _selections() -> list[Example]:
+    def along(op: str, axis: int, **more: Any) -> Middle:
+        return lambda net, h: net.node(op, h, net.constant(np.array(axis, INT64)), **more)
+
+    def top(axis: int) -> Middle:
+        def middle(net: Net, h: str) -> str:
+            values, places = net.many("TopK", [h, net.constant(np.array([3], INT64))], 2, axis=axis)
+            return net.node("Add", values, net.node("Cast", places, to=net.dtype))
+
+        return middle
+
+    def reverse(net: Net, h: str) -> str:
+        x = net.node("Transpose", h, perm=[0, 2, 1])
+        x = net.node("ReverseSequence", x, net.constant(np.array([3], INT64)), time_axis=1, batch_axis=0)
+        return net.node("Transpose", x, perm=[0, 2, 1])
+
+    def selected(net: Net, h: str, axis: int | None = None) -> str:
+        chosen = net.constant(np.array([True, False, True, True]))
+        y = net.node("Compress", h, chosen, axis=axis)
+        # How many are chosen, inference can't tell.
+        dims = (3,) if axis is None else (*net.dims(h)[:axis], 3, *net.dims(h)[axis + 1 :])
+        net.types[y] = onnx.helper.make_tensor_type_proto(net.dtype, dims)
+        return net.reshape(y, 1, 1, 3, 1) if axis is None else y
+
+    def classes(axis: int) -> Middle:
+        def middle(net: Net, h: str) -> str:
+            number = net.node("ArgMax", h, axis=3, keepdims=0)
+            y = net.node(
+                "OneHot", number, net.constant(np.array(4, INT64)), net.constant(np.array([0.2, 1.5])), axis=axis
+            )
+            net.types[y] = onnx.helper.make_tensor_type_proto(net.dtype, np.insert(net.dims(number), axis, 4).tolist())
+            return net.node("Add", y, h)
+
+        return middle
+
+    def cropped(*axes: int) -> Middle:
+        return lambda net, h: net.node("CenterCropPad", h, net.constant(np.array([3] * len(axes), INT64)), axes=axes)
+
+    def eye(net: Net, h: str) -> str:
+        return net.node("Add", h, net.node("EyeLike", h))
+
+    return [
+        between("CumSum", "space", along("CumSum", -1, reverse=1)),
+        between("CumSum", "channels", along("CumSum", 1), frozen="sums along it"),
+        between("CumProd", "space", along("CumProd", 2), opset=26),
+        between("TopK", "space", top(2)),
+        between("TopK", "channels", top(1), frozen="chooses along it"),
+        between("ReverseSequence", "time", reverse, dims=(2, 5)),
+        between("Trilu", "space", along("Trilu", 1, upper=0)),
+        between("Trilu", "channels", along("Trilu", 1), dims=(3,), batch=2, frozen="keeps a triangle"),
+        between("Compress", "space", lambda n, h: selected(n, h, 2)),
+        between("Compress", "elements", selected, frozen="selects elements of all axes"),
+        between("OneHot", "space", classes(3)),
+        between("CenterCropPad", "space", cropped(2, 3), opset=18),
+        between("CenterCropPad", "channels", cropped(1), opset=18, frozen="crops or pads it"),
+        between("EyeLike", "vectors", eye, dims=(3,), batch=2, frozen="counts rows and columns"),
+    ]
+
+
+def _samplings() -> list[Example]:
+    def grid(net: Net, h: str) -> str:
+        return net.node("GridSample", h, net.constant(net.rng.uniform(-1, 1, (1, 3, 3, 2))), align_corners=1)
+
+    def boxes(net: Net, h: str) -> str:
+        corners = net.constant(np.array([[0.0, 0, 2, 3], [1, 1, 3, 3]]))
+        numbers = net.constant(np.array([0, 0], INT64))
+        return net.node("RoiAlign", h, corners, numbers, output_height=2, output_width=2, mode="avg")
+
+    def old_boxes(net: Net, h: str) -> str:
+        corners = net.constant(np.array([[0, 0.0, 0, 2, 3], [0, 1, 1, 3, 3]]))
+        return net.node("MaxRoiPool", h, corners, pooled_shape=[2, 2])
+
+    def unpool(net: Net, h: str) -> str:
+        y, places = net.many("MaxPool", [h], 2, kernel_shape=[2, 2], strides=[2, 2])
+        return net.node("MaxUnpool", y, places, kernel_shape=[2, 2], strides=[2, 2])
+
+    def folded(net: Net, h: str) -> str:
+        """Put blocks of 2 x 2 together: the channels are those of the picture times four."""
+        sizes = (net.constant(np.array([d, d], INT64)) for d in (4, 2))
+        y = net.node("Col2Im", net.reshape(h, 0, 8, 4), *sizes, strides=[2, 2])
+        # Inference does not work out how many channels are left.
+        net.types[y] = onnx.helper.make_tensor_type_proto(net.dtype, [1, 2, 4, 4])
+        return y
+
+    def spectrum(axis: int, opset: int) -> Middle:
+        def middle(net: Net, h: str) -> str:
+            x = net.unsqueeze(h, [3])
+            more: list[str] = [] if opset < 20 else ["", net.constant(np.array(axis, INT64))]
+            return net.node("DFT", x, *more, axis=axis if opset < 20 else None)
+
+        return middle
+
+    return [
+        between("GridSample", "plain", grid),
+        between("RoiAlign", "plain", boxes),
+        between("MaxRoiPool", "plain", old_boxes),
+        between("MaxUnpool", "plain", unpool, frozen="depend"),
+        between("Col2Im", "plain", folded, opset=18, width=8, dims=(2, 2, 2)),
+        between("DFT", "time", spectrum(2, 17), dims=(2, 4)),
+        between("DFT", "input", spectrum(-2, 20), dims=(2, 4), opset=20),
+        between("DFT", "channels", spectrum(1, 17), dims=(2, 4), frozen="transforms it"),
+    ]
+
+
+def _deformable() -> list[Example]:
+    def moved(groups: int, offsets: int) -> Middle:
+        def middle(net: Net, h: str) -> str:
+            offset = net.conv("x0", 18 * offsets, name="offset")
+            mask = net.node("Sigmoid", net.conv("x0", 9 * offsets, name="mask"))
+            weight = net.weight(4, WIDTH // groups, 3, 3, name="inner_w")
+            inputs = (h, weight, offset, net.vector(4), mask)
+            more: dict[str, Any] = {"group": groups, "offset_group": offsets, "kernel_shape": [3, 3], "pads": [1] * 4}
+            return net.node("DeformConv", *inputs, name="inner", **more)
+
+        return middle
+
+    def deformable(groups: int, offsets: int) -> Example:
+        plain = between("DeformConv", f"groups {groups}, offsets {offsets}", moved(groups, offsets), opset=19)
+        frozen = {"offset": "offsets of", "mask": "offsets of"}
+        return Example("DeformConv", plain.label, plain.build, ("before", "inner"), frozen, 19)
+
+    return [deformable(*counts) for counts in ((1, 1), (1, 2), (2, 1), (2, 2))]
+
+
+def _without_passage() -> list[Example]:
+    """Operators that nothing passes through: what they touch is frozen, and says so."""
+
+    def mixed(op: str, *inputs: Any, **attributes: Any) -> Middle:
+        """Put what an operator makes of the channels beside them."""
+
+        def middle(net: Net, h: str) -> str:
+            y = net.node(op, h, *(net.constant(np.array(i)) for i in inputs), like=h, **attributes)
+            total = net.node("ReduceSum", net.node("Cast", y, to=net.dtype), keepdims=0)
+            return net.node("Add", h, total)
+
+        return middle
+
+    def nms(net: Net, h: str) -> str:
+        scores = net.reshape(h, 1, WIDTH, -1)
+        boxes = net.constant(net.rng.uniform(0, 1, (1, 16, 4)))
+        limits = (net.constant(np.array([2], INT64)), net.constant(np.array([0.5], np.float32)))
+        y = net.node("NonMaxSuppression", boxes, scores, *limits, like="x0")
+        return net.node("Add", h, net.node("ReduceSum", net.node("Cast", y, to=net.dtype), keepdims=0))
+
+    def counted(net: Net, h: str) -> str:
+        """Count up to what is known at run time only, though it is always three."""
+        last = net.node("ReduceMax", net.node("Mul", h, net.constant(0.0)), keepdims=0)
+        last = net.node("Add", last, net.constant(3.0))
+        y = net.node("Range", net.constant(0.0), last, net.constant(1.0), like="x0")
+        return net.node("Add", h, net.node("ReduceSum", y, keepdims=0))
+
+    reason = "depends on all of it"
+
+    def noise(op: str) -> Middle:
+        return lambda net, h: net.node("Add", h, net.node(op, shape=[WIDTH, 1, 1], seed=1.0))
+
+    def frames(net: Net, h: str) -> str:
+        x = net.reshape(h, WIDTH, 8, 1)
+        y = net.node("STFT", x, net.constant(np.array(2, INT64)), net.vector(4), like="x0")
+        return net.node("Add", h, net.node("ReduceSum", y, keepdims=0))
+
+    return [
+        between("NonZero", "plain", mixed("NonZero"), frozen=reason),
+        between("Unique", "plain", mixed("Unique"), frozen=reason),
+        between("NonMaxSuppression", "plain", nms, frozen=reason),
+        between("Bernoulli", "plain", mixed("Bernoulli", seed=1.0), frozen=reason),
+        between("RandomNormalLike", "plain", mixed("RandomNormalLike", seed=1.0), frozen=reason),
+        between("RandomUniformLike", "plain", mixed("RandomUniformLike", seed=1.0), frozen=reason),
+        between("Det", "plain", mixed("Det"), frozen=reason),
+        between("Range", "plain", counted),
+        between("Multinomial", "plain", mixed("Multinomial", seed=1.0), frozen=reason, dims=(3,), batch=2),
+        between("STFT", "plain", frames, frozen=reason, dims=(2, 8)),
+        *(between(op, "plain", noise(op), frozen=reason) for op in ("RandomNormal", "RandomUniform")),
+    ]
+
+
 def _einsums() -> list[Example]:
     def einsum(net: Net, equation: str, *inputs: str, name: str = "") -> str:
         return net.node("Einsum", *inputs, equation=equation, name=name)
@@ -751,8 +1021,20 @@ def _einsums() -> list[Example]:
         h = net.matmul(net.input(1, 3, 5), WIDTH, name="before")
         net.output(net.matmul(einsum(net, "btd,d->btd", h, net.vector(WIDTH, low=0.5, high=1.5)), 2, name="after"))
 
-    def implicit(net: Net, h: str) -> str:
-        return net.node("Einsum", h, equation="...c->...c")
+    def spread(net: Net) -> None:
+        """Products whose other axes have no letter, one of them repeated."""
+        h = einsum(net, "...c,cd->...d", net.input(2, 1, 3, 5), net.weight(5, WIDTH), name="before")
+        h = einsum(net, "...d,...d->...d", net.node("Relu", h), net.vector(1, 4, 3, WIDTH, low=0.5, high=1.5))
+        net.output(einsum(net, "od, ...d -> ...o", net.weight(2, WIDTH), h, name="after"))
+
+    def implicit(net: Net) -> None:
+        """Outputs that are left out: what occurs once, in the order of the alphabet."""
+        h = einsum(net, "ac,cd", net.input(3, 5), net.weight(5, WIDTH), name="before")
+        h = einsum(net, "zd", net.node("Relu", h))
+        net.output(einsum(net, "da,do", h, net.weight(WIDTH, 2), name="after"))
+
+    def diagonal(net: Net, h: str) -> str:
+        return net.node("Einsum", h, net.constant(np.ones((WIDTH, WIDTH))), equation="nchw,cc->nchw")
 
     def summed(net: Net, h: str) -> str:
         return net.node("Einsum", h, equation="nchw->nhw")
@@ -761,7 +1043,9 @@ def _einsums() -> list[Example]:
         Example("Einsum", "products", products, ("before",), opset=17),
         Example("Einsum", "scores", scores, ("before",)),
         Example("Einsum", "scaled", scaled, ("before",)),
-        between("Einsum", "ellipsis", implicit, frozen="ellipsis"),
+        Example("Einsum", "ellipsis", spread, ("before",)),
+        Example("Einsum", "implicit", implicit, ("before",)),
+        between("Einsum", "diagonal", diagonal, frozen="repeats a letter"),
         between("Einsum", "summed", summed, frozen="sums over it"),
     ]
 
@@ -828,7 +1112,7 @@ def _activations_of_its_own() -> list[Example]:
     def biased(op: str) -> Middle:
         return lambda net, h: _own(net, op, h, net.vector(WIDTH), like=h)
 
-    found = [between(op, "own", plain(op)) for op in ("Gelu", "QuickGelu", "FastGelu")]
+    found = [between(op, "own", plain(op)) for op in ("Gelu", "QuickGelu", "FastGelu", "ScaledSiLU")]
     found += [between(op, "bias", biased(op), dims=(3,), batch=2) for op in ("BiasGelu", "FastGelu")]
     return found
 
@@ -889,6 +1173,62 @@ def _tables(net: Net, pairs: int, rows: int = 6) -> tuple[str, str]:
     """Add tables of cosines and sines for rotary positions."""
     angles = net.rng.uniform(0, 3, (rows, pairs))
     return net.constant(np.cos(angles)), net.constant(np.sin(angles))
+
+
+def _rearranged_by_its_own() -> list[Example]:
+    def plain(op: str, *dims: int, **attributes: Any) -> Callable[..., Middle]:
+        """Return an operator that takes the channels and constants, and has a result of that shape."""
+
+        def with_constants(*constants: Any) -> Middle:
+            def middle(net: Net, h: str) -> str:
+                given = (net.constant(np.asarray(c)) for c in constants)
+                return _own(net, op, h, *given, like=_typed(net, dims or net.dims(h)), **attributes)
+
+            return middle
+
+        return with_constants
+
+    def embedding(net: Net) -> None:
+        words = net.input(1, 4, dtype=TensorProto.INT32)
+        segments = net.input(1, 4, dtype=TensorProto.INT32)
+        tables = (net.vector(7, WIDTH), net.vector(5, WIDTH), net.vector(2, WIDTH))
+        inputs = (words, segments, *tables, net.vector(WIDTH, low=0.5, high=1.5), net.vector(WIDTH))
+        net.domains[OWN] = 1
+        made = {"like": _typed(net, (1, 4, WIDTH)), "name": "before", "domain": OWN}
+        h, count = net.many("EmbedLayerNormalization", inputs, 2, **made)
+        net.types[count] = onnx.helper.make_tensor_type_proto(TensorProto.INT32, [1])
+        net.output(net.matmul(h, 2, name="after"))
+
+    def expanded(net: Net, h: str) -> str:
+        y = plain("ExpandDims", 1, 1, WIDTH, 4, 4)(np.array(1, np.int32))(net, h)
+        return net.squeeze(y, [1])
+
+    def banned(net: Net, h: str) -> str:
+        tokens = net.constant(np.array([[1, 2, 1], [0, 3, 3]], INT64))
+        return _own(net, "NGramRepeatBlock", tokens, h, like=h, ngram_size=2)
+
+    def unique(net: Net, h: str) -> str:
+        net.domains[OWN] = 1
+        flat = net.reshape(h, -1)
+        y = net.many("Unique", [flat], 3, domain=OWN, like=flat)[0]
+        return net.node("Add", h, net.node("ReduceSum", y, keepdims=0))
+
+    boxes = np.array([[0.0, 0.0, 0.7, 0.9], [0.1, 0.1, 0.8, 0.6]])
+    grid = np.linspace(-1, 1, 18).reshape(1, 3, 3, 2)
+    rows = plain("GatherND", 1, 4, 4)(np.array([[0, 1]], INT64))
+    crop = (boxes, np.array([0, 0], np.int32), np.array([3, 2], np.int32))
+    return [
+        Example("EmbedLayerNormalization", "own", embedding, ("before",), exact=False),
+        between("ExpandDims", "own", expanded),
+        between("Pad", "own", plain("Pad", 1, WIDTH, 6, 5)(np.array([0, 0, 1, 0, 0, 0, 1, 1], INT64))),
+        between("GatherND", "own", lambda n, h: n.unsqueeze(rows(n, h), [0]), frozen="picks indices"),
+        between("Trilu", "own", plain("Trilu")()),
+        between("GridSample", "own", plain("GridSample", 1, WIDTH, 3, 3)(grid)),
+        between("CropAndResize", "own", plain("CropAndResize", 2, WIDTH, 3, 2)(*crop)),
+        between("Inverse", "own", plain("Inverse")()),
+        between("Unique", "own", unique, frozen="depends on all of it"),
+        between("NGramRepeatBlock", "own", banned, dims=(3,), batch=2, frozen="depends on all of it"),
+    ]
 
 
 def _attentions() -> list[Example]:
@@ -995,12 +1335,13 @@ def _standard_attentions() -> list[Example]:
 
 
 OWN = "com.microsoft"
-_OF_ITS_OWN = (*_activations_of_its_own(), *_layers_of_its_own(), *_attentions())
+_OF_ITS_OWN = (*_activations_of_its_own(), *_layers_of_its_own(), *_rearranged_by_its_own(), *_attentions())
 
 EXAMPLES: tuple[Example, ...] = (
     *_unary(),
     *_broadcasting(),
     *_cast_like(),
+    *_experiments(),
     *_convolutions(),
     *_gemms(),
     *_matmuls(),
@@ -1013,6 +1354,12 @@ EXAMPLES: tuple[Example, ...] = (
     *_pads(),
     *_expands(),
     *_indexing(),
+    *_gathers(),
+    *_scatters(),
+    *_samplings(),
+    *_deformable(),
+    *_without_passage(),
+    *_selections(),
     *_einsums(),
     *_recurrent(),
     *_quantised(),

@@ -130,7 +130,7 @@ class TestFrozen:
         branch = helper.make_graph([helper.make_node("Neg", [h], ["t"], name="n")], "yes", [], [info])
         info = helper.make_tensor_value_info("e", TensorProto.FLOAT, [1, 4, 4, 4])
         other = helper.make_graph([helper.make_node("Abs", [h], ["e"], name="m")], "no", [], [info])
-        flag = net.constant(np.ones((), bool))
+        flag = net.node("Greater", net.node("ReduceSum", "x0", keepdims=0), net.constant(0.0))
         y = net.node("If", flag, name="choice", like=h, then_branch=branch, else_branch=other)
         net.output(net.conv(net.node("Relu", net.conv(y, 5, name="free")), 3))
         analysis = analysis_of(net.model())

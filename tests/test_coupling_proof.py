@@ -1,6 +1,7 @@
 """The proof of the coupling on the model at hand: what a wrong rule breaks is found and frozen, and nothing else."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -9,18 +10,17 @@ from onnx import TensorProto
 
 import onnxfuse
 from onnxfuse import analysis as analysis_module
-from onnxfuse.coupling.constraints import Constraint, Equal, Rule, Site, prod
-from onnxfuse.coupling.groups import ChannelGraph
+from onnxfuse.coupling.constraints import Constraint, Equal, Rule, Site, Weight, prod
 from onnxfuse.coupling.rules import DEFAULT_RULES
-from onnxfuse.coupling.rules.elementwise import unary
-from onnxfuse.coupling.solve import solve_coupling
+from onnxfuse.coupling.rules.elementwise import broadcasting, unary
 from onnxfuse.errors import UnsupportedGraphError
-from onnxfuse.graph.shapes import Shapes
-from onnxfuse.graph.view import GraphView
+from onnxfuse.fusion.maps import ChannelMap
 from onnxfuse.proof.coupling import CouplingProof, watched_values
+from onnxfuse.proof.scaling import scalable_groups
 from onnxfuse.report import InspectReport
-from tests.builders import Net
-from tests.laws import analysis_of
+from onnxfuse.statistics.features import Role
+from tests.builders import Net, run_ort
+from tests.laws import analysis_of, assert_same_outputs, free_groups, fuse
 
 FAILED = "the proof on this model failed"
 
@@ -30,10 +30,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, *wrong: Rule) -> None:
     changed = {rule.op for rule in wrong}
     rules = (*(rule for rule in DEFAULT_RULES if rule.op not in changed), *wrong)
 
-    def solve(graph: GraphView, shapes: Shapes) -> ChannelGraph:
-        return solve_coupling(graph, shapes, rules)
-
-    monkeypatch.setattr(analysis_module, "solve_coupling", solve)
+    monkeypatch.setattr(analysis_module, "known_rules", lambda: rules)
 
 
 def frozen(report: InspectReport) -> dict[str, str]:
@@ -155,6 +152,77 @@ def test_a_wrong_group_of_two_channels_is_found_with_any_seed(seed: int, monkeyp
     h = net.node("CumSum", h, net.constant(np.array(1, np.int64)))
     net.output(net.conv(h, 2, name="last"))
     assert refuted(onnxfuse.inspect(net.model(), seed=seed)) == {"first"}
+
+
+def as_bias(site: Site) -> Iterator[Constraint]:
+    """Say, wrongly, that a constant factor moves with the channels like a bias."""
+    for constraint in broadcasting(site):
+        yield replace(constraint, role=Role.BIAS) if isinstance(constraint, Weight) else constraint
+
+
+def scaled(net: Net, bend: str = "Relu") -> onnx.ModelProto:
+    """Write a network with a constant factor for each channel between two layers."""
+    h = net.node(bend, net.conv(net.input(1, 3, 4, 4), 6, name="first"))
+    h = net.node("Mul", h, net.vector(6, 1, 1, low=0.5, high=1.5))
+    net.output(net.conv(net.node("Relu", net.conv(h, 4, name="second")), 2, name="last"))
+    return net.model()
+
+
+def test_a_wrong_role_is_found_by_scaling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong role, which permuting can't show, is found where all on the way is homogeneous."""
+    assert frozen(onnxfuse.inspect(scaled(Net()))) == {"first": "", "second": ""}
+    plant(monkeypatch, Rule("Mul", as_bias))
+    report = onnxfuse.inspect(scaled(Net()))
+    assert refuted(report) == {"first"}
+    assert "scaling its channels changes" in frozen(report)["first"]
+    assert frozen(onnxfuse.inspect(scaled(Net(), "Sigmoid"))) == {"first": "", "second": ""}
+
+
+HALF = onnx.numpy_helper.from_array(np.array([0.5], np.float32))
+SCALABLE: dict[str, Callable[[Net, str], str]] = {
+    "plain": lambda net, h: net.node("Relu", h),
+    "normalised": lambda net, h: net.node("LeakyRelu", net.batch_norm(h), alpha=0.1),
+    "normalised apart": lambda net, h: net.batch_norm(net.node("Relu", h)),
+    "sum": lambda net, h: net.node("Add", h, net.node("Relu", net.conv(h, 6))),
+    "bias": lambda net, h: net.node("Sub", net.vector(6, 1, 1), h),
+    "slope": lambda net, h: net.node("PRelu", h, net.vector(6, 1, 1, low=0.1, high=0.4)),
+    "gate": lambda net, h: net.node("Mul", h, net.node("Sigmoid", net.conv(net.node("GlobalAveragePool", "x0"), 1, 1))),
+    "pool": lambda net, h: net.node("MaxPool", net.pad(h, [0, 0, 1, 1, 0, 0, 1, 1]), kernel_shape=[2, 2]),
+    "edge": lambda net, h: net.pad(h, [0, 0, 1, 1, 0, 0, 1, 1], mode="edge"),
+    "resized": lambda net, h: net.upsample(h),
+    "depthwise": lambda net, h: net.conv(h, 6, group=6),
+    "concatenated": lambda net, h: net.node("Concat", h, net.node("Relu", h), axis=1),
+}
+UNSCALABLE: dict[str, Callable[[Net, str], str]] = {
+    "curved": lambda net, h: net.node("Mul", h, net.node("Sigmoid", h)),
+    "shifted": lambda net, h: net.node("Add", h, net.constant(1.0)),
+    "added to": lambda net, h: net.node("Add", h, net.conv("x0", 1)),
+    "squared": lambda net, h: net.node("Mul", h, h),
+    "divisor": lambda net, h: net.node("Div", net.constant(1.0), net.node("Exp", h)),
+    "bounded": lambda net, h: net.clip(h, 0.0, 6.0),
+    "padded with ones": lambda net, h: net.pad(h, [0, 0, 1, 1, 0, 0, 1, 1], value=1.0),
+    "per channel": lambda net, h: net.node("InstanceNormalization", h, net.vector(6), net.vector(6)),
+    "filled": lambda net, h: net.node("Add", h, net.node("ConstantOfShape", net.node("Shape", h), like=h, value=HALF)),
+}
+
+
+@pytest.mark.parametrize("name", [*SCALABLE, *UNSCALABLE])
+def test_what_may_be_scaled(name: str) -> None:
+    """Just what is homogeneous is scaled, and that does not change the outputs."""
+    net = Net(seed=4)
+    h = {**SCALABLE, **UNSCALABLE}[name](net, net.conv(net.input(1, 3, 4, 4, batch="N"), 6, name="first"))
+    net.output(net.conv(h, 2, name="last"))
+    analysis = analysis_of(net.model())
+    found = {group.name for group in scalable_groups(analysis.graph, analysis.channels, free_groups(analysis))}
+    assert ("first" in found) == (name in SCALABLE)
+    factors = 2.0 ** np.arange(-3, 3)
+    maps = {"first": ChannelMap(np.diag(factors), np.diag(1 / factors), np.arange(6))}
+    before, after = run_ort(net.model(), net.feeds), run_ort(fuse(analysis, maps).model, net.feeds)
+    if name in SCALABLE:
+        assert_same_outputs(before, after)
+    else:
+        with pytest.raises(AssertionError):
+            assert_same_outputs(before, after)
 
 
 @pytest.mark.parametrize("ending", ["Sigmoid", "ArgMax", "Softmax"])

@@ -1,7 +1,9 @@
 """Shapes and static values, against a real run."""
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
+from onnx import TensorProto
 
 from onnxfuse.analysis import analyse
 from onnxfuse.graph.cost import measure_cost
@@ -9,9 +11,9 @@ from onnxfuse.graph.files import read_model
 from onnxfuse.graph.shapes import infer_shapes
 from onnxfuse.graph.view import GraphView
 from onnxfuse.proof.samples import load_samples
-from tests.builders import Net, run_ort_all
+from tests.builders import Net, run_ort, run_ort_all
 from tests.laws import analysis_of
-from tests.strategies import RandomNet, nets
+from tests.strategies import OPSETS, RandomNet, nets
 
 LAWS = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 
@@ -53,6 +55,32 @@ class TestInference:
         assert size not in shapes.fixed
         assert shapes.static[doubled].tolist() == [2, 4]
         assert {doubled, weight} <= shapes.fixed
+
+    @pytest.mark.parametrize("opset", OPSETS)
+    def test_values_are_those_of_the_version(self, opset: int) -> None:
+        """Nodes that compute a shape are run in the form that the version has, with axes as attributes or as inputs."""
+        net = Net(opset)
+        x = net.input(2, 3, 4, 5, batch="N")
+        sizes = net.node("Shape", x)
+        number = net.node("Gather", sizes, net.constant(np.array(2, np.int64)))
+        pair = net.slice(sizes, [2], [4], [0])
+        parts = [net.unsqueeze(number, [0]), net.reduce("Sum", pair, [0]), net.split(sizes, [1, 3], 2, axis=0)[0]]
+        parts.append(net.unsqueeze(net.squeeze(net.slice(sizes, [1], [2], [0]), [0]), [0]))
+        target = net.node("Concat", *parts, axis=0)
+        net.output(net.node("Cast", target, to=TensorProto.INT64))
+        model = net.model()
+        found = infer_shapes(GraphView(model), {"x0": (2, 3, 4, 5)})
+        assert found.static[target].tolist() == [4, 9, 2, 3]
+        assert run_ort(model, net.feeds)[net.outputs[0]].tolist() == [4, 9, 2, 3]
+
+    def test_a_version_that_the_evaluator_lacks(self) -> None:
+        """Of some operators the evaluator has newer versions only; a zero that is stored quantised is known."""
+        net = Net(13)
+        stored = net.constant(np.array(3, np.int8))
+        zero = net.node("DequantizeLinear", stored, net.constant(0.5), net.constant(np.array(3, np.int8)))
+        net.output(net.node("Add", net.input(2, 3), zero))
+        found = infer_shapes(GraphView(net.model()), {"x0": (2, 3)})
+        assert found.static[zero].tolist() == 0
 
     def test_observed(self) -> None:
         """What inference can't tell is read off a run, where there are samples."""

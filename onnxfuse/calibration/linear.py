@@ -39,11 +39,13 @@ class LinearNode:
         node: The node.
         weight: Its weight: a constant, or the integers that are decoded for it.
         result: What it computes, in numbers: its output, or what becomes of that once a scale behind it is applied.
+        filters: How many filters each group of a convolution has in the file.
     """
 
     node: NodeView
     weight: Operand
     result: str
+    filters: int = 1
 
     @property
     def is_convolution(self) -> bool:
@@ -60,8 +62,8 @@ class LinearNode:
         if not self.is_convolution:
             return 1
         stated = int(self.node.attributes.get("group", 1))
-        # A depthwise convolution has as many groups as it has filters, however many are left.
-        return len(value) if stated > 1 and value.shape[1] == 1 else stated
+        # A depthwise convolution loses whole groups; each keeps its filters.
+        return len(value) // self.filters if stated > 1 and value.shape[1] == 1 else stated
 
     def matrices(self, value: FloatArray) -> FloatArray:
         """Return a value of the weight as one matrix for each group, shape (G, O / G, D)."""
@@ -131,9 +133,11 @@ def linear_nodes(graph: GraphView, channels: ChannelGraph) -> Iterator[LinearNod
         weight = None if slot is None else graph.decoded_operand(node, slot)
         if weight is None or first is None or first.is_constant or not _is_fine(weight, node, graph, channels):
             continue
-        if _is_plain(node, len(graph.constants[weight.name].dims)):
+        dims = graph.constants[weight.name].dims
+        if _is_plain(node, len(dims)):
             behind = scale_behind(graph, node)
-            yield LinearNode(node, weight, node.outputs[0] if behind is None else behind.result)
+            result = node.outputs[0] if behind is None else behind.result
+            yield LinearNode(node, weight, result, dims[0] // int(node.attributes.get("group", 1)))
 
 
 def _has_scale(node: NodeView) -> bool:

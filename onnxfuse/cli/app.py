@@ -30,6 +30,7 @@ from onnxfuse.pipeline import compress as run_compress
 from onnxfuse.pipeline import inspect as run_inspect
 from onnxfuse.pipeline import plan as run_plan
 from onnxfuse.pipeline import validate as run_validate
+from onnxfuse.plugins import load_plugins
 
 __all__ = ["main"]
 
@@ -62,7 +63,7 @@ app = App(
     help="Compress trained ONNX files by fusing their channels with optimal transport.",
     version=__version__,
     help_epilogue="Exit codes: 0 done, 2 usage, 3 model, 4 nothing to compress, 5 data, 6 provider, 7 ONNX Runtime, "
-    "8 proof failed, 9 output, 10 solver, 11 compression, 70 a defect of onnxfuse, 130 interrupted.",
+    "8 proof failed, 9 output, 10 solver, 11 compression, 12 a plugin, 70 a defect of onnxfuse, 130 interrupted.",
     default_parameter=Parameter(negative_iterable=(), show_default=_shown_default),
     suppress_keyboard_interrupt=False,
 )
@@ -216,6 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, stream=sys.stderr, format="%(message)s")
     errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     try:
+        load_plugins()
         with _terminable():
             app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except OnnxFuseError as error:

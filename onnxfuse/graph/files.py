@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from onnx import external_data_helper, inliner
 
 from onnxfuse.errors import ModelError, OutputError
+from onnxfuse.graph.branches import without_decided_ifs
 
 __all__ = ["SourceModel", "check_output_path", "read_model", "staged", "write_model"]
 
@@ -64,7 +65,7 @@ def read_model(source: str | os.PathLike[str] | onnx.ModelProto) -> SourceModel:
         if any(external_data_helper.uses_external_data(t) for t in _tensors(model.graph)):
             what = "the weights of the model object are in files, and it does not say in which folder"
             raise ModelError(what, where="the model object", mend="give its path, or load it with onnx.load")
-        return SourceModel(_without_functions(model), None, source.ByteSize(), "")
+        return SourceModel(_in_one_graph(model), None, source.ByteSize(), "")
     path = Path(source)
     data = _read_bytes(path)
     try:
@@ -75,7 +76,12 @@ def read_model(source: str | os.PathLike[str] | onnx.ModelProto) -> SourceModel:
         raise ModelError(what, where=str(path), mend=mend) from error
     _check_has_graph(model, str(path))
     size = len(data) + _load_external_data(model, path)
-    return SourceModel(_without_functions(model), path, size, hashlib.sha256(data).hexdigest())
+    return SourceModel(_in_one_graph(model), path, size, hashlib.sha256(data).hexdigest())
+
+
+def _in_one_graph(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model without local functions, and without an If that always takes the same branch."""
+    return without_decided_ifs(_without_functions(model))
 
 
 def _without_functions(model: onnx.ModelProto) -> onnx.ModelProto:

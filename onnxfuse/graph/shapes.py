@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto, TypeProto, checker, defs, helper, numpy_helper, shape_inference
+from onnx import TensorProto, TypeProto, ValueInfoProto, checker, defs, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
 from onnxfuse.errors import OnnxFuseError
@@ -273,11 +273,11 @@ class _Inference:
             else:
                 return False
         try:
-            results = ReferenceEvaluator(node.proto, opsets=self.versions).run(None, feeds)
+            results = self._run(node, feeds)
         except _EVALUATION_ERRORS as error:
             logger.debug("%s was not evaluated: %s", node.title, error)
             return False
-        outputs = [(name, np.asarray(r)) for name, r in zip(node.outputs, results, strict=False) if name]
+        outputs = [(name, np.asarray(r)) for name, r in results.items()]
         limit = max(_SMALL, sum(v.size for v in feeds.values())) if fixed and node.op in _ASSEMBLING else _SMALL
         if any(value.size > limit for _, value in outputs):
             return False
@@ -289,6 +289,22 @@ class _Inference:
             if fixed:
                 self.fixed.add(name)
         return True
+
+    def _run(self, node: NodeView, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """Run one node in ONNX's evaluator, as a graph: a node by itself it would take to be of the newest version.
+
+        Of some operators it has the newest versions only, which then have to do.
+        """
+        names = [name for name in node.outputs if name]
+        reads, makes = ([ValueInfoProto(name=name) for name in side] for side in (feeds, names))
+        graph = helper.make_graph([node.proto], "node", reads, makes)
+        try:
+            evaluator = ReferenceEvaluator(graph, opsets=self.versions)
+        except RuntimeError as error:
+            logger.debug("%s is evaluated in its newest version: %s", node.title, error)
+            evaluator = ReferenceEvaluator(node.proto)
+        results = evaluator.run(names, dict(feeds))
+        return dict(zip(names, results, strict=True))
 
     def _value(self, node: NodeView, name: str) -> np.ndarray[Any, np.dtype[Any]] | None:
         """Return a value if it is known; a large constant only to a node that puts constants together."""
@@ -314,7 +330,7 @@ class _Inference:
                 return None
             feeds[name] = value
         try:
-            return np.asarray(next(iter(ReferenceEvaluator(node.proto, opsets=self.versions).run(None, feeds))))
+            return np.asarray(next(iter(self._run(node, feeds).values())))
         except _EVALUATION_ERRORS as error:
             logger.debug("%s was not evaluated: %s", node.title, error)
             return None

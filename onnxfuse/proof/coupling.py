@@ -5,6 +5,9 @@ uses, leaves the network's function as it was if and only if every axis that fol
 channels of all groups are permuted at random, the model is run, and the outputs are compared. Groups that change them
 are found by bisection; they are defects of the analysis, and freezing them makes those harmless.
 
+Where all that is on the way of a group's channels is positively homogeneous, they are then scaled at random too, which
+shows in which role each weight takes part (`onnxfuse.proof.scaling`).
+
 Outputs can be deaf: a sigmoid that saturates, a label instead of scores. So the values just before the outputs are
 watched as well, and a value counts only as far as it stands out of the rounding noise, which is measured by running the
 original with ONNX Runtime's optimisations and without.
@@ -24,10 +27,10 @@ from onnxfuse.errors import OnnxFuseError
 from onnxfuse.graph.view import GraphView, Operand
 from onnxfuse.proof.runtime import Feeds, Session
 
-__all__ = ["CouplingProof", "Permute", "prove_coupling", "watched_values"]
+__all__ = ["Change", "CouplingProof", "prove_coupling", "watched_values"]
 
-Permute: TypeAlias = Callable[[Sequence[CouplingGroup]], onnx.ModelProto]
-"""Return the model with the channels of the given groups permuted."""
+Change: TypeAlias = Callable[[Sequence[CouplingGroup]], onnx.ModelProto]
+"""Return the model with the channels of the given groups permuted, or scaled."""
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 _Outputs: TypeAlias = dict[str, AnyArray]
@@ -47,7 +50,7 @@ class CouplingProof:
     """What the proof found.
 
     Attributes:
-        proven: Number of groups whose channels were permuted without a change of the outputs.
+        proven: Number of groups whose channels were permuted, and scaled where that says something, without a change.
         refuted: Why a group failed, by its name.
         note: Why no proof was possible; empty if there was one.
         largest: Largest relative L2 difference of an output over the groups that are proven together.
@@ -73,17 +76,17 @@ def watched_values(graph: GraphView, channels: ChannelGraph) -> list[str]:
 def prove_coupling(
     model: onnx.ModelProto,
     groups: Sequence[CouplingGroup],
-    permute: Permute,
+    changes: Mapping[str, tuple[Change, Sequence[CouplingGroup]]],
     feeds: Feeds,
     watched: Sequence[str],
     provider: Provider,
 ) -> CouplingProof:
-    """Permute the channels of groups, run, compare, and bisect out the groups that change the outputs.
+    """Permute and scale the channels of groups, run, compare, and bisect out the groups that change the outputs.
 
     Args:
         model: The model as it is.
         groups: The groups to prove.
-        permute: Makes the model with the channels of some groups permuted.
+        changes: What is done to channels, such as "permuting", with what does it, and the groups it is done to.
         feeds: Inputs for one run.
         watched: Values to compare besides the outputs.
         provider: Where to run.
@@ -102,16 +105,22 @@ def prove_coupling(
     tolerances = {name: _tolerance(y, plain[name]) for name, y in expected.items()}
     if not any(tolerances.values()):
         return CouplingProof(0, {}, "its outputs hardly depend on the inputs, so that they would not show a change")
-    trial = _Trial(permute, feeds, expected, tolerances, tuple(watched), provider)
-    refuted = trial.bisect(list(groups))
-    return CouplingProof(len(groups) - len(refuted), refuted, largest=trial.largest)
+    refuted: dict[str, str] = {}
+    largest = 0.0
+    for word, (change, concerned) in changes.items():
+        trial = _Trial(word, change, feeds, expected, tolerances, tuple(watched), provider)
+        left = [group for group in concerned if group.name not in refuted]
+        refuted |= trial.bisect(left) if left else {}
+        largest = max(largest, trial.largest)
+    return CouplingProof(len(groups) - len(refuted), refuted, largest=largest)
 
 
 @dataclass
 class _Trial:
     """One model and its expected outputs, against which sets of groups are tried."""
 
-    permute: Permute
+    word: str
+    change: Change
     feeds: Feeds
     expected: _Outputs
     tolerances: Mapping[str, float]
@@ -132,18 +141,20 @@ class _Trial:
 
     def _problem(self, groups: list[CouplingGroup]) -> str:
         try:
-            model = _with_outputs(self.permute(groups), self.watched)
-            outputs = _numeric(Session(model, self.provider, name="the model with permuted channels").run(self.feeds))
+            model = _with_outputs(self.change(groups), self.watched)
+            outputs = _numeric(
+                Session(model, self.provider, name=f"the model after {self.word} channels").run(self.feeds)
+            )
         except OnnxFuseError as error:
             return error.what
         largest = 0.0
         for name, y in self.expected.items():
             z = outputs.get(name)
             if z is None or z.shape != y.shape:
-                return f"permuting its channels changes the shape of {name!r}"
+                return f"{self.word} its channels changes the shape of {name!r}"
             distance = _distance(y, z)
             if self.tolerances[name] and not distance <= self.tolerances[name]:
-                return f"permuting its channels changes {name!r} by {distance:.2g} of its size"
+                return f"{self.word} its channels changes {name!r} by {distance:.2g} of its size"
             largest = max(largest, distance if self.tolerances[name] else 0.0)
         self.largest = max(self.largest, largest)
         return ""

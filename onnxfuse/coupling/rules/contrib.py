@@ -17,7 +17,11 @@ from onnxfuse.coupling.constraints import (
 )
 from onnxfuse.coupling.rules.convolution import conv
 from onnxfuse.coupling.rules.elementwise import unary
+from onnxfuse.coupling.rules.indexing import gather_nd
 from onnxfuse.coupling.rules.linear import gemm, product
+from onnxfuse.coupling.rules.sampling import sampled
+from onnxfuse.coupling.rules.selection import frozen, passing, trilu
+from onnxfuse.coupling.rules.shape import pad, squeeze
 from onnxfuse.statistics.features import Role
 
 __all__ = ["RULES"]
@@ -83,15 +87,55 @@ def skip_layer_normalization(site: Site) -> Iterator[Constraint]:
         yield from (Equal(a, b) for a, b in zip(total.axes, x.axes, strict=True))
 
 
+def embed_layer_normalization(site: Site) -> Iterator[Constraint]:
+    """EmbedLayerNormalization: the normalised sum of what tables have for words, positions and segments."""
+    y = site.output()
+    hidden = y[-1]
+    yield from (Freeze(axis, f"the tokens of {site.node.title}") for axis in y.axes[:-1])
+    for slot in (0, 1, 7, 8):
+        numbers = site.optional_input(slot)
+        if numbers is not None:
+            yield from (Freeze(axis, f"the tokens of {site.node.title}") for axis in numbers.axes)
+    for table in (site.optional_input(slot) for slot in (2, 3, 4)):
+        if table is not None:
+            yield Freeze(table[0], f"{site.node.title} picks indices from it")
+            yield Equal(table[1], hidden)
+            yield Weight(table[1], Role.PRODUCER)
+    yield Statistic(hidden, f"the statistics of {site.node.title} run over it")
+    for slot, role in ((5, Role.CARRIED), (6, Role.BIAS)):
+        yield Equal(site.input(slot)[0], hidden)
+        yield Weight(site.input(slot)[0], role)
+    for extra in site.outputs[1:]:
+        if extra is not None and extra.rank == y.rank:
+            yield Equal(extra[-1], hidden)
+        if extra is not None:
+            yield from (Freeze(axis, f"the tokens of {site.node.title}") for axis in extra.axes[:2])
+
+
+def inverse(site: Site) -> Iterator[Constraint]:
+    """Inverse: the last two axes are those of the matrices that are inverted."""
+    rank = site.input(0).rank
+    yield from passing(site, {rank - 2, rank - 1}, "inverts over it")
+
+
 def _contrib(op: str, infer: Callable[[Site], Iterator[Constraint]]) -> Rule:
     return Rule(op, infer, since=1, domain=_DOMAIN)
 
 
 RULES = (
-    *(_contrib(op, unary) for op in ("Gelu", "QuickGelu")),
+    *(_contrib(op, unary) for op in ("Gelu", "QuickGelu", "ScaledSiLU")),
     *(_contrib(op, biased_activation) for op in ("BiasGelu", "FastGelu")),
     _contrib("FusedConv", fused_conv),
     _contrib("FusedGemm", gemm),
     *(_contrib(op, fused_matmul) for op in ("FusedMatMul", "TransposeMatMul")),
     *(_contrib(op, skip_layer_normalization) for op in ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")),
+    _contrib("EmbedLayerNormalization", embed_layer_normalization),
+    # What was here before ONNX had it, or is still written so.
+    _contrib("ExpandDims", squeeze),
+    _contrib("Pad", pad),
+    _contrib("GatherND", gather_nd),
+    _contrib("Trilu", trilu),
+    *(_contrib(op, sampled) for op in ("GridSample", "CropAndResize")),
+    _contrib("Inverse", inverse),
+    *(_contrib(op, frozen) for op in ("Unique", "NGramRepeatBlock")),
 )

@@ -1,8 +1,8 @@
-"""Conv and ConvTranspose: filters make the output channels, their slices read the input channels.
+"""Conv, ConvTranspose and DeformConv: filters make the output channels, their slices read the input channels.
 
 With ``group`` G, the input channels are G x c and the output channels G x o in row-major order; the weight of Conv is
-(G x o, c, taps...), that of ConvTranspose (G x c, o, taps...). A depthwise convolution is the case c = o = 1, where the
-filters follow the channels and the attribute ``group`` follows G.
+(G x o, c, taps...), that of ConvTranspose (G x c, o, taps...). A depthwise convolution is the case c = 1: every channel
+has filters of its own, one or several (o), so a channel goes with its group, and the attribute ``group`` follows G.
 """
 
 from collections.abc import Iterator, Sequence
@@ -50,7 +50,7 @@ def convolution(
     """
     group = int(site.attribute("group", 1))
     groups = Fresh(group, "groups of a convolution")
-    outputs = Fresh(w.dims[0] // group, "output channels of a group")
+    outputs = _outputs(site, w.dims[0] // group, w.dims[1], group)
     inputs = Fresh(w.dims[1], "input channels of a group")
     yield Equal(x[0], y[0])
     yield Equal(x[1], prod(groups, inputs))
@@ -63,8 +63,21 @@ def convolution(
         yield from _computed(site, (*x, *w.axes, *y))
     if group > 1:
         yield AttributeSize("group", groups)
-        if w.dims[1] > 1 or w.dims[0] > group:
+        if w.dims[1] > 1:
             yield Freeze(groups, f"the groups of {site.node.title} are kept; channels are fused inside each group")
+
+
+def deform_conv(site: Site) -> Iterator[Constraint]:
+    """DeformConv: a Conv whose taps are moved by a second input, alike for all channels of an offset group."""
+    x, count = site.input(0), int(site.attribute("offset_group", 1))
+    yield from convolution(site, x.axes, site.input(1), site.optional_input(3), site.output().axes)
+    if count > 1:
+        groups = Fresh(count, "offset groups", f"the offset groups of {site.node.title} are kept")
+        yield Equal(x[1], prod(groups, Fresh(x.dims[1] // count, "channels of an offset group")))
+    for slot in (2, 4):
+        moved = site.optional_input(slot)
+        if moved is not None:
+            yield from (Freeze(axis, f"the offsets of {site.node.title}") for axis in moved.axes)
 
 
 def conv_transpose(site: Site) -> Iterator[Constraint]:
@@ -72,7 +85,7 @@ def conv_transpose(site: Site) -> Iterator[Constraint]:
     x, w, y = site.input(0), site.input(1), site.output()
     group = int(site.attribute("group", 1))
     groups = Fresh(group, "groups of a convolution")
-    outputs = Fresh(w.dims[1], "output channels of a group")
+    outputs = _outputs(site, w.dims[1], w.dims[0] // group, group)
     inputs = Fresh(w.dims[0] // group, "input channels of a group")
     yield Equal(x[0], y[0])
     yield Equal(x[1], prod(groups, inputs))
@@ -86,17 +99,27 @@ def conv_transpose(site: Site) -> Iterator[Constraint]:
         yield from _computed(site, (*x.axes, *w.axes, *y.axes))
     if group > 1:
         yield AttributeSize("group", groups)
-        yield Freeze(groups, f"the groups of {site.node.title} are kept; channels are fused inside each group")
+        if w.dims[0] > group:
+            yield Freeze(groups, f"the groups of {site.node.title} are kept; channels are fused inside each group")
+
+
+def _outputs(site: Site, outputs: int, inputs: int, group: int) -> Fresh:
+    """The output channels of a group; where a group is one channel, all of them are made of it, and go with it."""
+    kept = f"every channel of {site.node.title} has as many filters" if group > 1 == inputs else ""
+    return Fresh(outputs, "output channels of a group", kept)
 
 
 def _weights(
     site: Site, space: Sequence[AxisRef], w: Tensor, *, producer_axis: int, consumer_axis: int, group: int
 ) -> Iterator[Constraint]:
     """Roles of the weight, and the axes that never change: spatial ones."""
-    depthwise = group > 1 and w.dims[1] == 1 and group == w.dims[0]
-    # A depthwise filter belongs to one channel; it neither mixes channels nor makes new ones.
-    yield Weight(w[producer_axis], Role.CARRIED if depthwise else Role.PRODUCER)
-    yield Weight(w[consumer_axis], Role.CONSUMER)
+    if group > 1 and w.dims[consumer_axis] == (1 if consumer_axis == 1 else group):
+        # A depthwise filter belongs to one channel; it neither mixes channels nor makes new ones.
+        yield Weight(w[0], Role.CARRIED)
+        yield Weight(w[1], Role.CARRIED)
+    else:
+        yield Weight(w[producer_axis], Role.PRODUCER)
+        yield Weight(w[consumer_axis], Role.CONSUMER)
     yield from (Freeze(axis, f"a spatial axis of {site.node.title}") for axis in space)
 
 
@@ -110,4 +133,8 @@ def _computed(site: Site, axes: Sequence[AxisRef]) -> Iterator[Constraint]:
     yield from (Freeze(axis, f"the weight of {site.node.title} is computed at run time") for axis in axes)
 
 
-RULES = (Rule("Conv", conv), Rule("ConvTranspose", conv_transpose))
+RULES = (
+    Rule("Conv", conv),
+    Rule("ConvTranspose", conv_transpose),
+    Rule("DeformConv", deform_conv, since=19),
+)

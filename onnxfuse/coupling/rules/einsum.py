@@ -1,6 +1,6 @@
 """Einsum, as exporters write it: every letter is an axis; letters that vanish are summed over."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from onnxfuse.coupling.constraints import (
     AxisRef,
@@ -20,14 +20,11 @@ __all__ = ["RULES"]
 
 
 def einsum(site: Site) -> Iterator[Constraint]:
-    """Einsum of explicit letters, without an ellipsis, a letter twice in one operand, or an implicit output."""
+    """Einsum in all its forms but one: a letter twice in one operand, which takes a diagonal."""
     equation = site.attribute("equation").decode().replace(" ", "")
-    if "." in equation or "->" not in equation:
-        what = f"the equation {equation!r} has an ellipsis or no output"
-        raise ValueError(what)
-    left, right = equation.split("->")
-    terms = [*left.split(","), right]
-    tensors = [*(site.input(i) for i in range(len(terms) - 1)), site.output()]
+    tensors = [tensor for tensor in site.inputs if tensor is not None]
+    terms = _terms(equation, [tensor.rank for tensor in tensors])
+    tensors.append(site.output())
     if any(len(set(term)) != len(term) for term in terms):
         what = f"the equation {equation!r} repeats a letter in one operand"
         raise ValueError(what)
@@ -36,8 +33,32 @@ def einsum(site: Site) -> Iterator[Constraint]:
         for letter, axis in zip(term, tensor.axes, strict=True):
             places.setdefault(letter, []).append((tensor, axis))
     for letter, found in places.items():
-        yield from (Equal(found[0][1], axis) for _, axis in found[1:])
-        yield from _roles(site, found, summed=letter not in right)
+        size = max(tensor.dims[axis.axis] for tensor, axis in found)
+        # An axis of size 1 is repeated and says nothing.
+        wide = [(tensor, axis) for tensor, axis in found if tensor.dims[axis.axis] == size]
+        yield from (Equal(wide[0][1], axis) for _, axis in wide)
+        yield from _roles(site, wide, summed=letter not in terms[-1])
+
+
+def _terms(equation: str, ranks: Sequence[int]) -> list[str]:
+    """Return the letters of every operand and then of the output, one for each axis.
+
+    An ellipsis stands for the axes that have no letter; they align from the end, so they get numbers, the last one 0.
+    An output that is left out has the ellipsis and then, in alphabetical order, the letters that occur just once.
+    """
+    left, _, right = equation.partition("->")
+    given = left.split(",")
+    several = [rank - len(term.replace("...", "")) for term, rank in zip(given, ranks, strict=True)]
+    if "->" not in equation:
+        letters = left.replace(",", "").replace("...", "")
+        once = sorted(letter for letter in letters if letters.count(letter) == 1)
+        right = "..." * ("..." in left) + "".join(once)
+    longest = max((n for term, n in zip(given, several, strict=True) if "..." in term), default=0)
+
+    def spelled(term: str, n: int) -> str:
+        return term.replace("...", "".join(str(i) for i in reversed(range(n))))
+
+    return [*(spelled(term, n) for term, n in zip(given, several, strict=True)), spelled(right, longest)]
 
 
 def _roles(site: Site, found: list[tuple[Tensor, AxisRef]], *, summed: bool) -> Iterator[Constraint]:

@@ -125,6 +125,8 @@ def broadcast(site: Site, operands: Sequence[Tensor], constant_role: Role) -> It
 
 RULES = (
     *(Rule(op, unary) for op in UNARY),
+    # Experiments of early versions of ONNX, which ONNX Runtime still runs.
+    *(Rule(op, unary) for op in ("Affine", "ParametricSoftplus", "ScaledTanh")),
     *(Rule(op, additive) for op in _ADDITIVE),
     *(Rule(op, broadcasting) for op in _BROADCASTING),
     Rule("CastLike", cast_like),

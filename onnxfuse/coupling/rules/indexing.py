@@ -1,11 +1,16 @@
-"""Looking up and moving blocks of indices: Gather, Tile, DepthToSpace, SpaceToDepth."""
+"""Looking up, writing to places and moving blocks of indices: Gather, Scatter, Tile, DepthToSpace and their kin.
 
-from collections.abc import Iterator
+What is looked up or written along is fixed, since the indices are numbers of the original's; the other axes pass
+through. Indices that the file stores have a shape of their own, which nothing would resize, so they fix all their axes.
+"""
 
-from onnxfuse.coupling.constraints import Constraint, Equal, Freeze, Fresh, Rule, Site, Weight, prod
+from collections.abc import Iterator, Sequence
+
+from onnxfuse.coupling.constraints import AxisRef, Constraint, Equal, Freeze, Fresh, Rule, Site, Tensor, Weight, prod
+from onnxfuse.coupling.rules.shape import made_here
 from onnxfuse.statistics.features import Role
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "gather_nd"]
 
 
 def gather(site: Site) -> Iterator[Constraint]:
@@ -22,6 +27,76 @@ def gather(site: Site) -> Iterator[Constraint]:
     for axis, source in zip(y.axes[along : along + indices.rank], indices.axes, strict=True):
         yield Equal(axis, source)
         yield Freeze(axis, f"the indices of {site.node.title}")
+
+
+def gather_nd(site: Site) -> Iterator[Constraint]:
+    """GatherND: vectors of indices pick from the first axes behind the batch; the axes behind those pass through."""
+    data, indices, y = site.input(0), site.input(1), site.output()
+    batch, depth = int(site.attribute("batch_dims", 0)), indices.dims[-1]
+    for i in range(batch):
+        yield Equal(data[i], y[i])
+    yield from _places(site, indices, y.axes[: indices.rank - 1], indices.axes[:-1])
+    yield from (Freeze(axis, f"{site.node.title} picks indices from it") for axis in data.axes[batch : batch + depth])
+    for source, axis in zip(data.axes[batch + depth :], y.axes[indices.rank - 1 :], strict=True):
+        yield Equal(source, axis)
+        yield from made_here(data, source.axis)
+
+
+def gather_elements(site: Site) -> Iterator[Constraint]:
+    """GatherElements: every element is picked along `axis`; the other axes are those of the indices."""
+    data, indices, y = site.input(0), site.input(1), site.output()
+    along = int(site.attribute("axis", 0)) % data.rank
+    for i in range(data.rank):
+        if i == along or data.dims[i] != indices.dims[i]:
+            yield Freeze(data[i], f"{site.node.title} picks indices from it")
+        else:
+            yield Equal(data[i], y[i])
+            yield from made_here(data, i)
+    yield from _places(site, indices, y.axes, indices.axes)
+    yield Freeze(y[along], f"the indices of {site.node.title}")
+
+
+def scatter_nd(site: Site) -> Iterator[Constraint]:
+    """ScatterND: vectors of indices say where on the first axes slices are put; the axes of the slices pass through."""
+    data, indices, updates, y = (*(site.input(slot) for slot in range(3)), site.output())
+    depth, places = indices.dims[-1], indices.rank - 1
+    yield from _places(site, indices, updates.axes[:places], indices.axes[:-1])
+    for i, axis in enumerate(data.axes):
+        yield Equal(axis, y[i])
+        if i < depth:
+            yield Freeze(axis, f"{site.node.title} writes to indices of it")
+        else:
+            yield Equal(updates[places + i - depth], y[i])
+            yield from made_here(data, i)
+            yield from made_here(updates, places + i - depth)
+
+
+def scatter_elements(site: Site) -> Iterator[Constraint]:
+    """ScatterElements, Scatter: elements are put somewhere along `axis`; axes that are put as a whole pass through."""
+    data, indices, updates, y = (*(site.input(slot) for slot in range(3)), site.output())
+    along = int(site.attribute("axis", 0)) % data.rank
+    yield from _places(site, indices, updates.axes, indices.axes)
+    for i, axis in enumerate(data.axes):
+        yield Equal(axis, y[i])
+        if i == along or indices.dims[i] != data.dims[i]:
+            reason = f"{site.node.title} writes to indices of it"
+            yield from (Freeze(axis, reason), Freeze(updates[i], reason))
+        else:
+            yield Equal(updates[i], y[i])
+            yield from made_here(data, i)
+            yield from made_here(updates, i)
+
+
+def _places(
+    site: Site, indices: Tensor, axes: Sequence[AxisRef], of_indices: Sequence[AxisRef]
+) -> Iterator[Constraint]:
+    """Axes that the indices give: equal to theirs, and fixed where the file stores the indices."""
+    if len(of_indices) < indices.rank:
+        yield Freeze(indices[-1], f"the indices of {site.node.title}")
+    for axis, source in zip(axes, of_indices, strict=True):
+        yield Equal(axis, source)
+        if indices.is_weight or indices.value is not None:
+            yield Freeze(axis, f"the indices of {site.node.title} are stored")
 
 
 def tile(site: Site) -> Iterator[Constraint]:
@@ -54,6 +129,11 @@ def space_to_depth(site: Site) -> Iterator[Constraint]:
 
 RULES = (
     Rule("Gather", gather),
+    Rule("GatherND", gather_nd, since=11),
+    Rule("GatherElements", gather_elements, since=11),
+    Rule("ScatterND", scatter_nd, since=11),
+    Rule("Scatter", scatter_elements, since=9),
+    Rule("ScatterElements", scatter_elements, since=11),
     Rule("Tile", tile, since=6),
     Rule("DepthToSpace", depth_to_space),
     Rule("SpaceToDepth", space_to_depth),

@@ -104,8 +104,17 @@ def lrn(site: Site) -> Iterator[Constraint]:
     x, y = site.input(0), site.output()
     for axis_x, axis_y in zip(x.axes, y.axes, strict=True):
         yield Equal(axis_x, axis_y)
-    mixed = 1 if site.node.op in {"LRN", "MeanVarianceNormalization"} else int(site.attribute("axis", -1))
+    mixed = 1 if site.node.op == "LRN" else int(site.attribute("axis", -1))
     yield Freeze(x[mixed], f"{site.node.title} mixes the channels")
+
+
+def mean_variance_normalization(site: Site) -> Iterator[Constraint]:
+    """MeanVarianceNormalization: statistics over the axes that it states, by default all but the channels."""
+    x, y = site.input(0), site.output()
+    for axis_x, axis_y in zip(x.axes, y.axes, strict=True):
+        yield Equal(axis_x, axis_y)
+    for axis in site.attribute("axes", (0, 2, 3)):
+        yield Statistic(x[int(axis)], f"the statistics of {site.node.title} run over it")
 
 
 def softmax(site: Site) -> Iterator[Constraint]:
@@ -130,6 +139,7 @@ RULES = (
     # ONNX Runtime keeps both under ONNX's own domain too.
     Rule("SimplifiedLayerNormalization", layer_normalization),
     Rule("GroupNormalization", group_normalization),
+    Rule("MeanVarianceNormalization", mean_variance_normalization, since=9),
     *(Rule(op, lrn) for op in ("LRN", "LpNormalization")),
     *(Rule(op, softmax) for op in ("Softmax", "LogSoftmax", "Hardmax")),
 )

@@ -20,7 +20,7 @@ from onnxfuse.coupling.constraints import (
 )
 from onnxfuse.statistics.features import Role
 
-__all__ = ["RULES", "concatenated"]
+__all__ = ["RULES", "concatenated", "made_here", "pad", "squeeze"]
 
 
 def reshape(site: Site) -> Iterator[Constraint]:
@@ -77,7 +77,7 @@ def concatenated(site: Site, parts: Sequence[Tensor]) -> Iterator[Constraint]:
         for i in range(y.rank):
             if i != along:
                 yield Equal(x[i], y[i])
-            yield from _made_here(x, i)
+            yield from made_here(x, i)
 
 
 def split(site: Site) -> Iterator[Constraint]:
@@ -114,11 +114,11 @@ def slice_(site: Site) -> Iterator[Constraint]:
     for i in range(x.rank):
         if i not in axes:
             yield Equal(x[i], y[i])
-            yield from _made_here(x, i)
+            yield from made_here(x, i)
     for position, axis in enumerate(axes):
         if x.dims[axis] == y.dims[axis] and steps[position] == 1:
             yield Equal(x[axis], y[axis])
-            yield from _made_here(x, axis)
+            yield from made_here(x, axis)
         elif steps[position] > 1 and _is_every(x.dims[axis], steps[position], starts[position], ends[position]):
             # One of the k that lie side by side, all along the axis, as the even ones of interleaved pairs.
             whole = prod(y[axis], Fresh(steps[position], "neighbours", f"{site.node.title} takes one of them"))
@@ -189,7 +189,7 @@ def expand(site: Site) -> Iterator[Constraint]:
     for position in range(1, y.rank + 1):
         if position <= x.rank and x.dims[-position] == y.dims[-position]:
             yield Equal(x[-position], y[-position])
-            yield from _made_here(x, x.rank - position)
+            yield from made_here(x, x.rank - position)
         else:
             # Copies of one entry: there may be any number of them.
             yield Equal(y[-position], y[-position])
@@ -199,7 +199,7 @@ def expand(site: Site) -> Iterator[Constraint]:
                 yield site.entry_size("", 1, target.dims[0] - position, y[-position])
 
 
-def _made_here(x: Tensor, axis: int) -> Iterator[Constraint]:
+def made_here(x: Tensor, axis: int) -> Iterator[Constraint]:
     """A constant that becomes a part of a computed tensor, such as a class token, makes channels like a bias does."""
     if x.is_weight and x.dims[axis] > 1:
         yield Weight(x[axis], Role.PRODUCER)
