@@ -252,10 +252,8 @@ def compress(
     rebuilt: list[Reconstruction] = []
     if config.refits and config.effort > 0:
         with clock.stage("reconstruct"):
-            fitted, dims = edited_model(analysis, fused.state)
-            macs = cost_of(fitted, analysis, dims).macs
             rebuilt = reconstruct_network(
-                analysis, fused.state, fused.applied, samples, macs, config, partial(progress, "reconstruct")
+                analysis, fused.state, fused.applied, samples, config, partial(progress, "reconstruct")
             )
     result, dims = edited_model(analysis, fused.state)
     result = with_bodies(result, bodies)

@@ -34,6 +34,7 @@ from onnxfuse.errors import UnsupportedGraphError
 from onnxfuse.fusion.weights import WeightState
 from onnxfuse.gradient.backward import Backward, build_backward
 from onnxfuse.gradient.forward import with_outputs
+from onnxfuse.graph.cost import measure_cost
 from onnxfuse.graph.shapes import infer_shapes
 from onnxfuse.graph.view import GraphView, Operand
 from onnxfuse.proof.runtime import Session
@@ -42,19 +43,19 @@ from onnxfuse.proof.samples import Samples
 __all__ = ["Reconstruction", "reconstruct_network"]
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-_Arrays: TypeAlias = dict[str, FloatArray]
 
 # How far the first steps go, in root mean squares of a weight; biases go by the size of what they shift.
 _RATE = 0.02
 _BIAS_SHARE = 0.1
-# How many samples a step takes, and multiply-accumulates for all steps together.
-_BATCH = 32
+# Multiply-accumulates for all steps together. A step runs a segment once forward and about twice that backward.
 _MACS = 1e12
-# A step runs a segment once forward and about twice that backward.
 _PASSES = 3
 _MOST_STEPS = 300
 # With fewer a descent does not get anywhere.
 _FEWEST_STEPS = 16
+# How many samples a step takes: enough for so many places, but from few to a whole run.
+_PLACES = 4096
+_FEWEST_SAMPLES, _BATCH = 4, 64
 # How much memory the values between segments may take, in both networks.
 _MOST_BYTES = 3 * 2**30
 # Less than this share of the variance is rounding.
@@ -87,7 +88,6 @@ def reconstruct_network(
     state: WeightState,
     applied: Applied,
     samples: Samples,
-    macs: int,
     config: CompressionConfig,
     progress: Callable[[int, int], None],
 ) -> list[Reconstruction]:
@@ -98,7 +98,6 @@ def reconstruct_network(
         state: The fused weights; changed.
         applied: The groups that were fused, with their maps.
         samples: Inputs.
-        macs: What one sample costs the compressed network.
         config: How much effort to make, where to run, and the seed of the order of samples.
         progress: Called with the number of segments done, and of all.
 
@@ -108,19 +107,21 @@ def reconstruct_network(
     Raises:
         RuntimeFailedError: ONNX Runtime could not run a network.
     """
-    steps = _steps(macs, config.effort)
     plain = SideBySide(analysis, state, applied, samples, config.provider)
     wanted = {linear.result: linear for linear in plain.nodes()}
     # The compressed network may have fewer nodes: what only copied constants is a constant there.
     graph = plain.present.graph
-    fitted = [graph.producers[output] for output in wanted]
-    segments = cut_into_segments(graph, fitted, _Wholeness(plain), lambda name: _may_end(graph, name))
+    linear = [graph.producers[result] for result in wanted]
+    segments = cut_into_segments(graph, linear, _Wholeness(plain), lambda name: _may_end(graph, name))
     rng = np.random.default_rng(config.seed)
-    views = _views(analysis, segments, samples, steps)
-    split = split_and_vary(samples, image_inputs(analysis, samples), views, _BATCH, rng)
-    if steps < _FEWEST_STEPS or split is None or not wanted:
+    # A network that states its batch may count on it inside.
+    most = _BATCH if _takes_any_batch(analysis.graph) else samples.batch
+    split = split_and_vary(samples, image_inputs(analysis, samples), _views(analysis, segments, samples), most, rng)
+    fitted = sum(any(result in _made(segment) for result in wanted) for segment in segments)
+    if split is None or not fitted:
         return []
-    fitting = _Fitting(SideBySide(analysis, state, applied, split.samples, config.provider), split, steps, config)
+    sides = SideBySide(analysis, state, applied, split.samples, config.provider)
+    fitting = _Fitting(sides, split, config, config.effort * _MACS / fitted)
     results = []
     for done, segment in enumerate(segments):
         progress(done, len(segments))
@@ -132,18 +133,22 @@ def reconstruct_network(
     return results
 
 
-def _steps(macs: int, effort: float) -> int:
-    """Return how many steps every segment gets."""
-    return int(min(effort * _MACS / (_PASSES * _BATCH * max(macs, 1)), effort * _MOST_STEPS))
-
-
-def _views(analysis: Analysis, segments: Sequence[Segment], samples: Samples, steps: int) -> int:
-    """Return how many views of every image are worth having: no more than are used, or than fit into memory."""
+def _views(analysis: Analysis, segments: Sequence[Segment], samples: Samples) -> int:
+    """Return how many views of every image fit into memory."""
     dims = analysis.shapes.dims
     numbers = (sum(math.prod(dims.get(name, ())) for name in (*s.inputs, *s.outputs)) for s in segments)
-    largest = 4 * 2 * max(numbers, default=1) // analysis.batch
-    most = min(steps * _BATCH, _MOST_BYTES // max(largest, 1))
-    return max(1, min(MOST_VIEWS, most // max(samples.count, 1)))
+    bytes_of_one = 4 * 2 * max(numbers, default=1) // analysis.batch
+    return max(1, min(MOST_VIEWS, _MOST_BYTES // max(bytes_of_one * samples.count, 1)))
+
+
+def _takes_any_batch(graph: GraphView) -> bool:
+    """Whether no input states how many samples a run has."""
+    stated = [info.type.tensor_type.shape.dim for info in graph.inputs.values()]
+    return all(len(dims) > 0 and not dims[0].HasField("dim_value") for dims in stated)
+
+
+def _made(segment: Segment) -> set[str]:
+    return {output for node in segment.nodes for output in node.outputs}
 
 
 class _Wholeness:
@@ -167,7 +172,7 @@ def _may_end(graph: GraphView, name: str) -> bool:
 
 def _operands(sides: SideBySide, segment: Segment, wanted: Mapping[str, LinearNode]) -> dict[Operand, LinearNode]:
     """Return the weights to fit in a segment, and what shifts their results; those that others share stay."""
-    made = {output for node in segment.nodes for output in node.outputs}
+    made = _made(segment)
     found: dict[Operand, LinearNode] = {}
     for linear in (linear for result, linear in wanted.items() if result in made):
         for operand in (linear.weight, sides.state.output_shift(linear.node)):
@@ -184,7 +189,21 @@ def _is_free(sides: SideBySide, operand: Operand) -> bool:
 
 @dataclass(frozen=True)
 class _Unit:
-    """A segment that can be run forward and backward with any weights."""
+    """A segment that can be run forward and backward with any weights.
+
+    Attributes:
+        forward: Runs it.
+        backward: Finds the gradients.
+        plan: What goes into that, and what comes out.
+        fed: The weights, by the names of the inputs that take them.
+        inputs: What else goes in: for every input one array for each run.
+        targets: What should come out, likewise.
+        names: Names of the inputs and of the outputs.
+        variances: The variance of each output.
+        pieces: Into how many runs each run of the samples was cut.
+        together: How many runs a step takes.
+        macs: Multiply-accumulates of one run.
+    """
 
     forward: Session
     backward: Session
@@ -194,6 +213,14 @@ class _Unit:
     targets: Sequence[Sequence[AnyArray]]
     names: tuple[tuple[str, ...], tuple[str, ...]]
     variances: Sequence[float]
+    pieces: int
+    together: int
+    macs: int
+
+    @property
+    def macs_of_step(self) -> int:
+        """Multiply-accumulates of a step, forward and backward."""
+        return _PASSES * self.together * max(self.macs, 1)
 
     def outputs(self, run: int, weights: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
         """Return everything that a run gives."""
@@ -215,8 +242,15 @@ class _Unit:
             )
         return total / max(len(runs), 1)
 
-    def gradients(self, run: int, weights: Mapping[str, AnyArray]) -> dict[str, FloatArray]:
-        """Return the gradient of half the error in one run."""
+    def gradients(self, runs: Sequence[int], weights: Mapping[str, AnyArray]) -> dict[str, FloatArray]:
+        """Return the gradient of half the error in some runs together."""
+        total: dict[str, FloatArray] = {}
+        for run in runs:
+            for name, gradient in self._gradients(run, weights).items():
+                total[name] = total[name] + gradient if name in total else gradient
+        return total
+
+    def _gradients(self, run: int, weights: Mapping[str, AnyArray]) -> dict[str, FloatArray]:
         outputs = self.outputs(run, weights)
         fed = {own: outputs[name] for name, own in self.plan.values.items()}
         for name, gap, scale in self.missed(run, outputs):
@@ -229,12 +263,12 @@ class _Unit:
 class _Fitting:
     """Both networks on their way, segment by segment."""
 
-    def __init__(self, sides: SideBySide, split: Split, steps: int, config: CompressionConfig) -> None:
+    def __init__(self, sides: SideBySide, split: Split, config: CompressionConfig, macs: float) -> None:
         self.sides = sides
-        self.steps = steps
+        self.split = split
         self.provider = config.provider
-        self.used = range(split.used)
-        self.held = range(split.used, split.samples.count // split.samples.batch)
+        self.most_steps = int(config.effort * _MOST_STEPS)
+        self.macs = macs
 
     def fit(
         self, segment: Segment, wanted: Mapping[str, LinearNode], rng: np.random.Generator
@@ -245,29 +279,29 @@ class _Fitting:
             unit = _unit(self.sides, segment, operands, self.provider) if operands else None
         except UnsupportedGraphError:
             unit = None
-        if unit is None:
+        steps = 0 if unit is None else int(min(self.macs / unit.macs_of_step, self.most_steps))
+        if unit is None or steps < _FEWEST_STEPS:
             return None
-        state = self.sides.state
+        used, state = self.split.used * unit.pieces, self.sides.state
+        held = range(used, len(unit.targets[0]))
         start = {name: state.array(operand) for name, operand in unit.fed.items()}
-        before = unit.error(self.held, _single(start))
+        before = unit.error(held, _single(start))
         if not np.isfinite(before) or before <= _ROUNDING:
             return None
-        found = self._descend(unit, start, rng)
-        after = unit.error(self.held, _single(found))
+        wanted_runs = steps * unit.together
+        order = np.concatenate([rng.permutation(used) for _ in range(-(-wanted_runs // used))])
+        turns = order[:wanted_runs].reshape(steps, unit.together)
+        sizes = _sizes(unit, start)
+        found = descend(start, sizes, lambda at, step: unit.gradients(turns[step], _single(at)), steps, _RATE)
+        after = unit.error(held, _single(found))
         is_better = bool(np.isfinite(after)) and after < before
         if is_better:
             for name, operand in unit.fed.items():
                 state.replace(operand, found[name])
                 self.sides.tell(operands[operand], operand)
         nodes = tuple(dict.fromkeys(self.sides.graph.nodes[operand.node].name for operand in operands))
-        after, steps = (after, self.steps) if is_better else (before, 0)
+        after, steps = (after, steps) if is_better else (before, 0)
         return Reconstruction(segment.outputs[-1], nodes, before, after, steps)
-
-    def _descend(self, unit: "_Unit", start: Mapping[str, FloatArray], rng: np.random.Generator) -> _Arrays:
-        rounds = -(-self.steps // len(self.used))
-        order = np.concatenate([rng.permutation(self.used) for _ in range(rounds)])
-        sizes = _sizes(unit, start)
-        return descend(start, sizes, lambda at, step: unit.gradients(int(order[step]), _single(at)), self.steps, _RATE)
 
     def pass_on(self, segment: Segment) -> None:
         """Let both networks go to the end of a segment."""
@@ -293,13 +327,17 @@ def _sizes(unit: _Unit, weights: Mapping[str, AnyArray]) -> dict[str, float]:
 
 def _unit(sides: SideBySide, segment: Segment, operands: Iterable[Operand], provider: Provider) -> _Unit | None:
     """Build the networks that run a segment, and collect what goes in and what should come out."""
-    inputs = [sides.present.values(name) for name in segment.inputs]
-    targets = [[sides.fused_value(value, name) for value in sides.original.values(name)] for name in segment.outputs]
+    inputs: list[Sequence[AnyArray]] = [sides.present.values(name) for name in segment.inputs]
+    targets: list[Sequence[AnyArray]] = [
+        [sides.fused_value(value, name) for value in sides.original.values(name)] for name in segment.outputs
+    ]
     if not inputs or any(t.dtype != np.float32 for target in targets for t in target):
         return None
-    shapes_of = [{value.shape for value in values} for values in (*inputs, *targets)]
-    if any(len(shapes) > 1 for shapes in shapes_of):
+    if any(len({value.shape for value in values}) > 1 for values in (*inputs, *targets)):
         return None
+    pieces, together = _pieces(sides.batch, [*inputs, *targets], is_free=_takes_any_batch(sides.graph))
+    inputs = [_cut(values, pieces) for values in inputs]
+    targets = [_cut(values, pieces) for values in targets]
     variances = [float(np.mean([np.var(t, dtype=np.float64) for t in target])) for target in targets]
     if not all(np.isfinite(variance) and variance > 0 for variance in variances):
         return None
@@ -311,10 +349,39 @@ def _unit(sides: SideBySide, segment: Segment, operands: Iterable[Operand], prov
     dims |= {name: sides.state.array(operand).shape for name, operand in fed.items()}
     for info in part.graph.input:
         _state_shape(info, dims[info.name])
-    plan = build_backward(graph, infer_shapes(graph, dims), list(fed))
+    shapes = infer_shapes(graph, dims)
+    plan = build_backward(graph, shapes, list(fed))
+    macs = measure_cost(graph, shapes, lambda operand: shapes.dims.get(operand.name)).macs
     forward = Session(with_outputs(part, (n for n in plan.values if n in graph.producers)), provider, name="a segment")
     backward = Session(plan.model, provider, name="the gradients of a segment")
-    return _Unit(forward, backward, plan, fed, inputs, targets, (segment.inputs, segment.outputs), variances)
+    return _Unit(
+        forward,
+        backward,
+        plan,
+        fed,
+        inputs,
+        targets,
+        (segment.inputs, segment.outputs),
+        variances,
+        pieces,
+        together,
+        macs,
+    )
+
+
+def _pieces(batch: int, values: Sequence[Sequence[AnyArray]], *, is_free: bool) -> tuple[int, int]:
+    """Return into how many pieces to cut each run, and how many pieces a step takes."""
+    first = [array[0] for array in values]
+    # Channels are on one axis, whichever it is; the others are samples and places.
+    places = max(array.size // max(array.shape[1:], default=1) for array in first)
+    wanted = max(_FEWEST_SAMPLES, -(-_PLACES * batch // max(places, 1)))
+    if not is_free or any(array.ndim == 0 or len(array) != batch for array in first):
+        return 1, max(1, min(wanted, _BATCH) // batch)
+    return next(batch // size for size in range(min(batch, wanted), batch + 1) if batch % size == 0), 1
+
+
+def _cut(values: Sequence[AnyArray], pieces: int) -> list[AnyArray]:
+    return [piece for value in values for piece in np.split(value, pieces)] if pieces > 1 else list(values)
 
 
 def _state_shape(info: onnx.ValueInfoProto, dims: Sequence[int]) -> None:

@@ -37,6 +37,7 @@ class SideBySide:
     Attributes:
         original: The original network.
         present: The compressed network, with the weights that it has by now.
+        batch: How many samples a run has.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class SideBySide:
         self.graph = analysis.graph
         self.state = state
         self.applied = applied
+        self.batch = samples.batch
         self.original = Walk(analysis.source.model, samples, provider, "the original model")
         edits = collect_edits(analysis.graph, analysis.shapes, analysis.channels, state)
         compressed = apply_edits(analysis.graph, edits, {})
