@@ -31,7 +31,14 @@ def compressed(file: str, method: str, *, refit: bool) -> Compressed:
     """Compress an example network on the digits that are for calibration."""
     calibration = {"image": images("calibration", 64)}
     return onnxfuse.compress(
-        MODELS / file, calibration=calibration, method=method, ratio=0.3, refit=refit, prove=False, provider="cpu"
+        MODELS / file,
+        calibration=calibration,
+        method=method,
+        ratio=0.3,
+        refit=refit,
+        effort=0,
+        prove=False,
+        provider="cpu",
     )
 
 

@@ -115,7 +115,7 @@ def reconstruct_network(
     segments = cut_into_segments(graph, linear, _Wholeness(plain), lambda name: _may_end(graph, name))
     rng = np.random.default_rng(config.seed)
     # A network that states its batch may count on it inside.
-    most = _BATCH if _takes_any_batch(analysis.graph) else samples.batch
+    most = _BATCH if _takes_any_batch(analysis.graph) else None
     split = split_and_vary(samples, image_inputs(analysis, samples), _views(analysis, segments, samples), most, rng)
     fitted = sum(any(result in _made(segment) for result in wanted) for segment in segments)
     if split is None or not fitted:

@@ -1,0 +1,213 @@
+"""Reconstruction: segments are the whole network, views are views, and no segment gets worse on what was held back."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import onnxfuse
+from onnxfuse import Compressed
+from onnxfuse.analysis import analyse
+from onnxfuse.calibration.descent import descend
+from onnxfuse.calibration.images import MOST_VIEWS, image_inputs, split_and_vary
+from onnxfuse.calibration.segments import Segment, cut_into_segments
+from onnxfuse.calibration.walk import Walk
+from onnxfuse.config import Provider
+from onnxfuse.graph.files import read_model
+from onnxfuse.graph.view import GraphView
+from onnxfuse.proof.samples import Samples, load_samples
+from tests.builders import AnyArray, Net, initializers, run_ort
+from tests.families import FAMILIES
+from tests.laws import assert_only_weights_differ, assert_valid
+
+MODELS = Path(__file__).resolve().parent.parent / "models"
+FILES = ("digits_bn.onnx", "digits_folded.onnx", "digits_dynamo.onnx")
+
+
+@cache
+def images(name: str, count: int) -> AnyArray:
+    """Return some digits."""
+    found: AnyArray = np.load(MODELS / f"digits_{name}.npz")["image"][:count]
+    return found
+
+
+@cache
+def compressed(file: str, effort: float) -> Compressed:
+    """Compress an example network hard on the digits that are for calibration."""
+    samples = {"image": images("calibration", 256)}
+    return onnxfuse.compress(
+        MODELS / file, calibration=samples, target="macs=0.35", effort=effort, prove=False, provider="cpu"
+    )
+
+
+def gap(original: onnx.ModelProto, model: onnx.ModelProto) -> float:
+    """Return the share of the logits' variance by which two networks differ on digits that nothing was fitted on."""
+    feeds = {"image": images("test", 450)}
+    y, z = (next(iter(run_ort(m, feeds).values())).astype(np.float64) for m in (original, model))
+    return float(((y - z) ** 2).sum() / ((y - y.mean(axis=0)) ** 2).sum())
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_no_segment_gets_worse_and_the_whole_gets_better(file: str) -> None:
+    """Every segment misses no more of what was held back; the outputs move less on digits that were never seen."""
+    without, result = compressed(file, 0.0), compressed(file, 1.0)
+    assert without.report.reconstructions == ()
+    assert len(result.report.reconstructions) >= 3
+    for found in result.report.reconstructions:
+        assert 0 <= found.error_after <= found.error_before
+        assert (found.steps > 0) == (found.error_after < found.error_before)
+    assert any(found.steps for found in result.report.reconstructions)
+    original = onnx.load(MODELS / file)
+    assert gap(original, result.model) < 0.9 * gap(original, without.model)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_only_numbers_differ_from_a_run_without(file: str) -> None:
+    """Nodes, names and shapes are as without it."""
+    without, result = compressed(file, 0.0).model, compressed(file, 1.0).model
+    assert_valid(result)
+    assert_only_weights_differ(without, result)
+    before, after = initializers(without), initializers(result)
+    assert {n: (a.shape, a.dtype) for n, a in before.items()} == {n: (a.shape, a.dtype) for n, a in after.items()}
+
+
+def test_the_same_seed_gives_the_same_bytes() -> None:
+    """Two runs with the same seed agree in every byte of the graph; another seed gives other weights."""
+    first, again, other = (
+        onnxfuse.compress(
+            MODELS / "digits_bn.onnx",
+            calibration={"image": images("calibration", 64)},
+            target="macs=0.5",
+            effort=0.2,
+            seed=seed,
+            prove=False,
+            provider="cpu",
+        ).model.graph
+        for seed in (0, 0, 1)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_nothing_changes_where_nothing_was_removed() -> None:
+    """At ratio 0 every weight stays bit-identical, whatever the effort."""
+    source = MODELS / "digits_bn.onnx"
+    result = onnxfuse.compress(source, ratio=0, calibration={"image": images("calibration", 64)}, provider="cpu")
+    before, after = initializers(onnx.load(source)), initializers(result.model)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("name", ["unet", "densenet", "vit_fused", "convnext", "se", "lstm", "embedding", "two_towers"])
+def test_every_kind_of_network_goes_through(name: str) -> None:
+    """Networks with crossing values, gates, attention, recurrence or tokens are fitted as far as they can be."""
+    matching = [family for family in FAMILIES if family.startswith(name)]
+    for family in matching[:1]:
+        net = FAMILIES[family].net()
+        rng = np.random.default_rng(0)
+        samples = {
+            key: rng.normal(size=(24, *value.shape[1:])).astype(value.dtype)
+            if value.dtype.kind == "f"
+            else rng.integers(0, 5, (24, *value.shape[1:])).astype(value.dtype)
+            for key, value in net.feeds.items()
+        }
+        result = onnxfuse.compress(net.model(), ratio=0.5, calibration=samples, effort=0.1, prove=False, provider="cpu")
+        for found in result.report.reconstructions:
+            assert 0 <= found.error_after <= found.error_before
+        run_ort(result.model, net.feeds)
+
+
+# Segments -------------------------------------------------------------------------------------------------------------
+
+
+def segments_of(model: onnx.ModelProto) -> tuple[GraphView, list[Segment]]:
+    """Cut a network where its convolutions and products are."""
+    graph = GraphView(model)
+    linear = [node.index for node in graph.nodes if node.op in {"Conv", "ConvTranspose", "Gemm", "MatMul"}]
+    return graph, cut_into_segments(graph, linear, lambda _: True, lambda _: True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_segments_one_after_the_other_are_the_network(family: str) -> None:
+    """Segments are all nodes in order, and running them one by one gives what the network gives."""
+    net = FAMILIES[family].net(2)
+    model = net.model()
+    graph, segments = segments_of(model)
+    assert [node.index for segment in segments for node in segment.nodes] == list(range(len(graph.nodes)))
+    batches = {len(value) for value in net.feeds.values()}
+    samples = Samples(net.feeds, {k: v.shape for k, v in net.feeds.items()}, "", frozenset(net.feeds), batches.pop())
+    walk = Walk(model, samples, Provider.CPU)
+    values: dict[str, AnyArray] = dict(net.feeds)
+    for segment in segments:
+        assert all(read in values for read in segment.inputs)
+        part = walk.part(segment.nodes, segment.outputs)
+        values |= run_ort(part, {info.name: values[info.name] for info in part.graph.input})
+        for name in segment.outputs:
+            walk.values(name)
+    for output, value in run_ort(model, net.feeds).items():
+        np.testing.assert_allclose(values[output], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_cut_is_where_one_whole_value_goes_on() -> None:
+    """A segment is a residual block, not a part of one."""
+    graph, segments = segments_of(FAMILIES["resnet20"].net().model())
+    inner = segments[1:-1]
+    assert len(inner) >= 6
+    assert all(len(segment.outputs) == 1 for segment in inner)
+    assert all(graph.nodes[graph.producers[segment.outputs[0]]].op == "Add" for segment in inner)
+
+
+# Descent --------------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 1000), st.integers(1, 4), st.floats(0.01, 100.0))
+def test_descent_finds_the_least_of_a_bowl(seed: int, size: int, scale: float) -> None:
+    """It finds the middle of a quadratic bowl of any size, and does not change where it started."""
+    rng = np.random.default_rng(seed)
+    middle, start = scale * rng.normal(size=size), scale * rng.normal(size=size)
+    kept = start.copy()
+    found = descend({"w": start}, {"w": scale}, lambda at, _: {"w": at["w"] - middle}, 400, 0.1)
+    assert np.abs(found["w"] - middle).max() < 0.05 * scale
+    assert np.array_equal(start, kept)
+
+
+# Views ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("views", range(1, MOST_VIEWS + 1))
+def test_views_are_of_images_to_fit_on_alone(views: int, *, channels_last: bool) -> None:
+    """Images that are held back come as they are and have no views; the others have as many as asked for."""
+    net = Net()
+    x = net.input(*((1, 8, 10, 3) if channels_last else (1, 3, 8, 10)), batch="n")
+    net.output(net.node("Relu", x))
+    graph = GraphView(net.model())
+    rng = np.random.default_rng(0)
+    array = rng.normal(size=(40, *net.dims(x)[1:])).astype(np.float32)
+    # Every image has a mean of its own that no view changes.
+    array += 100.0 * np.arange(40, dtype=np.float32).reshape(-1, 1, 1, 1)
+    samples = load_samples({x: array}, graph)
+    analysis = analyse(read_model(net.model()), graph, samples)
+    found = image_inputs(analysis, samples)
+    assert found[x].channels_last == channels_last
+    split = split_and_vary(samples, found, views, 8, rng)
+    assert split is not None
+    runs = list(split.samples.feeds())
+    fitted, held = (np.concatenate([run[x] for run in part]) for part in (runs[: split.used], runs[split.used :]))
+    numbers = [np.rint(part.mean(axis=(1, 2, 3)) / 100.0).astype(int) for part in (fitted, held)]
+    assert np.array_equal(held, array[numbers[1]])
+    assert set(numbers[0]).isdisjoint(numbers[1])
+    assert set(numbers[0]) | set(numbers[1]) == set(range(40))
+    assert set(np.unique(numbers[0], return_counts=True)[1]) == {views}
+
+
+def test_too_few_samples_are_not_split() -> None:
+    """One sample can't be held back and fitted on."""
+    net = Net()
+    x = net.input(1, 4)
+    net.output(net.node("Relu", x))
+    samples = load_samples({x: np.ones((1, 4), np.float32)}, GraphView(net.model()))
+    assert split_and_vary(samples, {}, 1, 8, np.random.default_rng(0)) is None
