@@ -25,7 +25,7 @@ from tests.families import FAMILIES
 from tests.laws import assert_only_weights_differ, assert_valid
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
-FILES = ("digits_bn.onnx", "digits_folded.onnx", "digits_dynamo.onnx")
+FILES = ("digits_bn.onnx", "digits_folded.onnx", "digits_dynamo_bn.onnx")
 
 
 @cache

@@ -50,6 +50,8 @@ _BIAS_SHARE = 0.1
 # Multiply-accumulates for all steps together. A step runs a segment once forward and about twice that backward.
 _MACS = 1e12
 _PASSES = 3
+# How much of that, besides, views of the samples may take on their way through both networks.
+_WALKED = 0.5
 _MOST_STEPS = 300
 # With fewer a descent does not get anywhere.
 _FEWEST_STEPS = 16
@@ -62,6 +64,8 @@ _MOST_BYTES = 3 * 2**30
 _ROUNDING = 1e-9
 # What only scales and shifts.
 _AFFINE = frozenset({"BatchNormalization", "Add", "Sub", "Mul", "Div"})
+# What reads only how large a weight is.
+_SIZES = frozenset({"Shape", "Size"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +120,8 @@ def reconstruct_network(
     rng = np.random.default_rng(config.seed)
     # A network that states its batch may count on it inside.
     most = _BATCH if _takes_any_batch(analysis.graph) else None
-    split = split_and_vary(samples, image_inputs(analysis, samples), _views(analysis, segments, samples), most, rng)
+    views = _views(analysis, segments, samples, config.effort)
+    split = split_and_vary(samples, image_inputs(analysis, samples), views, most, rng)
     fitted = sum(any(result in _made(segment) for result in wanted) for segment in segments)
     if split is None or not fitted:
         return []
@@ -133,12 +138,14 @@ def reconstruct_network(
     return results
 
 
-def _views(analysis: Analysis, segments: Sequence[Segment], samples: Samples) -> int:
-    """Return how many views of every image fit into memory."""
+def _views(analysis: Analysis, segments: Sequence[Segment], samples: Samples, effort: float) -> int:
+    """Return how many views of every image fit into memory, and can be had for a part of the effort."""
     dims = analysis.shapes.dims
     numbers = (sum(math.prod(dims.get(name, ())) for name in (*s.inputs, *s.outputs)) for s in segments)
     bytes_of_one = 4 * 2 * max(numbers, default=1) // analysis.batch
-    return max(1, min(MOST_VIEWS, _MOST_BYTES // max(bytes_of_one * samples.count, 1)))
+    macs_of_one = 2 * analysis.cost.macs
+    affordable = min(_MOST_BYTES / max(bytes_of_one, 1), _WALKED * effort * _MACS / max(macs_of_one, 1))
+    return max(1, min(MOST_VIEWS, int(affordable // max(samples.count, 1))))
 
 
 def _takes_any_batch(graph: GraphView) -> bool:
@@ -182,9 +189,10 @@ def _operands(sides: SideBySide, segment: Segment, wanted: Mapping[str, LinearNo
 
 
 def _is_free(sides: SideBySide, operand: Operand) -> bool:
-    """Whether a weight is stored as floats for one reader alone."""
+    """Whether a weight is stored as floats, and one node alone reads its values."""
     tensor = sides.graph.constants.get(operand.name)
-    return tensor is not None and tensor.data_type == TensorProto.FLOAT and len(sides.graph.readers[operand.name]) == 1
+    readers = [r for r in sides.graph.readers[operand.name] if r.slot < 0 or sides.graph.nodes[r.node].op not in _SIZES]
+    return tensor is not None and tensor.data_type == TensorProto.FLOAT and len(readers) == 1
 
 
 @dataclass(frozen=True)
@@ -291,8 +299,8 @@ class _Fitting:
         wanted_runs = steps * unit.together
         order = np.concatenate([rng.permutation(used) for _ in range(-(-wanted_runs // used))])
         turns = order[:wanted_runs].reshape(steps, unit.together)
-        sizes = _sizes(unit, start)
-        found = descend(start, sizes, lambda at, step: unit.gradients(turns[step], _single(at)), steps, _RATE)
+        units = _units(unit, start)
+        found = descend(start, units, lambda at, step: unit.gradients(turns[step], _single(at)), steps, _RATE)
         after = unit.error(held, _single(found))
         is_better = bool(np.isfinite(after)) and after < before
         if is_better:
@@ -315,7 +323,7 @@ def _single(weights: Mapping[str, FloatArray]) -> dict[str, AnyArray]:
     return {name: value.astype(np.float32) for name, value in weights.items()}
 
 
-def _sizes(unit: _Unit, weights: Mapping[str, AnyArray]) -> dict[str, float]:
+def _units(unit: _Unit, weights: Mapping[str, AnyArray]) -> dict[str, float]:
     """Return what counts as a unit of each weight: its root mean square; of a shift, that of the results it shifts."""
     spread = float(np.sqrt(np.mean(unit.variances)))
     found = {}
@@ -335,7 +343,7 @@ def _unit(sides: SideBySide, segment: Segment, operands: Iterable[Operand], prov
         return None
     if any(len({value.shape for value in values}) > 1 for values in (*inputs, *targets)):
         return None
-    pieces, together = _pieces(sides.batch, [*inputs, *targets], is_free=_takes_any_batch(sides.graph))
+    pieces, together = _pieces(sides.batch, inputs, targets, is_free=_takes_any_batch(sides.graph))
     inputs = [_cut(values, pieces) for values in inputs]
     targets = [_cut(values, pieces) for values in targets]
     variances = [float(np.mean([np.var(t, dtype=np.float64) for t in target])) for target in targets]
@@ -369,14 +377,15 @@ def _unit(sides: SideBySide, segment: Segment, operands: Iterable[Operand], prov
     )
 
 
-def _pieces(batch: int, values: Sequence[Sequence[AnyArray]], *, is_free: bool) -> tuple[int, int]:
+def _pieces(
+    batch: int, inputs: Sequence[Sequence[AnyArray]], targets: Sequence[Sequence[AnyArray]], *, is_free: bool
+) -> tuple[int, int]:
     """Return into how many pieces to cut each run, and how many pieces a step takes."""
-    first = [array[0] for array in values]
     # Channels are on one axis, whichever it is; the others are samples and places.
-    places = max(array.size // max(array.shape[1:], default=1) for array in first)
-    wanted = max(_FEWEST_SAMPLES, -(-_PLACES * batch // max(places, 1)))
-    if not is_free or any(array.ndim == 0 or len(array) != batch for array in first):
-        return 1, max(1, min(wanted, _BATCH) // batch)
+    places = min(target[0].size // max(target[0].shape[1:], default=1) for target in targets)
+    wanted = max(_FEWEST_SAMPLES, min(_BATCH, -(-_PLACES * batch // max(places, 1))))
+    if not is_free or any(values[0].ndim == 0 or len(values[0]) != batch for values in (*inputs, *targets)):
+        return 1, max(1, wanted // batch)
     return next(batch // size for size in range(min(batch, wanted), batch + 1) if batch % size == 0), 1
 
 
