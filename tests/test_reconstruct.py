@@ -58,8 +58,10 @@ def test_no_segment_gets_worse_and_the_whole_gets_better(file: str) -> None:
     assert without.report.reconstructions == ()
     assert len(result.report.reconstructions) >= 3
     for found in result.report.reconstructions:
+        assert found.error_before is not None
+        assert found.error_after is not None
         assert 0 <= found.error_after <= found.error_before
-        assert (found.steps > 0) == (found.error_after < found.error_before)
+        assert (found.steps > 0) == (found.error_after < found.error_before) == (not found.kept)
     assert any(found.steps for found in result.report.reconstructions)
     original = onnx.load(MODELS / file)
     assert gap(original, result.model) < 0.9 * gap(original, without.model)
@@ -116,8 +118,34 @@ def test_every_kind_of_network_goes_through(name: str) -> None:
         }
         result = onnxfuse.compress(net.model(), ratio=0.5, calibration=samples, effort=0.1, prove=False, provider="cpu")
         for found in result.report.reconstructions:
-            assert 0 <= found.error_after <= found.error_before
+            assert found.kept or (found.error_after or 0) < (found.error_before or 0)
         run_ort(result.model, net.feeds)
+
+
+def test_one_broken_sample_spoils_nothing() -> None:
+    """A sample that is not finite is left out; the others still decide."""
+    samples = images("calibration", 256).copy()
+    samples[3] = np.nan
+    result = onnxfuse.compress(
+        MODELS / "digits_bn.onnx",
+        calibration={"image": samples},
+        target="macs=0.4",
+        effort=0.3,
+        prove=False,
+        provider="cpu",
+    )
+    assert any(found.steps for found in result.report.reconstructions)
+
+
+def test_what_has_no_gradient_is_said() -> None:
+    """A segment with an operator whose gradient is not known keeps its weights, and the report says why."""
+    net = Net()
+    x = net.input(1, 6, 4, 4, batch="n")
+    h = net.node("Relu", net.conv(x, 12))
+    net.output(net.conv(net.node("LRN", net.conv(h, 12), size=3), 4))
+    samples = {x: np.random.default_rng(0).normal(size=(64, 6, 4, 4)).astype(np.float32)}
+    report = onnxfuse.compress(net.model(), ratio=0.5, calibration=samples, prove=False, provider="cpu").report
+    assert [found for found in report.reconstructions if "LRN" in found.kept]
 
 
 # Segments -------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ its weights.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -74,17 +74,20 @@ class Reconstruction:
 
     Attributes:
         value: The value in which the segment ends (the last, if there are several).
-        nodes: The nodes whose weights were fitted.
-        error_before: Share of the variance that the segment misses on held-back samples, before.
+        nodes: The nodes whose weights are fitted.
+        error_before: Share of the variance that the segment misses on held-back samples, before; None where it was not
+            run.
         error_after: The same for the weights that it has now.
         steps: How many steps were made; 0 where the weights stayed.
+        kept: Why they stayed; empty if they did not.
     """
 
     value: str
     nodes: tuple[str, ...]
-    error_before: float
-    error_after: float
-    steps: int
+    error_before: float | None = None
+    error_after: float | None = None
+    steps: int = 0
+    kept: str = ""
 
 
 def reconstruct_network(
@@ -235,6 +238,11 @@ class _Unit:
         feeds = {name: values[run] for name, values in zip(self.names[0], self.inputs, strict=True)} | dict(weights)
         return dict(feeds) | self.forward.run(feeds)
 
+    def is_sound(self, run: int) -> bool:
+        """Whether everything that goes in and should come out is finite."""
+        arrays = [values[run] for values in (*self.inputs, *self.targets)]
+        return all(array.dtype.kind != "f" or bool(np.isfinite(array).all()) for array in arrays)
+
     def missed(self, run: int, outputs: Mapping[str, AnyArray]) -> Iterator[tuple[str, AnyArray, float]]:
         """Yield by how much each output misses its target, and one over its variance times its size."""
         for name, target, variance in zip(self.names[1], self.targets, self.variances, strict=True):
@@ -281,35 +289,53 @@ class _Fitting:
     def fit(
         self, segment: Segment, wanted: Mapping[str, LinearNode], rng: np.random.Generator
     ) -> Reconstruction | None:
-        """Fit one segment; None where there is nothing to fit, or its gradients are not known."""
+        """Fit one segment; None where there is nothing to fit."""
         operands = _operands(self.sides, segment, wanted)
-        try:
-            unit = _unit(self.sides, segment, operands, self.provider) if operands else None
-        except UnsupportedGraphError:
-            unit = None
-        steps = 0 if unit is None else int(min(self.macs / unit.macs_of_step, self.most_steps))
-        if unit is None or steps < _FEWEST_STEPS:
+        if not operands or not segment.outputs:
             return None
-        used, state = self.split.used * unit.pieces, self.sides.state
-        held = range(used, len(unit.targets[0]))
+        nodes = tuple(dict.fromkeys(self.sides.graph.nodes[operand.node].name for operand in operands))
+        result = Reconstruction(segment.outputs[-1], nodes)
+        try:
+            unit = _unit(self.sides, segment, operands, self.provider)
+        except UnsupportedGraphError as error:
+            return replace(result, kept=error.what)
+        if unit is None:
+            return replace(result, kept="what goes in or comes out is not of floats, or not of one shape")
+        steps = int(min(self.macs / unit.macs_of_step, self.most_steps))
+        if steps < _FEWEST_STEPS:
+            return replace(result, kept="its share of the effort is too small for it")
+        return self._fitted(result, unit, operands, steps, rng)
+
+    def _fitted(
+        self,
+        result: Reconstruction,
+        unit: _Unit,
+        operands: Mapping[Operand, LinearNode],
+        steps: int,
+        rng: np.random.Generator,
+    ) -> Reconstruction | None:
+        """Follow the gradients of a segment, and keep what is better on what was held back."""
+        state = self.sides.state
+        first = self.split.used * unit.pieces
+        used = np.array([run for run in range(first) if unit.is_sound(run)], np.int64)
+        held = [run for run in range(first, len(unit.targets[0])) if unit.is_sound(run)]
         start = {name: state.array(operand) for name, operand in unit.fed.items()}
         before = unit.error(held, _single(start))
-        if not np.isfinite(before) or before <= _ROUNDING:
+        if not len(used) or not np.isfinite(before) or before <= _ROUNDING:
             return None
         wanted_runs = steps * unit.together
-        order = np.concatenate([rng.permutation(used) for _ in range(-(-wanted_runs // used))])
+        order = np.concatenate([rng.permutation(used) for _ in range(-(-wanted_runs // len(used)))])
         turns = order[:wanted_runs].reshape(steps, unit.together)
         units = _units(unit, start)
         found = descend(start, units, lambda at, step: unit.gradients(turns[step], _single(at)), steps, _RATE)
         after = unit.error(held, _single(found))
-        is_better = bool(np.isfinite(after)) and after < before
-        if is_better:
-            for name, operand in unit.fed.items():
-                state.replace(operand, found[name])
-                self.sides.tell(operands[operand], operand)
-        nodes = tuple(dict.fromkeys(self.sides.graph.nodes[operand.node].name for operand in operands))
-        after, steps = (after, steps) if is_better else (before, 0)
-        return Reconstruction(segment.outputs[-1], nodes, before, after, steps)
+        if not np.isfinite(after) or after >= before:
+            why = "they were no better on what was held back"
+            return replace(result, error_before=before, error_after=before, kept=why)
+        for name, operand in unit.fed.items():
+            state.replace(operand, found[name])
+            self.sides.tell(operands[operand], operand)
+        return replace(result, error_before=before, error_after=after, steps=steps)
 
     def pass_on(self, segment: Segment) -> None:
         """Let both networks go to the end of a segment."""
@@ -346,7 +372,7 @@ def _unit(sides: SideBySide, segment: Segment, operands: Iterable[Operand], prov
     pieces, together = _pieces(sides.batch, inputs, targets, is_free=_takes_any_batch(sides.graph))
     inputs = [_cut(values, pieces) for values in inputs]
     targets = [_cut(values, pieces) for values in targets]
-    variances = [float(np.mean([np.var(t, dtype=np.float64) for t in target])) for target in targets]
+    variances = [_mean_variance(target) for target in targets]
     if not all(np.isfinite(variance) and variance > 0 for variance in variances):
         return None
     fed = {f"{sides.graph.nodes[o.node].outputs[0]}<{o.slot}>": o for o in operands}
@@ -375,6 +401,12 @@ def _unit(sides: SideBySide, segment: Segment, operands: Iterable[Operand], prov
         together,
         macs,
     )
+
+
+def _mean_variance(values: Sequence[AnyArray]) -> float:
+    """Return the mean variance of the runs that are finite."""
+    found = [np.var(value, dtype=np.float64) for value in values if np.isfinite(value).all()]
+    return float(np.mean(found)) if found else math.nan
 
 
 def _pieces(
