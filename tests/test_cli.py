@@ -299,6 +299,46 @@ def test_interrupt_during_the_proof_leaves_nothing(digits: Path, sent: signal.Si
     assert (folder / "small.onnx").read_bytes() == b"an earlier result"
 
 
+# Stands for a package that is slow to import: the signal comes in the middle of that, where an exception may get lost.
+IMPORTED = """
+import os, signal, time
+signal.raise_signal({number})
+for _ in range(600):
+    time.sleep(0.1)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to send to one process")
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("package", ["numpy", "onnx", "cyclopts"])
+def test_interrupt_during_an_import_is_answered_at_once(tmp_path: Path, package: str, sent: signal.Signals) -> None:
+    """Interrupt during an import is answered at once."""
+    (tmp_path / f"{package}.py").write_text(IMPORTED.format(number=int(sent)))
+    start = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    start += "from onnxfuse.cli import main; sys.exit(main(sys.argv[1:]))"
+    paths = os.pathsep.join([str(tmp_path), str(Path(onnxfuse.__file__).parent.parent)])
+    words = [sys.executable, "-c", start, "inspect", "digits.onnx", "--json"]
+    done = subprocess.run(
+        words, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "onnxfuse: interrupted; nothing was written\n")
+    assert one_object(done.stdout)["error"]["exit_code"] == 130
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such jobs")
+def test_a_job_in_the_background_goes_on_through_an_interrupt_that_it_ignores(tmp_path: Path) -> None:
+    """A job in the background goes on through an interrupt that it ignores."""
+    (tmp_path / "onnx_graphsurgeon.py").write_text(
+        "import signal; signal.raise_signal(signal.SIGINT)\nraise SystemExit(5)"
+    )
+    start = "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    start += "from onnxfuse.cli import main; sys.exit(main(sys.argv[1:]))"
+    paths = os.pathsep.join([str(tmp_path), str(Path(onnxfuse.__file__).parent.parent)])
+    words = [sys.executable, "-c", start, "--version"]
+    done = subprocess.run(words, env={**os.environ, "PYTHONPATH": paths}, timeout=50, check=False)
+    assert done.returncode == 5
+
+
 # Help ----------------------------------------------------------------------------------------------------------------
 
 

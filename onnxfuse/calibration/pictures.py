@@ -34,7 +34,7 @@ def read_pictures(folder: Path, height: int, width: int, channels: int, most: in
         DataError: There are no pictures, one can't be read, or Pillow is not installed.
     """
     try:
-        from PIL import Image, ImageOps  # noqa: PLC0415 (an extra)
+        from PIL import Image, ImageOps
     except ImportError as error:
         what = "pictures can't be read without Pillow"
         raise DataError(what, where=str(folder), mend="pip install 'onnxfuse[images]', or give an .npz file") from error
