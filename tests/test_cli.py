@@ -339,6 +339,34 @@ def test_a_job_in_the_background_goes_on_through_an_interrupt_that_it_ignores(tm
     assert done.returncode == 5
 
 
+# Flags ---------------------------------------------------------------------------------------------------------------
+
+
+WHOLE = ["round-to", "min-channels", "seed"]
+
+
+def test_the_flags_that_take_whole_numbers_are_all_known() -> None:
+    """The flags that take whole numbers are all known."""
+    found = [f.name for options in (CompressionConfig, FusionOptions) for f in fields(options) if f.type is int]
+    assert [name.replace("_", "-") for name in found] == WHOLE
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [*((c, flag) for c in ("compress", "plan") for flag in WHOLE), ("inspect", "seed"), ("validate", "seed")],
+)
+@pytest.mark.parametrize("form", ["--{} 1.5", "--{}=2.0", "--{} .6"])
+def test_a_fraction_is_no_whole_number(cli: Command, digits: Path, command: str, flag: str, form: str) -> None:
+    """A fraction is no whole number."""
+    words = [command, digits, *([digits] if command == "validate" else []), *form.format(flag).split()]
+    outcome = cli(*words, *(["-o", digits.with_name("small.onnx")] if command == "compress" else []))
+    assert (outcome.code, outcome.out) == (2, "")
+    number = form.format(flag).replace("=", " ").split()[1]
+    mend = "  mend: give a whole number\n"
+    assert outcome.err == f"onnxfuse: --{flag} is {number}\n  at:   --{flag}\n{mend}"
+    assert names_in(digits.parent) == ["digits.onnx"]
+
+
 # Help ----------------------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter
 from rich.console import Console, RenderableType
 
 from onnxfuse import __version__
@@ -55,6 +55,19 @@ def _shown_default(value: object) -> object:
     return None if value is False or value in ((), "") else value
 
 
+def _refuse_fractions(_app: App, _commands: tuple[str, ...], flags: ArgumentCollection) -> None:
+    """Refuse a fraction where a flag takes a whole number, which would be rounded in silence.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    for flag in flags:
+        for token in flag.tokens if flag.hint is int else ():
+            if "." in token.value:
+                what = f"{token.keyword} is {token.value}"
+                raise ConfigError(what, where=token.keyword or "", mend="give a whole number")
+
+
 app = App(
     name="onnxfuse",
     help="Compress trained ONNX files by fusing their channels with optimal transport.",
@@ -63,6 +76,7 @@ app = App(
     "8 proof failed, 9 output, 10 solver, 11 compression, 12 a plugin, 70 a defect of onnxfuse, 130 interrupted.",
     default_parameter=Parameter(negative_iterable=(), show_default=_shown_default),
     suppress_keyboard_interrupt=False,
+    config=_refuse_fractions,
 )
 
 
