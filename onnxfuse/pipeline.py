@@ -319,10 +319,14 @@ def validate(
     origin = str(data) if isinstance(data, str | os.PathLike) else ""
     samples = _samples(sources[0], graph, arrays, config, origin)
     analysis = analyse(sources[0], graph, samples)
+    notes = []
     if folder is not None:
-        samples = calibration_samples(analysis, samples, config, folder).samples
+        pictures = calibration_samples(analysis, samples, config, folder)
+        samples = pictures.samples
+        notes.append(pictures.note)
     elif data is None:
         samples = more_samples(analysis, samples, seed)
+    notes.append(samples.note)
     sessions = [Session(s.path or s.model, config.provider, name=f"the model {s.name!r}") for s in sources]
     drift = measure_drift(sessions[0], sessions[1], samples)
     accuracy = None
@@ -343,6 +347,7 @@ def validate(
         drift=drift,
         accuracy=accuracy,
         provider=str(sessions[1].provider),
+        notes=tuple(note for note in notes if note),
         versions=versions(),
     )
 
@@ -429,10 +434,7 @@ def _prepare(
         origin = str(calibration) if isinstance(calibration, str | os.PathLike) else ""
         arrays, labels = split_labels(None if folder else calibration, graph)
         samples = _samples(source, graph, arrays, config, origin)
-    notes = []
-    if samples.broken:
-        broken = f"{samples.broken} of the {samples.count} samples have values that are NaN or infinite"
-        notes.append(f"{broken}; what these reach is not counted")
+    notes = [samples.note]
     if wanted is not None and wanted.sha256 != source.sha256:
         notes.append(f"the plan was made for another file, {wanted.model!r}, with the same groups")
     with clock.stage("couple"):
@@ -449,7 +451,9 @@ def _prepare(
             notes.append(note)
     if folder is not None:
         with clock.stage("read pictures"):
-            samples = calibration_samples(analysis, samples, config, folder).samples
+            pictures = calibration_samples(analysis, samples, config, folder)
+            samples = pictures.samples
+            notes.append(pictures.note)
     elif calibration is None:
         with clock.stage("synthesise"):
             samples, config, note = _made_up(analysis, samples, config)

@@ -169,6 +169,7 @@ class ValidationReport(_Report):
         drift: How far the outputs moved, on which data.
         accuracy: Top-1 accuracy of both on the labels in the data, 0 to 1; None without labels.
         provider: Where it ran.
+        notes: What else a reader should know.
         versions: Versions of the software used.
     """
 
@@ -179,6 +180,7 @@ class ValidationReport(_Report):
     drift: Drift
     accuracy: Mapping[str, float] | None
     provider: str
+    notes: tuple[str, ...]
     versions: Mapping[str, str]
 
 

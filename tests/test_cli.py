@@ -142,6 +142,17 @@ def test_validate_prints_drift_and_accuracy(process: Command, digits: Path, mode
     assert re.fullmatch(r"top-1 accuracy on 450 labelled samples: original 99\.78 %, compressed 99\.78 %", last)
 
 
+def test_validate_says_which_samples_are_broken(cli: Command, digits: Path, models: Path) -> None:
+    """Validate says which samples are broken."""
+    with np.load(models / "digits_test.npz") as file:
+        images = file["image"][:8].astype(np.float32)
+    images[3, 0, 0, 0] = np.nan
+    np.savez(digits.with_name("some.npz"), image=images)
+    outcome = cli("validate", digits, digits, "--data", digits.with_name("some.npz"))
+    note = "note: 1 of the 8 samples have values that are NaN or infinite; what these reach is not counted"
+    assert outcome.out.splitlines()[-1] == note
+
+
 def test_json_is_one_object_and_nothing_else(process: Command, digits: Path) -> None:
     """JSON is one object and nothing else."""
     inspected = process("inspect", digits, "--json")

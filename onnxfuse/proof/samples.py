@@ -73,11 +73,19 @@ class Samples:
 
     @property
     def broken(self) -> int:
-        """How many samples have a value that is NaN or infinite."""
+        """How many samples in full batches have a value that is NaN or infinite."""
         found = np.zeros(len(next(iter(self.arrays.values()), ())), bool)
         for array in self.arrays.values():
             found |= ~_is_finite(array).all(axis=tuple(range(1, array.ndim)))
-        return int(found.sum())
+        return int(found[: self.count].sum())
+
+    @property
+    def note(self) -> str:
+        """What a reader of results should know of them; empty if there is nothing."""
+        if not self.broken:
+            return ""
+        found = f"{self.broken} of the {self.count} samples have values that are NaN or infinite"
+        return f"{found}; what these reach is not counted"
 
     def sound_feeds(self) -> dict[str, AnyArray]:
         """Return the feeds of the first run whose values are all finite; of the first run if there is none."""
