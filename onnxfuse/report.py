@@ -124,7 +124,7 @@ class CompressionReport(_Report):
 
     Attributes:
         model: Path of the original.
-        sha256: Hash of the original file; empty for a model object.
+        sha256: Hash of the original file, and of the weights that lie beside it; empty for a model object.
         output: Path of the result; empty if it was not saved.
         before: What the original costs.
         after: What the result costs.

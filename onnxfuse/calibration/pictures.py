@@ -29,8 +29,8 @@ class Pictures:
 def read_pictures(folder: Path, height: int, width: int, channels: int, most: int) -> Pictures:
     """Read the pictures of a folder and of those inside it, in the order of their paths.
 
-    Every picture is scaled so that it covers the size asked for, and its middle is cut out. Those that can't be read are
-    left out.
+    Every picture is scaled so that it covers the size asked for, and its middle is cut out. Those that can't be read
+    are left out.
 
     Args:
         folder: The folder.
