@@ -24,7 +24,8 @@ from onnxfuse.graph.shapes import Shapes, shapes_at_other_sizes
 from onnxfuse.planning.files import Plan, PlannedGroup
 from onnxfuse.planning.widths import fits, reason_to_keep
 from onnxfuse.proof.bodies import body_arrays, values_around, with_output_types
-from onnxfuse.proof.samples import Samples, candidate_dims, synthetic_samples
+from onnxfuse.proof.random_samples import candidate_dims, synthetic_samples
+from onnxfuse.proof.samples import Samples
 from onnxfuse.report import CompressionReport, GroupReport, InspectReport
 from onnxfuse.target import Keep, Measure, Target
 

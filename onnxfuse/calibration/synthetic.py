@@ -20,8 +20,9 @@ from onnxfuse.calibration.pictures import read_pictures
 from onnxfuse.config import CompressionConfig, Pixels
 from onnxfuse.errors import DataError
 from onnxfuse.graph.view import NodeView
+from onnxfuse.proof.random_samples import synthetic_samples
 from onnxfuse.proof.runtime import Session
-from onnxfuse.proof.samples import Samples, synthetic_samples
+from onnxfuse.proof.samples import Samples
 from onnxfuse.statistics.dead_leaves import dead_leaves
 
 __all__ = ["Synthetic", "calibration_samples"]
