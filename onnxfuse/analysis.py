@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxfuse.arrays import is_finite
 from onnxfuse.config import Provider
 from onnxfuse.coupling.groups import ChannelGraph, CouplingGroup, positions
 from onnxfuse.coupling.rules import known_rules
@@ -19,8 +20,9 @@ from onnxfuse.graph.cost import Cost, measure_cost
 from onnxfuse.graph.files import SourceModel
 from onnxfuse.graph.shapes import Shapes, infer_shapes
 from onnxfuse.graph.view import GraphView
+from onnxfuse.proof.random_samples import candidate_dims, synthetic_samples
 from onnxfuse.proof.runtime import Session
-from onnxfuse.proof.samples import Samples, candidate_dims, synthetic_samples
+from onnxfuse.proof.samples import Samples
 from onnxfuse.proof.values import value_hints
 
 __all__ = ["Analysis", "analyse", "choose_samples", "compressible_share", "cost_of", "group_parameters", "more_samples"]
@@ -162,7 +164,7 @@ def compressible_share(analysis: Analysis) -> float:
 def _without_broken(graph: GraphView, channels: ChannelGraph) -> ChannelGraph:
     """Freeze the groups with weights that are NaN or infinite, or make such: no mean of these means anything."""
     used = _weight_names(graph, channels)
-    broken = {n: "has values that are NaN or infinite" for n in used if not _is_finite(graph.array(n))}
+    broken = {n: "has values that are NaN or infinite" for n in used if not is_finite(graph.array(n)).all()}
     broken |= dict.fromkeys(_negative_variances(graph) & used, "is a variance, and has negative values")
     groups = []
     for group in channels.groups:
@@ -187,11 +189,6 @@ def _weight_names(graph: GraphView, channels: ChannelGraph) -> set[str]:
     """The constants that groups which are not frozen would change."""
     free = (p.operand.name for group in channels.groups if not group.frozen for p in group.parameters)
     return {name for name in free if name in graph.constants}
-
-
-def _is_finite(array: np.ndarray[Any, np.dtype[Any]]) -> bool:
-    # Types that NumPy knows only by their size, such as bfloat16, are of kind V.
-    return array.dtype.kind not in "fV" or bool(np.isfinite(array.astype(np.float32)).all())
 
 
 def _open_batches(graph: GraphView) -> set[str]:

@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FloatArray", "IntArray", "finite_rows", "unit_rows"]
+__all__ = ["FloatArray", "IntArray", "finite_rows", "is_finite", "unit_rows"]
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 IntArray: TypeAlias = npt.NDArray[np.int64]
@@ -26,6 +26,19 @@ def unit_rows(x: FloatArray) -> FloatArray:
     """
     norms = np.linalg.norm(x, axis=1, keepdims=True)
     return x / np.where(norms > 0, norms, 1.0)
+
+
+def is_finite(array: np.ndarray[Any, np.dtype[Any]]) -> npt.NDArray[np.bool_]:
+    """Return where an array of any type is neither NaN nor infinite.
+
+    Example:
+        >>> is_finite(np.array([1.0, np.nan])).tolist(), is_finite(np.array(["text"])).tolist()
+        ([True, False], [True])
+    """
+    if array.dtype.kind not in "fV":
+        return np.ones(array.shape, np.bool_)
+    # Types that NumPy knows only by their size, such as bfloat16, are of kind V.
+    return np.asarray(np.isfinite(array.astype(np.float64) if array.dtype.kind == "V" else array))
 
 
 def finite_rows(*arrays: np.ndarray[Any, np.dtype[Any]]) -> list[np.ndarray[Any, np.dtype[Any]]]:

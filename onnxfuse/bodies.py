@@ -6,9 +6,9 @@ report says why.
 """
 
 import glob
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import onnx
@@ -24,13 +24,16 @@ from onnxfuse.graph.shapes import Shapes, shapes_at_other_sizes
 from onnxfuse.planning.files import Plan, PlannedGroup
 from onnxfuse.planning.widths import fits, reason_to_keep
 from onnxfuse.proof.bodies import body_arrays, values_around, with_output_types
-from onnxfuse.proof.samples import Samples, candidate_dims, synthetic_samples
+from onnxfuse.proof.random_samples import candidate_dims, synthetic_samples
+from onnxfuse.proof.samples import Samples
 from onnxfuse.report import CompressionReport, GroupReport, InspectReport
 from onnxfuse.target import Keep, Measure, Target
 
 __all__ = [
+    "Arrays",
     "Bodies",
     "BodyResult",
+    "Commands",
     "compress_bodies",
     "find_bodies",
     "inspect_bodies",
@@ -40,14 +43,23 @@ __all__ = [
 ]
 
 Arrays: TypeAlias = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
-Inspect: TypeAlias = Callable[[onnx.ModelProto, Arrays, CompressionConfig], InspectReport]
-MakePlan: TypeAlias = Callable[[onnx.ModelProto, Arrays, CompressionConfig], Plan]
-Compress: TypeAlias = Callable[
-    [onnx.ModelProto, Arrays, CompressionConfig, Plan | None], tuple[onnx.ModelProto, CompressionReport]
-]
-
 # How many runs of the model around them bodies are inspected on, and compressed on.
 _FEW, _MANY = 8, 128
+
+
+class Commands(Protocol):
+    """What is done to a body, which is a model of its own, with the inputs that it gets from the model around it."""
+
+    def inspect(self, model: onnx.ModelProto, arrays: Arrays, config: CompressionConfig) -> InspectReport:
+        """Find its coupling groups."""
+
+    def plan(self, model: onnx.ModelProto, arrays: Arrays, config: CompressionConfig) -> Plan:
+        """Decide how many channels they keep."""
+
+    def compress(
+        self, model: onnx.ModelProto, arrays: Arrays, config: CompressionConfig, wanted: Plan | None
+    ) -> tuple[onnx.ModelProto, CompressionReport]:
+        """Compress it, by a plan if there is one."""
 
 
 @dataclass(frozen=True)
@@ -113,25 +125,25 @@ class Bodies:
         return sum(result.compressible for result in self.results)
 
 
-def inspect_bodies(analysis: Analysis, samples: Samples, config: CompressionConfig, inspect: Inspect) -> Bodies:
+def inspect_bodies(analysis: Analysis, samples: Samples, config: CompressionConfig, commands: Commands) -> Bodies:
     """Find the coupling groups in the bodies of a model.
 
     Args:
         analysis: The model around them.
         samples: Inputs that it runs with.
         config: The options.
-        inspect: Inspects a model on given inputs.
+        commands: What to do with a body.
     """
     left: list[str] = []
     found = [
-        _inspected(body, inspect(body.model, arrays, config))
+        _inspected(body, commands.inspect(body.model, arrays, config))
         for body, arrays in _cut_bodies(analysis, samples, config, _FEW, left)
     ]
     return Bodies(tuple(result for result in found if result.groups), tuple(left))
 
 
 def find_bodies(
-    analysis: Analysis, samples: Samples, config: CompressionConfig, wanted: Plan | None, inspect: Inspect
+    analysis: Analysis, samples: Samples, config: CompressionConfig, wanted: Plan | None, commands: Commands
 ) -> Bodies:
     """Find the groups in the bodies of a model, without a proof, and which of them the options leave out.
 
@@ -140,9 +152,9 @@ def find_bodies(
         samples: Inputs that it runs with.
         config: The options.
         wanted: A plan to follow; None to go by the options.
-        inspect: Inspects a model on given inputs.
+        commands: What to do with a body.
     """
-    found = inspect_bodies(analysis, samples, replace(config, prove=False), inspect)
+    found = inspect_bodies(analysis, samples, replace(config, prove=False), commands)
     planned = tuple(_planned(result, config) for result in found.results)
     groups = [group for result in planned for group in result.groups]
     if wanted is None:
@@ -152,7 +164,7 @@ def find_bodies(
 
 
 def plan_bodies(
-    analysis: Analysis, samples: Samples, config: CompressionConfig, inspect: Inspect, plan: MakePlan
+    analysis: Analysis, samples: Samples, config: CompressionConfig, commands: Commands
 ) -> dict[str, PlannedGroup]:
     """Return what is planned for the groups in the bodies of a model, by their full names.
 
@@ -160,16 +172,15 @@ def plan_bodies(
         analysis: The model around them.
         samples: Inputs that it runs with.
         config: The options.
-        inspect: Inspects a model on given inputs.
-        plan: Plans a model on given inputs.
+        commands: What to do with a body.
     """
     groups: dict[str, PlannedGroup] = {}
     for body, arrays in _cut_bodies(analysis, samples, config, _MANY, []):
-        found = _planned(_inspected(body, inspect(body.model, arrays, replace(config, prove=False))), config)
+        found = _planned(_inspected(body, commands.inspect(body.model, arrays, replace(config, prove=False))), config)
         groups |= {g.name: PlannedGroup(g.channels_before, g.channels_before, g.frozen) for g in found.groups}
         if any(group.frozen is None for group in found.groups):
             try:
-                made = plan(body.model, arrays, _own_config(body, found.groups, config))
+                made = commands.plan(body.model, arrays, _own_config(body, found.groups, config))
             except UnsupportedGraphError:
                 continue
             groups |= {f"{body.name}/{name}": group for name, group in made.groups.items()}
@@ -181,8 +192,7 @@ def compress_bodies(
     samples: Samples,
     config: CompressionConfig,
     wanted: Plan | None,
-    inspect: Inspect,
-    compress: Compress,
+    commands: Commands,
 ) -> Bodies:
     """Compress the bodies of a model, each by itself.
 
@@ -192,28 +202,27 @@ def compress_bodies(
         config: The options; patterns for names of groups go by the full names, with node and branch. A budget holds
             for each body as a share of what it costs itself.
         wanted: A plan to follow; None to go by the options.
-        inspect: Inspects a model on given inputs.
-        compress: Compresses a model on given inputs.
+        commands: What to do with a body.
     """
     results: list[BodyResult] = []
     left: list[str] = []
     for body, arrays in _cut_bodies(analysis, samples, config, _MANY, left):
-        found = _planned(_inspected(body, inspect(body.model, arrays, replace(config, prove=False))), config)
+        found = _planned(_inspected(body, commands.inspect(body.model, arrays, replace(config, prove=False))), config)
         if found.groups:
             part = None if wanted is None else wanted.inside(f"{body.name}/")
-            results.append(_compressed(found, arrays, config, part, compress))
+            results.append(_compressed(found, arrays, config, part, commands))
     return Bodies(tuple(results), tuple(left), any(result.model is not None for result in results))
 
 
 def _compressed(
-    found: BodyResult, arrays: Arrays, config: CompressionConfig, wanted: Plan | None, compress: Compress
+    found: BodyResult, arrays: Arrays, config: CompressionConfig, wanted: Plan | None, commands: Commands
 ) -> BodyResult:
     body = found.body
     asked = wanted is not None and any(group.keep < group.channels for group in wanted.groups.values())
     if all(group.frozen for group in found.groups) and not asked:
         return found
     try:
-        model, report = compress(body.model, arrays, _own_config(body, found.groups, config), wanted)
+        model, report = commands.compress(body.model, arrays, _own_config(body, found.groups, config), wanted)
     except UnsupportedGraphError:
         return found
     except ConfigError as error:

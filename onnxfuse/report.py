@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxfuse.analysis import Analysis, group_parameters
 from onnxfuse.calibration.reconstruct import Reconstruction
 from onnxfuse.calibration.refit import Refit
 from onnxfuse.config import CompressionConfig
 from onnxfuse.graph.cost import Cost
 from onnxfuse.graph.files import SourceModel
+from onnxfuse.planning.widths import GroupPlan
 from onnxfuse.proof.drift import Drift
+from onnxfuse.stages import Fused, Judgements, damage_of
 
 __all__ = [
     "CompressionReport",
@@ -24,6 +27,8 @@ __all__ = [
     "InspectReport",
     "ModelCost",
     "ValidationReport",
+    "frozen_reasons",
+    "group_report",
     "metadata_of",
     "versions",
 ]
@@ -124,7 +129,7 @@ class CompressionReport(_Report):
 
     Attributes:
         model: Path of the original.
-        sha256: Hash of the original file; empty for a model object.
+        sha256: Hash of the original file, and of the weights that lie beside it; empty for a model object.
         output: Path of the result; empty if it was not saved.
         before: What the original costs.
         after: What the result costs.
@@ -169,6 +174,7 @@ class ValidationReport(_Report):
         drift: How far the outputs moved, on which data.
         accuracy: Top-1 accuracy of both on the labels in the data, 0 to 1; None without labels.
         provider: Where it ran.
+        notes: What else a reader should know.
         versions: Versions of the software used.
     """
 
@@ -179,7 +185,46 @@ class ValidationReport(_Report):
     drift: Drift
     accuracy: Mapping[str, float] | None
     provider: str
+    notes: tuple[str, ...]
     versions: Mapping[str, str]
+
+
+def group_report(
+    analysis: Analysis, plan: GroupPlan, fused: Fused | None = None, judgements: Judgements | None = None
+) -> GroupReport:
+    """Return what is to be said of a group.
+
+    Args:
+        analysis: The model.
+        plan: How many channels it keeps.
+        fused: How maps were found; None where nothing was fused.
+        judgements: What samples say of groups; None where none were looked at.
+    """
+    group = plan.group
+    return GroupReport(
+        name=group.name,
+        channels_before=group.channels,
+        channels_after=plan.kept,
+        frozen=plan.reason or None,
+        method=fused.methods.get(group.name) if fused else None,
+        damage=damage_of(judgements or {}, plan),
+        residual=group.residual,
+        parameters=group_parameters(analysis, group),
+        nodes=tuple(dict.fromkeys(parameter.node for parameter in group.parameters)),
+        statistic=group.statistic or None,
+        unmixable=group.unmixable or None,
+    )
+
+
+def frozen_reasons(groups: Sequence[GroupReport]) -> dict[str, dict[str, int]]:
+    """Count the groups that each reason freezes, and the parameters that follow their channels."""
+    found: dict[str, dict[str, int]] = {}
+    for group in groups:
+        if group.frozen:
+            entry = found.setdefault(group.frozen, {"groups": 0, "parameters": 0})
+            entry["groups"] += 1
+            entry["parameters"] += group.parameters
+    return found
 
 
 def versions() -> dict[str, str]:

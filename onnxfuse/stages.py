@@ -27,7 +27,7 @@ from onnxfuse.proof.scaling import scalable_groups
 from onnxfuse.statistics.features import ActivationFeatures
 from onnxfuse.target import Target
 
-__all__ = ["Fused", "allocate_widths", "edited_model", "fuse_groups", "prove_groups"]
+__all__ = ["Fused", "Judgements", "allocate_widths", "damage_of", "edited_model", "fuse_groups", "prove_groups"]
 
 Judgements: TypeAlias = Mapping[str, Judgement]
 FindMap: TypeAlias = Callable[[CouplingGroup, np.random.Generator], ChannelMap]
@@ -106,6 +106,12 @@ def allocate_widths(
     if least > limit:
         note = f"the target {target} can't be met: {least:,.0f} {target.measure} of {total:,.0f} are the least"
     return [replace(plan, kept=widths.get(plan.group.atom, plan.group.channels)) for plan in plans], note
+
+
+def damage_of(judgements: Judgements, plan: GroupPlan) -> float | None:
+    """Return the relative damage J of the width that is planned for a group; None where no samples were looked at."""
+    found = judgements.get(plan.group.name)
+    return None if found is None else float(found.damage[plan.kept])
 
 
 @dataclass(frozen=True, eq=False)

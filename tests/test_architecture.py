@@ -3,6 +3,8 @@
 import ast
 import importlib
 import inspect
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -153,3 +155,36 @@ def test_what_a_module_exports_is_in_it(file: Path) -> None:
     exported = getattr(module, "__all__", [])
     assert [name for name in exported if not hasattr(module, name)] == []
     assert len(set(exported)) == len(exported)
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Return the packages that a statement has imported in an interpreter of its own."""
+    code = f"import sys; {statement}; print(' '.join(sorted({{name.split('.')[0] for name in sys.modules}})))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("statement", ["import onnxfuse", "import onnxfuse.cli", "import onnxfuse; dir(onnxfuse)"])
+def test_the_package_is_there_before_what_it_needs(statement: str) -> None:
+    """The package is there before what it needs."""
+    heavy = {"numpy", "onnx", "onnxruntime", "onnx_graphsurgeon", "scipy", "sklearn", "ot", "cyclopts", "rich"}
+    assert loaded_by(statement) & heavy == set()
+    assert {"numpy", "onnx"} <= loaded_by("import onnxfuse; onnxfuse.compress")
+
+
+def test_the_command_line_answers_before_it_solves() -> None:
+    """The command line answers before it solves."""
+    slow = {"scipy", "sklearn", "ot", "PIL"}
+    assert loaded_by("from onnxfuse.cli import main; main(['compress', '--help'])") & slow == set()
+    solve = "from onnxfuse.transport import SOLVERS; import numpy as np; x = np.ones(1); "
+    assert "ot" in loaded_by(f"{solve}SOLVERS['exact'](x[:, None], x, x, regularisation=1.0)")
+
+
+def test_names_that_are_not_imported_yet_are_listed_and_those_that_are_not_there_refused() -> None:
+    """Names that are not imported yet are listed, and those that are not there refused."""
+    code = "import onnxfuse; assert set(onnxfuse.__all__) <= set(dir(onnxfuse)); from onnxfuse import *; compress, Plan"
+    assert "onnx" in loaded_by(code)
+    loaded_by("import onnxfuse; onnxfuse.errors.ModelError; onnxfuse.pipeline.compress")
+    misspelt = "compres"
+    with pytest.raises(AttributeError, match="no attribute 'compres'"):
+        getattr(onnxfuse, misspelt)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -217,11 +218,11 @@ def write_pictures(folder: Path, count: int) -> None:
 def test_pictures_are_read_as_pixels(tmp_path: Path) -> None:
     """Pictures are cut to the size asked for, in the order of their paths; of many, some evenly spaced ones."""
     write_pictures(tmp_path / "pictures", 6)
-    pixels = read_pictures(tmp_path / "pictures", 16, 8, 3, 100)
+    pixels = read_pictures(tmp_path / "pictures", 16, 8, 3, 100).pixels
     assert pixels.shape == (6, 3, 16, 8)
     assert 0 <= pixels.min() < 0.5 < pixels.max() <= 1
-    np.testing.assert_array_equal(read_pictures(tmp_path / "pictures", 16, 8, 3, 3), pixels[::2])
-    assert read_pictures(tmp_path / "pictures", 16, 8, 1, 2).shape == (2, 1, 16, 8)
+    np.testing.assert_array_equal(read_pictures(tmp_path / "pictures", 16, 8, 3, 3).pixels, pixels[::2])
+    assert read_pictures(tmp_path / "pictures", 16, 8, 1, 2).pixels.shape == (2, 1, 16, 8)
 
 
 def test_a_folder_of_pictures_calibrates(tmp_path: Path) -> None:
@@ -238,12 +239,34 @@ def test_a_folder_of_pictures_calibrates(tmp_path: Path) -> None:
         onnxfuse.compress(image_net(onnx.TensorProto.UINT8), ratio=0.5, pixels="0..1", prove=False, provider="cpu")
 
 
+def test_pictures_that_can_not_be_read_are_left_out_and_counted(tmp_path: Path) -> None:
+    """Pictures that can't be read are left out and counted: the others calibrate as if they were alone."""
+    write_pictures(tmp_path / "pictures", 8)
+    whole = read_pictures(tmp_path / "pictures", 16, 8, 3, 100)
+    assert whole.unreadable == ()
+    options: dict[str, Any] = {"ratio": 0.5, "effort": 0, "prove": False, "provider": "cpu"}
+    alone = onnxfuse.compress(image_net(), calibration=tmp_path / "pictures", **options)
+    damaged = [tmp_path / "pictures" / name for name in ("0.png", "more/x.tiff")]
+    damaged[0].write_bytes(b"no picture")
+    cut_short = (tmp_path / "pictures" / "more" / "0.png").read_bytes()[:300]
+    damaged[1].write_bytes(cut_short)
+    some = read_pictures(tmp_path / "pictures", 16, 8, 3, 100)
+    assert some.unreadable == tuple(damaged)
+    np.testing.assert_array_equal(some.pixels, whole.pixels)
+    said = f"2 of the 10 pictures can't be read and are left out, the first of them {str(damaged[0])!r}"
+    made = onnxfuse.compress(image_net(), calibration=tmp_path / "pictures", **options)
+    assert made.report.notes == (said,)
+    assert alone.report.notes == ()
+    assert made.model.graph == alone.model.graph
+    assert onnxfuse.validate(made.model, alone.model, data=tmp_path / "pictures", provider="cpu").notes == (said,)
+
+
 def test_folders_without_pictures_are_refused(tmp_path: Path) -> None:
     """A folder without pictures, a picture that is none, and a network that takes no images are refused."""
     with pytest.raises(DataError, match="there are no pictures"):
         onnxfuse.compress(image_net(), calibration=tmp_path, provider="cpu")
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match="this picture can't be read"):
+    with pytest.raises(DataError, match="none of the 1 pictures can be read; the first: cannot identify"):
         onnxfuse.compress(image_net(), calibration=tmp_path, provider="cpu")
     net = Net(17, seed=2)
     net.output(net.gemm(net.node("Relu", net.gemm(net.input(1, 5, batch="n"), 8, name="first")), 3, name="last"))

@@ -142,6 +142,17 @@ def test_validate_prints_drift_and_accuracy(process: Command, digits: Path, mode
     assert re.fullmatch(r"top-1 accuracy on 450 labelled samples: original 99\.78 %, compressed 99\.78 %", last)
 
 
+def test_validate_says_which_samples_are_broken(cli: Command, digits: Path, models: Path) -> None:
+    """Validate says which samples are broken."""
+    with np.load(models / "digits_test.npz") as file:
+        images = file["image"][:8].astype(np.float32)
+    images[3, 0, 0, 0] = np.nan
+    np.savez(digits.with_name("some.npz"), image=images)
+    outcome = cli("validate", digits, digits, "--data", digits.with_name("some.npz"))
+    note = "note: 1 of the 8 samples have values that are NaN or infinite; what these reach is not counted"
+    assert outcome.out.splitlines()[-1] == note
+
+
 def test_json_is_one_object_and_nothing_else(process: Command, digits: Path) -> None:
     """JSON is one object and nothing else."""
     inspected = process("inspect", digits, "--json")
@@ -297,6 +308,74 @@ def test_interrupt_during_the_proof_leaves_nothing(digits: Path, sent: signal.Si
     assert err == "onnxfuse: interrupted; nothing was written\n"
     assert names_in(folder) == ["digits.onnx", "small.onnx"]
     assert (folder / "small.onnx").read_bytes() == b"an earlier result"
+
+
+# Stands for a package that is slow to import: the signal comes in the middle of that, where an exception may get lost.
+IMPORTED = """
+import os, signal, time
+signal.raise_signal({number})
+for _ in range(600):
+    time.sleep(0.1)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals to send to one process")
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("package", ["numpy", "onnx", "cyclopts"])
+def test_interrupt_during_an_import_is_answered_at_once(tmp_path: Path, package: str, sent: signal.Signals) -> None:
+    """Interrupt during an import is answered at once."""
+    (tmp_path / f"{package}.py").write_text(IMPORTED.format(number=int(sent)))
+    start = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    start += "from onnxfuse.cli import main; sys.exit(main(sys.argv[1:]))"
+    paths = os.pathsep.join([str(tmp_path), str(Path(onnxfuse.__file__).parent.parent)])
+    words = [sys.executable, "-c", start, "inspect", "digits.onnx", "--json"]
+    done = subprocess.run(
+        words, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "onnxfuse: interrupted; nothing was written\n")
+    assert one_object(done.stdout)["error"]["exit_code"] == 130
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such jobs")
+def test_a_job_in_the_background_goes_on_through_an_interrupt_that_it_ignores(tmp_path: Path) -> None:
+    """A job in the background goes on through an interrupt that it ignores."""
+    (tmp_path / "onnx_graphsurgeon.py").write_text(
+        "import signal; signal.raise_signal(signal.SIGINT)\nraise SystemExit(5)"
+    )
+    start = "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    start += "from onnxfuse.cli import main; sys.exit(main(sys.argv[1:]))"
+    paths = os.pathsep.join([str(tmp_path), str(Path(onnxfuse.__file__).parent.parent)])
+    words = [sys.executable, "-c", start, "--version"]
+    done = subprocess.run(words, env={**os.environ, "PYTHONPATH": paths}, timeout=50, check=False)
+    assert done.returncode == 5
+
+
+# Flags ---------------------------------------------------------------------------------------------------------------
+
+
+WHOLE = ["round-to", "min-channels", "seed"]
+
+
+def test_the_flags_that_take_whole_numbers_are_all_known() -> None:
+    """The flags that take whole numbers are all known."""
+    found = [f.name for options in (CompressionConfig, FusionOptions) for f in fields(options) if f.type is int]
+    assert [name.replace("_", "-") for name in found] == WHOLE
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [*((c, flag) for c in ("compress", "plan") for flag in WHOLE), ("inspect", "seed"), ("validate", "seed")],
+)
+@pytest.mark.parametrize("form", ["--{} 1.5", "--{}=2.0", "--{} .6"])
+def test_a_fraction_is_no_whole_number(cli: Command, digits: Path, command: str, flag: str, form: str) -> None:
+    """A fraction is no whole number."""
+    words = [command, digits, *([digits] if command == "validate" else []), *form.format(flag).split()]
+    outcome = cli(*words, *(["-o", digits.with_name("small.onnx")] if command == "compress" else []))
+    assert (outcome.code, outcome.out) == (2, "")
+    number = form.format(flag).replace("=", " ").split()[1]
+    mend = "  mend: give a whole number\n"
+    assert outcome.err == f"onnxfuse: --{flag} is {number}\n  at:   --{flag}\n{mend}"
+    assert names_in(digits.parent) == ["digits.onnx"]
 
 
 # Help ----------------------------------------------------------------------------------------------------------------

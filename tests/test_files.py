@@ -36,6 +36,22 @@ def test_a_file_is_read_with_its_size_and_hash(digits: Path) -> None:
     assert read_model(str(digits)) == source
 
 
+def test_the_hash_covers_weights_beside_the_file(digits: Path, tmp_path: Path) -> None:
+    """The hash tells models apart whose files are the same and whose weights, beside them, are not."""
+    (tmp_path / "outside").mkdir()
+    path = tmp_path / "outside" / "m.onnx"
+    save_outside(onnx.load(digits), path)
+    before, weights = read_model(path), path.with_name("weights.bin")
+    data = bytearray(weights.read_bytes())
+    assert before == read_model(path)
+    data[5] ^= 1
+    weights.write_bytes(data)
+    after = read_model(path)
+    assert after.sha256 != before.sha256
+    weights.write_bytes(data + b"nothing reads this")
+    assert read_model(path).sha256 == after.sha256
+
+
 def test_an_object_is_copied(make_mlp: MakeMlp) -> None:
     """An object is copied."""
     model = make_mlp()

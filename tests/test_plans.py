@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
@@ -11,6 +12,7 @@ import onnxfuse
 from onnxfuse.errors import ConfigError, DataError
 from onnxfuse.planning.files import Plan, read_plan
 from onnxfuse.target import Keep
+from tests.conftest import MakeMlp
 
 
 @pytest.fixture
@@ -58,6 +60,19 @@ def test_a_plan_for_another_file_is_said_to_be_one(made: Plan, digits: Path, tmp
     path = edited(made, tmp_path, sha256="0" * 64)
     report = onnxfuse.compress(digits, plan=path, method="prune", prove=False, provider="cpu").report
     assert any("another file" in note for note in report.notes)
+
+
+def test_a_plan_for_other_weights_is_said_to_be_one(tmp_path: Path, make_mlp: MakeMlp) -> None:
+    """A plan for a file whose weights, beside it, have changed is used, with a note; for the same ones without."""
+    path = tmp_path / "m.onnx"
+    onnx.save_model(make_mlp(), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    options: dict[str, Any] = {"method": "prune", "prove": False, "provider": "cpu"}
+    made = onnxfuse.plan(path, ratio=0.5, **options)
+    assert onnxfuse.compress(path, plan=made, **options).report.notes == ()
+    weights = np.fromfile(tmp_path / "weights.bin", np.float32)
+    (2 * weights).tofile(tmp_path / "weights.bin")
+    (note,) = onnxfuse.compress(path, plan=made, **options).report.notes
+    assert note == f"the plan was made for another file, {str(path)!r}, with the same groups"
 
 
 BAD_GROUPS = {

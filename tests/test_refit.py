@@ -86,13 +86,13 @@ def test_one_broken_sample_spoils_nothing(value: float) -> None:
     """A sample with a value that is not finite is not counted, and said to be broken; all others still decide."""
     samples = images("calibration", 128)
     samples[5, 0, 2, 2] = value
+    file = MODELS / "digits_bn.onnx"
     for options in ({"ratio": 0.3}, {"target": "macs=0.5"}):
-        report = onnxfuse.compress(
-            MODELS / "digits_bn.onnx", calibration={"image": samples}, provider="cpu", **options
-        ).report
-        assert report.notes == (
-            "1 of the 128 samples have values that are NaN or infinite; what these reach is not counted",
-        )
+        report = onnxfuse.compress(file, calibration={"image": samples}, provider="cpu", **options).report
+        note = "1 of the 128 samples have values that are NaN or infinite; what these reach is not counted"
+        assert report.notes == (note,)
+        judged = onnxfuse.validate(file, file, data={"image": samples}, provider="cpu")
+        assert judged.notes == (note,)
         assert {g.method for g in report.groups if g.channels_after < g.channels_before} == {"least-damage"}
         assert len(report.refits) > 3
         top1 = report.drift.outputs[0].top1_agreement

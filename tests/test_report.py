@@ -110,7 +110,7 @@ def test_numbers_that_json_does_not_have_are_strings(number: float, make_mlp: Ma
     """Numbers that JSON does not have are strings."""
     drift = onnxfuse.validate(make_mlp(), make_mlp()).drift
     cost = ModelCost(1, 2, 3)
-    report = ValidationReport("a", "b", cost, cost, drift, {"original": number}, "cpu", {})
+    report = ValidationReport("a", "b", cost, cost, drift, {"original": number}, "cpu", (), {})
     assert strict(report.to_json())["accuracy"] == {"original": str(number)}
     assert json.loads(report.to_json())["accuracy"]["original"] == str(number)
 

@@ -10,9 +10,11 @@ import pytest
 from onnx import TensorProto, helper
 
 import onnxfuse
+from onnxfuse.arrays import is_finite
 from onnxfuse.errors import DataError, UnsupportedGraphError
 from onnxfuse.graph.view import GraphView
-from onnxfuse.proof.samples import candidate_dims, load_samples, read_arrays, synthetic_samples
+from onnxfuse.proof.random_samples import candidate_dims, synthetic_samples
+from onnxfuse.proof.samples import load_samples, read_arrays
 
 Dims = Sequence[int | str] | None
 
@@ -125,6 +127,16 @@ def test_one_unnamed_array_is_enough_for_one_input(tmp_path: Path) -> None:
 def test_an_input_may_be_called_like_an_unnamed_array() -> None:
     """An input may be called like an unnamed array."""
     assert load_samples({"arr_0": numbers(2, 3)}, view(("arr_0", F, ["n", 3]))).count == 2
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16])
+def test_values_of_every_float_type_are_seen_to_be_broken(kind: int) -> None:
+    """Values of every float type are seen to be broken, and large ones are not taken for such."""
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    largest = 1e300 if kind == TensorProto.DOUBLE else 6e4
+    array = np.array([0, -largest, np.nan, np.inf, -np.inf, 1]).astype(dtype)
+    assert is_finite(array).tolist() == [True, True, False, False, False, True]
+    assert is_finite(np.array([[3, -1]])).tolist() == [[True, True]]
 
 
 def test_lists_are_arrays_too() -> None:

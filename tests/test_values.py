@@ -11,7 +11,7 @@ from onnxfuse.analysis import choose_samples, more_samples
 from onnxfuse.config import Provider
 from onnxfuse.graph.files import read_model
 from onnxfuse.graph.view import GraphView
-from onnxfuse.proof.samples import candidate_dims, synthetic_samples
+from onnxfuse.proof.random_samples import candidate_dims, synthetic_samples
 from onnxfuse.proof.values import ValueHints, needed_sizes, value_hints
 from tests.laws import analysis_of
 

@@ -1,24 +1,36 @@
 """Pictures in a folder, as pixels of the size that a network takes."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxfuse.errors import DataError
 
-__all__ = ["read_pictures"]
-
-Pixels: TypeAlias = NDArray[np.float32]
+__all__ = ["Pictures", "read_pictures"]
 
 _ENDINGS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
-def read_pictures(folder: Path, height: int, width: int, channels: int, most: int) -> Pixels:
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """The pictures of a folder.
+
+    Attributes:
+        pixels: Shape (n, channels, height, width), float32, in [0, 1].
+        unreadable: Those that are damaged, or are no pictures.
+    """
+
+    pixels: NDArray[np.float32]
+    unreadable: tuple[Path, ...]
+
+
+def read_pictures(folder: Path, height: int, width: int, channels: int, most: int) -> Pictures:
     """Read the pictures of a folder and of those inside it, in the order of their paths.
 
-    Every picture is scaled so that it covers the size asked for, and its middle is cut out.
+    Every picture is scaled so that it covers the size asked for, and its middle is cut out. Those that can't be read
+    are left out.
 
     Args:
         folder: The folder.
@@ -28,13 +40,13 @@ def read_pictures(folder: Path, height: int, width: int, channels: int, most: in
         most: Read at most so many, evenly spaced over all of them.
 
     Returns:
-        Shape (n, channels, height, width), in [0, 1].
+        Those that can be read, at least one.
 
     Raises:
-        DataError: There are no pictures, one can't be read, or Pillow is not installed.
+        DataError: There are no pictures, none can be read, or Pillow is not installed.
     """
     try:
-        from PIL import Image, ImageOps  # noqa: PLC0415 (an extra)
+        from PIL import Image, ImageOps
     except ImportError as error:
         what = "pictures can't be read without Pillow"
         raise DataError(what, where=str(folder), mend="pip install 'onnxfuse[images]', or give an .npz file") from error
@@ -44,13 +56,21 @@ def read_pictures(folder: Path, height: int, width: int, channels: int, most: in
         raise DataError(what, where=str(folder), mend=f"known endings: {', '.join(sorted(_ENDINGS))}")
     chosen = [paths[i * len(paths) // min(len(paths), most)] for i in range(min(len(paths), most))]
     pixels = np.empty((len(chosen), channels, height, width), np.float32)
-    for place, path in zip(pixels, chosen, strict=True):
+    read: list[Path] = []
+    problems: dict[Path, Exception] = {}
+    for path in chosen:
         try:
             with Image.open(path) as picture:
                 fitted = ImageOps.fit(picture.convert("RGB" if channels == 3 else "L"), (width, height))
-        except (OSError, ValueError) as error:
-            what = f"this picture can't be read: {error}"
-            raise DataError(what, where=str(path), mend="remove or replace it") from error
-        array = np.asarray(fitted, np.float32).reshape(height, width, channels) / 255
-        place[:] = array.transpose(2, 0, 1)
-    return pixels
+        # Pillow's readers of single formats complain of damage in ways of their own.
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            problems[path] = error
+        else:
+            array = np.asarray(fitted, np.float32).reshape(height, width, channels) / 255
+            pixels[len(read)] = array.transpose(2, 0, 1)
+            read.append(path)
+    if not read:
+        first, problem = next(iter(problems.items()))
+        what = f"none of the {len(problems)} pictures can be read; the first: {problem}"
+        raise DataError(what, where=str(first), mend="check what is in the folder") from problem
+    return Pictures(pixels[: len(read)], tuple(problems))

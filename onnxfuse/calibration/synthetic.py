@@ -20,8 +20,9 @@ from onnxfuse.calibration.pictures import read_pictures
 from onnxfuse.config import CompressionConfig, Pixels
 from onnxfuse.errors import DataError
 from onnxfuse.graph.view import NodeView
+from onnxfuse.proof.random_samples import synthetic_samples
 from onnxfuse.proof.runtime import Session
-from onnxfuse.proof.samples import Samples, synthetic_samples
+from onnxfuse.proof.samples import Samples
 from onnxfuse.statistics.dead_leaves import dead_leaves
 
 __all__ = ["Synthetic", "calibration_samples"]
@@ -47,10 +48,12 @@ class Synthetic:
     Attributes:
         samples: The samples.
         is_like_data: Whether they are like what such networks see: images or tokens, not mere random numbers.
+        note: What else a reader of results should know of them; empty if there is nothing.
     """
 
     samples: Samples
     is_like_data: bool
+    note: str = ""
 
 
 def calibration_samples(
@@ -65,7 +68,7 @@ def calibration_samples(
         folder: A folder of pictures; None for made-up images.
 
     Raises:
-        DataError: The pictures can't be read, the network takes none, or pixels can't become its inputs as asked for.
+        DataError: No picture can be read, the network takes none, or pixels can't become its inputs as asked for.
         RuntimeFailedError: ONNX Runtime could not run the network.
     """
     tables = dict(_tables(analysis))
@@ -74,8 +77,9 @@ def calibration_samples(
     count = min(_MACS // max(analysis.cost.macs, 1), _NUMBERS // max(numbers, 1), _MOST)
     rng = np.random.default_rng(config.seed)
     pictures: Mapping[str, AnyArray] = {}
+    note = ""
     if folder is not None:
-        pictures = _pictures(folder, images, count)
+        pictures, note = _pictures(folder, images, count)
         count = len(next(iter(pictures.values())))
     count = max(count, 1 if folder else _FEWEST)
     plain = synthetic_samples(analysis.graph, samples.dims, config.seed, count, compared=samples.compared)
@@ -95,14 +99,21 @@ def calibration_samples(
     words = f"{plain.count} synthetic images (dead leaves, seed {config.seed}; pixels {word})"
     if folder is not None:
         words = f"{plain.count} pictures from {folder} (pixels {word})"
-    return Synthetic(replace(plain, arrays=arrays, origin=words), is_like_data=True)
+    return Synthetic(replace(plain, arrays=arrays, origin=words), is_like_data=True, note=note)
 
 
-def _pictures(folder: Path, images: Mapping[str, Image], most: int) -> dict[str, AnyArray]:
+def _pictures(folder: Path, images: Mapping[str, Image], most: int) -> tuple[dict[str, AnyArray], str]:
+    """Return the pictures of a folder by the name of the input that takes them, and a note of those left out."""
     if len(images) != 1:
         what = "pictures are for networks with one input that takes images"
         raise DataError(what, where=str(folder), mend="give an .npz file with an array for every input")
-    return {n: read_pictures(folder, i.height, i.width, i.channels, max(most, 1)) for n, i in images.items()}
+    name, image = next(iter(images.items()))
+    found = read_pictures(folder, image.height, image.width, image.channels, max(most, 1))
+    if not found.unreadable:
+        return {name: found.pixels}, ""
+    total = len(found.pixels) + len(found.unreadable)
+    left_out = f"{len(found.unreadable)} of the {total} pictures can't be read and are left out"
+    return {name: found.pixels}, f"{left_out}, the first of them {str(found.unreadable[0])!r}"
 
 
 def _tables(analysis: Analysis) -> Iterator[tuple[str, int]]:

@@ -5,21 +5,20 @@ documentation, so the command line and the Python API can't say different things
 """
 
 import io
-import json as json_module
 import logging
 import os
 import signal
 import sys
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter
 from rich.console import Console, RenderableType
 
 from onnxfuse import __version__
+from onnxfuse.cli import EXIT_INTERRUPTED, INTERRUPTED, caught_signals, refusal_as_json
 from onnxfuse.cli.progress import shown_progress
 from onnxfuse.cli.render import compression_tables, inspection_tables, method_tables, validation_tables
 from onnxfuse.config import CompressionConfig, Pixels, Provider
@@ -32,10 +31,8 @@ from onnxfuse.pipeline import plan as run_plan
 from onnxfuse.pipeline import validate as run_validate
 from onnxfuse.plugins import load_plugins
 
-__all__ = ["main"]
+__all__ = ["run"]
 
-EXIT_INTERRUPTED = 130
-_INTERRUPTED = "interrupted; nothing was written"
 _PIPE_WIDTH = 100_000
 
 _WHAT = Group("What to compress, and how much", sort_key=1)
@@ -58,6 +55,19 @@ def _shown_default(value: object) -> object:
     return None if value is False or value in ((), "") else value
 
 
+def _refuse_fractions(_app: App, _commands: tuple[str, ...], flags: ArgumentCollection) -> None:
+    """Refuse a fraction where a flag takes a whole number, which would be rounded in silence.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    for flag in flags:
+        for token in flag.tokens if flag.hint is int else ():
+            if "." in token.value:
+                what = f"{token.keyword} is {token.value}"
+                raise ConfigError(what, where=token.keyword or "", mend="give a whole number")
+
+
 app = App(
     name="onnxfuse",
     help="Compress trained ONNX files by fusing their channels with optimal transport.",
@@ -66,6 +76,7 @@ app = App(
     "8 proof failed, 9 output, 10 solver, 11 compression, 12 a plugin, 70 a defect of onnxfuse, 130 interrupted.",
     default_parameter=Parameter(negative_iterable=(), show_default=_shown_default),
     suppress_keyboard_interrupt=False,
+    config=_refuse_fractions,
 )
 
 
@@ -203,22 +214,22 @@ def validate(
     _print(result.to_json() if json else validation_tables(result))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def run(words: Sequence[str]) -> int:
     """Run the command line.
 
     Args:
-        arguments: Words after the program's name; None for those it was started with.
+        words: Those after the program's name.
 
     Returns:
         The exit code: 0, or one that tells the kind of error (see `onnxfuse.errors`).
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
     verbose = "-v" in words or "--verbose" in words
     logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, stream=sys.stderr, format="%(message)s")
     errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     try:
         load_plugins()
-        with _terminable():
+        # These unwind, so that no temporary files are left.
+        with caught_signals(signal.default_int_handler):
             app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except OnnxFuseError as error:
         if verbose:
@@ -228,10 +239,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         refusal = _usage_error(error)
         code = refusal.exit_code
     except KeyboardInterrupt:
-        refusal, code = OnnxFuseError(_INTERRUPTED), EXIT_INTERRUPTED
+        refusal, code = OnnxFuseError(INTERRUPTED), EXIT_INTERRUPTED
     except Exception as error:
         if _was_interrupted(error):
-            refusal, code = OnnxFuseError(_INTERRUPTED), EXIT_INTERRUPTED
+            refusal, code = OnnxFuseError(INTERRUPTED), EXIT_INTERRUPTED
         elif verbose:
             raise
         else:
@@ -248,9 +259,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _print_refusal(refusal: OnnxFuseError, code: int) -> None:
     """Print an error as the one JSON object that a program waits for."""
-    entry = {"what": refusal.what, "where": refusal.where, "mend": refusal.mend, "exit_code": code}
     with suppress(OutputError):
-        _print(json_module.dumps({"error": entry}, indent=2, ensure_ascii=False))
+        _print(refusal_as_json(refusal.what, refusal.where, refusal.mend, code))
 
 
 def _was_interrupted(error: BaseException | None) -> bool:
@@ -260,19 +270,6 @@ def _was_interrupted(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let a request to end (a job's time limit) unwind like Ctrl-C, so that it leaves no temporary files either."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _usage_error(error: CycloptsError) -> OnnxFuseError:

@@ -79,7 +79,7 @@ def validation_tables(report: ValidationReport) -> RenderableType:
     if report.accuracy is not None:
         right = ", ".join(f"{word} {100 * share:.2f} %" for word, share in report.accuracy.items())
         parts.append(Text(f"top-1 accuracy on {report.drift.samples} labelled samples: {right}", style="bold"))
-    return Group(*parts)
+    return Group(*parts, *_notes(report.notes))
 
 
 def method_tables() -> RenderableType:

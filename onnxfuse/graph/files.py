@@ -5,7 +5,7 @@ import logging
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ class SourceModel:
         model: The model; nobody changes it.
         path: Where it was read from; None if it was given as an object.
         size_bytes: Size of the file with its external data, or of the object once serialised.
-        sha256: Hash of the file; empty for an object.
+        sha256: Hash of the file, followed by the weights that lie beside it, if there are any; empty for an object.
     """
 
     model: onnx.ModelProto
@@ -75,8 +75,12 @@ def read_model(source: str | os.PathLike[str] | onnx.ModelProto) -> SourceModel:
         mend = "check the file's size against its source and copy or export it again"
         raise ModelError(what, where=str(path), mend=mend) from error
     _check_has_graph(model, str(path))
-    size = len(data) + _load_external_data(model, path)
-    return SourceModel(_in_one_graph(model), path, size, hashlib.sha256(data).hexdigest())
+    outside = [t for t in _tensors(model.graph) if external_data_helper.uses_external_data(t)]
+    size = len(data) + _load_external_data(model, outside, path)
+    digest = hashlib.sha256(data)
+    for tensor in outside:
+        digest.update(tensor.raw_data)
+    return SourceModel(_in_one_graph(model), path, size, digest.hexdigest())
 
 
 def _in_one_graph(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -230,9 +234,8 @@ def _check_has_graph(model: onnx.ModelProto, where: str) -> None:
         raise ModelError(what, where=where, mend="give a .onnx file")
 
 
-def _load_external_data(model: onnx.ModelProto, path: Path) -> int:
-    """Load weights that lie beside the model; return their size in bytes."""
-    tensors = [t for t in _tensors(model.graph) if external_data_helper.uses_external_data(t)]
+def _load_external_data(model: onnx.ModelProto, tensors: Sequence[onnx.TensorProto], path: Path) -> int:
+    """Load the weights that lie beside the model; return the size of their files in bytes."""
     files = {external_data_helper.ExternalDataInfo(t).location for t in tensors}
     missing = sorted(name for name in files if not (path.parent / name).is_file())
     if missing:

@@ -38,7 +38,7 @@ class Plan:
 
     Attributes:
         model: Name of the model that it was made for.
-        sha256: Hash of that file.
+        sha256: Hash of that file, and of the weights that lie beside it.
         groups: By group name, in graph order.
         options: The options that it was made with, for the reader; they have no effect when it is replayed.
     """

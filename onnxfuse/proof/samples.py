@@ -1,39 +1,32 @@
-"""Inputs to run a model on: the user's samples, or synthetic ones that are named as such.
+"""Inputs to run a model on, and how the user's are read.
 
 A samples file is an ``.npz`` keyed by input name whose first axis runs over samples. Where the model's input has the
 samples on its own first axis (a batch), the array has the rank of the input; where it has not, one more.
 """
 
-import math
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import helper
 
+from onnxfuse.arrays import is_finite
 from onnxfuse.errors import DataError, UnsupportedGraphError
 from onnxfuse.graph.view import GraphView
-from onnxfuse.proof.values import needed_sizes, value_hints
 
-__all__ = ["Samples", "candidate_dims", "load_samples", "read_arrays", "synthetic_samples"]
+__all__ = ["Samples", "arrange", "load_samples", "read_arrays", "stated_dims"]
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 _LARGEST_BATCH = 64
-# Choices of symbolic dimensions that need more numbers than this for one run are not tried.
-_MOST_NUMBERS = 2**26
 # What NumPy raises for files that are not its own, are cut short, hold pickles or are encrypted.
 _DAMAGED = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
-# Sizes to try for symbolic dimensions other than the batch; the first that the model runs with is taken.
-_SIZES = (64, 32, 16, 224, 8, 4, 128, 256, 512, 1, 1024, 4096, 16_000)
-# Sizes above this are for signals of one dimension alone: of two they would make inputs that take gigabytes to run.
-_LARGEST_IMAGE = 512
 
 
 @dataclass(frozen=True)
@@ -73,15 +66,23 @@ class Samples:
 
     @property
     def broken(self) -> int:
-        """How many samples have a value that is NaN or infinite."""
+        """How many samples in full batches have a value that is NaN or infinite."""
         found = np.zeros(len(next(iter(self.arrays.values()), ())), bool)
         for array in self.arrays.values():
-            found |= ~_is_finite(array).all(axis=tuple(range(1, array.ndim)))
-        return int(found.sum())
+            found |= ~is_finite(array).all(axis=tuple(range(1, array.ndim)))
+        return int(found[: self.count].sum())
+
+    @property
+    def note(self) -> str:
+        """What a reader of results should know of them; empty if there is nothing."""
+        if not self.broken:
+            return ""
+        found = f"{self.broken} of the {self.count} samples have values that are NaN or infinite"
+        return f"{found}; what these reach is not counted"
 
     def sound_feeds(self) -> dict[str, AnyArray]:
         """Return the feeds of the first run whose values are all finite; of the first run if there is none."""
-        sound = (feeds for feeds in self.feeds() if all(_is_finite(array).all() for array in feeds.values()))
+        sound = (feeds for feeds in self.feeds() if all(is_finite(array).all() for array in feeds.values()))
         return next(sound, next(self.feeds()))
 
     def feeds(self) -> Iterator[dict[str, AnyArray]]:
@@ -125,76 +126,7 @@ def load_samples(path: str | os.PathLike[str] | Mapping[str, AnyArray], graph: G
         what = f"the arrays have different numbers of samples: {counts}"
         raise DataError(what, where=where, mend=mend)
     fitted = {name: _fit(name, a, graph.inputs[name], where) for name, a in arrays.items()}
-    return _arrange(fitted, graph, where, f"{next(iter(counts.values()), 1)} samples from {where}")
-
-
-def synthetic_samples(
-    graph: GraphView, dims: Mapping[str, Sequence[int]], seed: int, count: int, *, compared: bool = False
-) -> Samples:
-    """Make random inputs: standard normal floats, bytes over their range, indices in range, fair booleans.
-
-    Args:
-        graph: The model.
-        dims: The shape of each input in one run.
-        seed: Seed of the random numbers.
-        count: How many samples; a batch that the model states is filled.
-        compared: Whether single numbers that the graph compares with constants take, besides random values, those
-            that decide the comparison, in turn; at least one sample of each is made.
-
-    Raises:
-        UnsupportedGraphError: An input is of a type that random values make no sense for, such as strings.
-    """
-    rng = np.random.default_rng(seed)
-    arrays = {}
-    hints = {name: value_hints(graph, name) for name in graph.inputs}
-    deciding = {n: h.compared for n, h in hints.items() if compared and h.compared and math.prod(dims[n]) == 1}
-    count = max(count, *(len(values) + 1 for values in deciding.values()), 1)
-    for name, info in graph.inputs.items():
-        shape = tuple(dims[name])
-        batched = _is_batched(info, shape)
-        whole = (max(count, shape[0]), *shape[1:]) if batched else (count, *shape)
-        arrays[name] = _random(rng, whole, info, hints[name].below)
-        for turn, value in enumerate(deciding.get(name, ())):
-            arrays[name][turn :: len(deciding[name]) + 1] = value
-    counts = [len(a) for a in arrays.values()]
-    arrays = {name: a[: min(counts)] for name, a in arrays.items()}
-    origin = f"{min(counts, default=1)} synthetic samples (random numbers, seed {seed})"
-    return replace(_arrange(arrays, graph, "synthetic inputs", origin), compared=compared)
-
-
-def candidate_dims(graph: GraphView, *, most: float = _MOST_NUMBERS) -> Iterator[dict[str, tuple[int, ...]]]:
-    """Yield choices of concrete input shapes, most likely ones first.
-
-    Symbolic first dimensions are taken for a batch, of 1, and so are others of the same name; the rest gets one common
-    size after the other. Sizes that weights demand are taken from there.
-
-    Args:
-        graph: The model.
-        most: How many numbers an input may have; choices that need more are left out.
-    """
-    stated = _with_batch_of_one(graph)
-    free = any(d is None for dims in stated.values() for d in dims)
-    tried = []
-    single = all(dims.count(None) <= 1 for dims in stated.values())
-    for size in (n for n in _SIZES if n <= _LARGEST_IMAGE or single) if free else _SIZES[:1]:
-        for chosen in (_filled(stated, size), _filled(_with_states(graph, stated), size)):
-            if chosen not in tried and all(math.prod(dims) <= most for dims in chosen.values()):
-                tried.append(chosen)
-                yield chosen
-
-
-def _filled(stated: Mapping[str, Sequence[int | None]], size: int) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(size if d is None else d for d in dims) for name, dims in stated.items()}
-
-
-def _with_states(graph: GraphView, stated: Mapping[str, Sequence[int | None]]) -> dict[str, list[int | None]]:
-    """Take an unnamed second dimension for a batch, of 1, where the first is stated: layers x batch x hidden size."""
-    found = {}
-    for name, dims in stated.items():
-        symbols = [d.dim_param for d in graph.inputs[name].type.tensor_type.shape.dim]
-        behind = len(dims) > 2 and _stated_dims(graph.inputs[name])[0] is not None and not symbols[1]
-        found[name] = [1 if behind and i == 1 and d is None else d for i, d in enumerate(dims)]
-    return found
+    return arrange(fitted, graph, where, f"{next(iter(counts.values()), 1)} samples from {where}")
 
 
 def read_arrays(path: Path) -> dict[str, AnyArray]:
@@ -233,34 +165,17 @@ def _not_arrays(path: Path) -> DataError:
     return DataError(what, where=str(path), mend="write it with numpy.savez(path, input_name=array)")
 
 
-def _is_finite(array: AnyArray) -> AnyArray:
-    """Return where an array of any type is neither NaN nor infinite."""
-    if array.dtype.kind not in "fV":
-        return np.ones(array.shape, bool)
-    # Types that NumPy knows only by their size, such as bfloat16, are of kind V.
-    found: AnyArray = np.isfinite(array.astype(np.float64) if array.dtype.kind == "V" else array)
-    return found
-
-
 def _as_arrays(given: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
     """Accept whatever NumPy can make arrays of, such as lists."""
     return {name: np.asarray(array) for name, array in given.items()}
 
 
-def _with_batch_of_one(graph: GraphView) -> dict[str, list[int | None]]:
-    """The stated shapes of all inputs with every batch dimension as 1; None for other dimensions that are open."""
-    stated = {name: _stated_dims(info) for name, info in graph.inputs.items()}
-    symbols = {name: [d.dim_param for d in info.type.tensor_type.shape.dim] for name, info in graph.inputs.items()}
-    batches = {symbols[name][0] for name, dims in stated.items() if dims and dims[0] is None} - {""}
-    filled = {}
-    for name, dims in stated.items():
-        needed = {axis % max(len(dims), 1): size for axis, size in needed_sizes(graph, name).items()}
-        is_batch = [i == 0 or symbols[name][i] in batches for i in range(len(dims))]
-        filled[name] = [d if d is not None else needed.get(i, 1 if is_batch[i] else None) for i, d in enumerate(dims)]
-    return filled
+def stated_dims(info: onnx.ValueInfoProto) -> list[int | None]:
+    """Return the dimensions that the file states of an input; None for those that it leaves open.
 
-
-def _stated_dims(info: onnx.ValueInfoProto) -> list[int | None]:
+    Raises:
+        UnsupportedGraphError: It is not a tensor.
+    """
     if not info.type.HasField("tensor_type"):
         kind = info.type.WhichOneof("value")
         what = f"input {info.name!r} is not a tensor but a {kind}"
@@ -270,13 +185,8 @@ def _stated_dims(info: onnx.ValueInfoProto) -> list[int | None]:
     ]
 
 
-def _is_batched(info: onnx.ValueInfoProto, shape: Sequence[int]) -> bool:
-    """Whether the input's own first axis may run over samples: it is there, and symbolic or 1."""
-    return len(shape) > 0 and (_stated_dims(info)[0] is None or _stated_dims(info)[0] == 1)
-
-
 def _fit(name: str, array: AnyArray, info: onnx.ValueInfoProto, where: str) -> AnyArray:
-    dims = _stated_dims(info)
+    dims = stated_dims(info)
     wanted = helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
     shape = "x".join("?" if d is None else str(d) for d in dims) or "a scalar"
     if array.ndim not in {len(dims), len(dims) + 1} or array.ndim == 0:
@@ -294,9 +204,19 @@ def _fit(name: str, array: AnyArray, info: onnx.ValueInfoProto, where: str) -> A
     raise DataError(what, where=where, mend=f"store it with .astype(numpy.{wanted})")
 
 
-def _arrange(arrays: Mapping[str, AnyArray], graph: GraphView, where: str, origin: str) -> Samples:
-    """Choose the batch: all inputs must be batched for more than one sample a run, and a stated batch is kept."""
-    stated = {name: _stated_dims(graph.inputs[name]) for name in arrays}
+def arrange(arrays: Mapping[str, AnyArray], graph: GraphView, where: str, origin: str) -> Samples:
+    """Choose the batch: all inputs must be batched for more than one sample a run, and a stated batch is kept.
+
+    Args:
+        arrays: By input name; the first axis runs over samples.
+        graph: The model.
+        where: Where they are from, for messages.
+        origin: Where they are from, for reports.
+
+    Raises:
+        DataError: The model states different batches, or a larger one than there are samples.
+    """
+    stated = {name: stated_dims(graph.inputs[name]) for name in arrays}
     batched = frozenset(name for name, a in arrays.items() if a.ndim == len(stated[name]))
     count = len(next(iter(arrays.values()))) if arrays else 1
     fixed = {size for name in batched if (size := stated[name][0]) is not None}
@@ -317,20 +237,3 @@ def _arrange(arrays: Mapping[str, AnyArray], graph: GraphView, where: str, origi
         origin = f"{origin}, {used} of them in full batches of {batch}"
     dims = {n: (batch, *a.shape[1:]) if n in batched else a.shape[1:] for n, a in arrays.items()}
     return Samples(arrays, dims, origin, batched, batch)
-
-
-def _random(rng: np.random.Generator, shape: tuple[int, ...], info: onnx.ValueInfoProto, below: int | None) -> AnyArray:
-    kind = info.type.tensor_type.elem_type
-    if kind == TensorProto.BOOL:
-        return rng.random(shape) < 0.5
-    if kind in {TensorProto.UINT8, TensorProto.INT8}:
-        bounds = np.iinfo(helper.tensor_dtype_to_np_dtype(kind))
-        return rng.integers(bounds.min, bounds.max, shape, endpoint=True).astype(bounds.dtype)
-    dtype = helper.tensor_dtype_to_np_dtype(kind)
-    if dtype.kind in "iu":
-        # Indices must be in range; where no table tells it, the smallest ones are.
-        return rng.integers(0, 2 if below is None else max(below, 1), shape).astype(dtype)
-    if kind == TensorProto.STRING:
-        what = f"input {info.name!r} takes strings, and random ones make no sense"
-        raise UnsupportedGraphError(what, mend="give samples with --calibration or --data")
-    return rng.standard_normal(shape).astype(dtype)

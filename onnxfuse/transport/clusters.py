@@ -13,8 +13,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from onnxfuse.arrays import FloatArray, IntArray
@@ -159,6 +157,9 @@ def _spread_copies(kinds: DistinctRows, count: int) -> IntArray:
 
 def _kmeans_labels(points: FloatArray, counts: IntArray, count: int, seed: int) -> IntArray:
     """Label U > K different points, shape (U, D), that stand for ``counts`` channels each."""
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
     compact = compact_rows(points)
     kmeans = KMeans(n_clusters=count, n_init=_STARTS, random_state=seed)
     with warnings.catch_warnings(), single_threaded():

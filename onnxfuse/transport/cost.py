@@ -9,7 +9,6 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from scipy.spatial.distance import cdist
 
 from onnxfuse.arrays import FloatArray, unit_rows
 from onnxfuse.errors import InvariantError
@@ -64,6 +63,8 @@ def ground_cost(vectors: FloatArray, targets: FloatArray, *, p: float, normalise
 
 def _distances(x: FloatArray, y: FloatArray, p: float) -> FloatArray:
     """Return p-norm distances of rows; SciPy lets go of the interpreter's lock meanwhile."""
+    from scipy.spatial.distance import cdist
+
     if p == 1:
         return cdist(x, y, "cityblock")
     if p == 2:

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import ot
-from ot.bregman import sinkhorn_log
 
 from onnxfuse.arrays import FloatArray
 from onnxfuse.errors import InvariantError, SolverError
@@ -93,6 +91,8 @@ def exact(cost: FloatArray, a: FloatArray, b: FloatArray, /, *, regularisation: 
         >>> exact(np.array([[0.0], [2.0]]), np.array([0.5, 0.5]), np.array([1.0]), regularisation=1.0).cost
         1.0
     """
+    import ot
+
     del regularisation
     _check_problem(cost, a, b)
     with warnings.catch_warnings():
@@ -158,6 +158,8 @@ def _rounded(plan: FloatArray, a: FloatArray, b: FloatArray) -> FloatArray:
 
 def _sinkhorn(cost: FloatArray, a: FloatArray, b: FloatArray, regularisation: float) -> FloatArray:
     """Anneal the regularisation from 1 down (or take it at once where it is larger); masses are above 0."""
+    from ot.bregman import sinkhorn_log
+
     halvings = max(0, math.ceil(-math.log2(regularisation)))
     plan = np.outer(a, b)
     potentials: tuple[FloatArray, FloatArray] | None = None

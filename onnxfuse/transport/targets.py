@@ -9,10 +9,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from scipy.spatial.distance import cdist
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 
 from onnxfuse.arrays import FloatArray, IntArray
 from onnxfuse.errors import InvariantError
@@ -144,6 +140,9 @@ def gaussian_mixture(vectors: FloatArray, scores: FloatArray, kept: int, rng: np
     Raises:
         InvariantError: ``kept`` is not from 1 to C.
     """
+    from scipy.optimize import linear_sum_assignment
+    from scipy.spatial.distance import cdist
+
     start = cluster_rows(vectors, kept, rng)
     kinds = distinct_rows(vectors)
     if len(kinds.first) <= kept:
@@ -174,6 +173,9 @@ def _centroid_targets(clusters: Clusters, scores: FloatArray) -> Targets:
 
 def _responsibilities(points: FloatArray, labels: IntArray, count: int, seed: int) -> FloatArray:
     """Fit a mixture from clusters on; return each channel's shares in its Gaussians, shape (C, K)."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
     members = np.eye(count)[labels]
     sizes = members.sum(axis=0)
     means = members.T @ points / sizes[:, None]

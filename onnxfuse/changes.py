@@ -1,0 +1,99 @@
+"""The change itself: groups are fused, in the bodies too, and the layers behind them are fitted anew."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from onnxfuse.bodies import Bodies, Commands, compress_bodies
+from onnxfuse.calibration.activations import observe_activations
+from onnxfuse.calibration.reconstruct import Reconstruction, reconstruct_network
+from onnxfuse.calibration.refit import Refit, refit_network
+from onnxfuse.gradient import choose_loss
+from onnxfuse.importance import FROM_SAMPLES
+from onnxfuse.preparation import Clock, Prepared
+from onnxfuse.refusals import refuse_nothing
+from onnxfuse.stages import Fused, fuse_groups
+from onnxfuse.statistics.features import ActivationFeatures
+
+__all__ = ["Changed", "change"]
+
+
+@dataclass(frozen=True, eq=False)
+class Changed:
+    """The network with other weights.
+
+    Attributes:
+        fused: The weights, and how they were found.
+        bodies: What became of the bodies of If, Loop and Scan.
+        refits: What the refit did.
+        reconstructions: What the reconstruction did.
+        note: What else a reader should know; empty if there is nothing.
+    """
+
+    fused: Fused
+    bodies: Bodies
+    refits: Sequence[Refit]
+    reconstructions: Sequence[Reconstruction]
+    note: str
+
+
+def change(prepared: Prepared, clock: Clock, commands: Commands) -> Changed:
+    """Fuse the groups, in the bodies too, and fit what is behind them.
+
+    Args:
+        prepared: What is known, and how many channels each group keeps.
+        clock: Told of every stage.
+        commands: What to do with bodies.
+
+    Raises:
+        OnnxFuseError: One of its subclasses, as for `onnxfuse.compress`.
+    """
+    analysis, config = prepared.analysis, prepared.config
+    bodies = _change_bodies(prepared, clock, commands)
+    activations, note = _activations(prepared, clock)
+    with clock.stage("fuse") as step:
+        fused = fuse_groups(analysis, prepared.plans, prepared.judgements, activations, config, step)
+    return Changed(fused, bodies, _refit(prepared, fused, clock), _reconstruct(prepared, fused, clock), note)
+
+
+def _change_bodies(prepared: Prepared, clock: Clock, commands: Commands) -> Bodies:
+    """Compress the bodies; refuse a run that has then changed nothing."""
+    if not prepared.bodies.results:
+        return prepared.bodies
+    analysis, config = prepared.analysis, prepared.config
+    with clock.stage("bodies"):
+        bodies = compress_bodies(analysis, prepared.samples, config, prepared.wanted, commands)
+        refuse_nothing(analysis, prepared.plans, bodies, config)
+    return bodies
+
+
+def _activations(prepared: Prepared, clock: Clock) -> tuple[Mapping[str, ActivationFeatures], str]:
+    """Observe what the importance wants to know of the groups whose map it decides; say what a reader should know."""
+    config, samples, analysis = prepared.config, prepared.samples, prepared.analysis
+    name, loss, note = config.fusion.importance, None, ""
+    if name not in FROM_SAMPLES:
+        return {}, ""
+    with clock.stage("importance"):
+        shrinking = [plan.group for plan in prepared.plans if plan.kept < plan.group.channels]
+        groups = [group for group in shrinking if not (config.is_auto and group.name in prepared.judgements)]
+        if groups and name == "taylor":
+            loss = choose_loss(analysis.graph, samples, config.provider, prepared.labels)
+            note = f"the importance taylor goes by the gradient of {loss.words}"
+        return observe_activations(analysis, groups, name, samples, config.provider, config.seed, loss), note
+
+
+def _refit(prepared: Prepared, fused: Fused, clock: Clock) -> list[Refit]:
+    """Fit the layers behind fused channels anew, one by one, if that is asked for."""
+    config, samples = prepared.config, prepared.samples
+    if not config.refits:
+        return []
+    with clock.stage("refit") as step:
+        return refit_network(prepared.analysis, fused.state, fused.applied, samples, config.provider, config.seed, step)
+
+
+def _reconstruct(prepared: Prepared, fused: Fused, clock: Clock) -> list[Reconstruction]:
+    """Fit parts of the network as a whole, if that is asked for."""
+    analysis, config, samples = prepared.analysis, prepared.config, prepared.samples
+    if not config.refits or config.effort == 0:
+        return []
+    with clock.stage("reconstruct") as step:
+        return reconstruct_network(analysis, fused.state, fused.applied, samples, config, step)

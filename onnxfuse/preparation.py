@@ -1,0 +1,279 @@
+"""What comes before the first change: the model is read, run, analysed and proven, and every group gets its width."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+
+from onnxfuse.analysis import Analysis, analyse, choose_samples, more_samples
+from onnxfuse.arrays import IntArray
+from onnxfuse.bodies import Bodies, Commands, find_bodies, with_shared_target
+from onnxfuse.calibration.judge import Judgement, judge_groups
+from onnxfuse.calibration.synthetic import calibration_samples
+from onnxfuse.config import DEFAULT_RATIO, CompressionConfig
+from onnxfuse.errors import ConfigError, DataError
+from onnxfuse.graph.files import SourceModel, read_model
+from onnxfuse.graph.view import GraphView
+from onnxfuse.importance import FROM_SAMPLES
+from onnxfuse.planning.files import Plan, apply_plan, read_plan
+from onnxfuse.planning.widths import GroupPlan, plan_widths
+from onnxfuse.proof.accuracy import split_labels
+from onnxfuse.proof.samples import Samples, load_samples
+from onnxfuse.refusals import refuse_nothing, refuse_overwriting
+from onnxfuse.stages import allocate_widths, prove_groups
+from onnxfuse.target import Target
+
+__all__ = [
+    "Clock",
+    "DataSource",
+    "Given",
+    "ModelSource",
+    "PlanSource",
+    "Prepared",
+    "Progress",
+    "Task",
+    "prepare",
+    "read_given",
+]
+
+ModelSource: TypeAlias = str | os.PathLike[str] | onnx.ModelProto
+DataSource: TypeAlias = str | os.PathLike[str] | Mapping[str, np.ndarray[Any, np.dtype[Any]]]
+PlanSource: TypeAlias = str | os.PathLike[str] | Plan
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""Called with the name of a stage, how many of its steps are done, and how many there are."""
+
+
+@dataclass
+class Clock:
+    """Wall time of each stage, and the progress display told of it.
+
+    Attributes:
+        progress: The display.
+        seconds: By stage, those that have ended.
+    """
+
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Callable[[int, int], None]]:
+        """Time a stage; gives a function to call with how many of its steps are done, and how many there are."""
+        start = time.perf_counter()
+        self.progress(name, 0, 1)
+        yield partial(self.progress, name)
+        self.progress(name, 1, 1)
+        self.seconds[name] = round(time.perf_counter() - start, 4)
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What there is to run a model on.
+
+    Attributes:
+        samples: The user's, or one synthetic run where there are none, or pictures that are read once shapes are known.
+        labels: The right class of every sample, shape (samples,); None where it was not given.
+        folder: A folder of pictures; None if the data are no such.
+    """
+
+    samples: Samples
+    labels: IntArray | None
+    folder: Path | None
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is asked for.
+
+    Attributes:
+        model: The model.
+        calibration: What to run it on; None for synthetic inputs.
+        config: The options.
+        plan: How many channels each group keeps; None to go by the options.
+        target: Where the result goes; None to keep it in memory.
+    """
+
+    model: ModelSource
+    calibration: DataSource | None
+    config: CompressionConfig
+    plan: PlanSource | None = None
+    target: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Everything that is known before the first weight changes.
+
+    Attributes:
+        analysis: The model with its coupling groups; those without a proof are frozen.
+        plans: How many channels each group keeps.
+        judgements: What the readers of a group lose, by its name; those that samples were looked at for.
+        samples: What it runs on from here on.
+        labels: The right class of every sample; None where it is not known.
+        config: The options, as far as they can be followed.
+        bodies: The bodies of If, Loop and Scan, as they were found.
+        wanted: The plan to follow; None to go by the options.
+        notes: What a reader should know; some are empty.
+    """
+
+    analysis: Analysis
+    plans: Sequence[GroupPlan]
+    judgements: Mapping[str, Judgement]
+    samples: Samples
+    labels: IntArray | None
+    config: CompressionConfig
+    bodies: Bodies
+    wanted: Plan | None
+    notes: tuple[str, ...]
+
+
+def read_given(source: SourceModel, graph: GraphView, data: DataSource | None, config: CompressionConfig) -> Given:
+    """Read the data for a model, or find a synthetic run that it works with.
+
+    Args:
+        source: The model.
+        graph: Its graph.
+        data: An ``.npz`` file, arrays by input name, a folder of pictures, or None.
+        config: Where to run, and the seed.
+
+    Raises:
+        DataError: The data can't be read or do not fit, or there are none and nothing synthetic was found either.
+        RuntimeFailedError: ONNX Runtime can't run the model at all.
+        UnsupportedGraphError: An input is of a type that can't be made up.
+    """
+    folder = _folder(data)
+    origin = str(data) if isinstance(data, str | os.PathLike) else ""
+    arrays, labels = split_labels(None if folder else data, graph)
+    if arrays is not None:
+        return Given(load_samples(arrays, graph, origin), labels, folder)
+    samples, problem = choose_samples(source, graph, config.provider, config.seed)
+    if samples is None:
+        what = f"no synthetic inputs were found that the model runs with: {problem}"
+        mend = "give samples with --calibration FILE.npz (compress) or --data FILE.npz (validate)"
+        raise DataError(what, where=source.name, mend=mend)
+    return Given(samples, labels, folder)
+
+
+def _folder(data: DataSource | None) -> Path | None:
+    """Return the folder of pictures that samples are to be read from, if it is one."""
+    if isinstance(data, str | os.PathLike):
+        # A name that no file can have is refused where samples are read.
+        with suppress(OSError):
+            return Path(data) if Path(data).is_dir() else None
+    return None
+
+
+def prepare(task: Task, clock: Clock, commands: Commands) -> Prepared:
+    """Read, analyse and prove the original, and decide how many channels each group keeps.
+
+    Args:
+        task: What is asked for.
+        clock: Told of every stage.
+        commands: What to do with bodies.
+
+    Raises:
+        OnnxFuseError: One of its subclasses, as for `onnxfuse.compress`.
+    """
+    config = task.config
+    with clock.stage("load"):
+        wanted = _wanted(task.plan, config)
+        source = read_model(task.model)
+        refuse_overwriting(source, task.target)
+        graph = GraphView(source.model)
+        given = read_given(source, graph, task.calibration, config)
+    notes = [given.samples.note]
+    if wanted is not None and wanted.sha256 != source.sha256:
+        notes.append(f"the plan was made for another file, {wanted.model!r}, with the same groups")
+    with clock.stage("couple"):
+        analysis = analyse(source, graph, given.samples)
+        bodies = find_bodies(analysis, given.samples, config, wanted, commands)
+        config = with_shared_target(config, analysis, bodies)
+        plans = _plans(analysis, bodies, config, wanted)
+    if config.prove:
+        with clock.stage("prove coupling"):
+            changing = [plan.group for plan in plans if config.target or plan.kept < plan.group.channels]
+            free = [group for group in changing if not group.frozen and group.channels > 1]
+            analysis, note = prove_groups(analysis, free, given.samples, config)
+            plans = _plans(analysis, bodies, config, wanted)
+            notes.append(note)
+    samples, config, note = _calibration(task, analysis, given, config, clock)
+    notes.append(note)
+    judgements = _judgements(analysis, plans, samples, config, clock)
+    if config.target:
+        with clock.stage("allocate"):
+            plans, note = allocate_widths(analysis, plans, judgements, Target.parse(config.target), config)
+            notes.append(note)
+            refuse_nothing(analysis, plans, bodies, config)
+    return Prepared(analysis, plans, judgements, samples, given.labels, config, bodies, wanted, tuple(notes))
+
+
+def _wanted(plan: PlanSource | None, config: CompressionConfig) -> Plan | None:
+    if plan is None:
+        return None
+    if config.target or config.ratio != DEFAULT_RATIO:
+        what = "a plan is given beside a ratio or a target, and each decides how much goes"
+        raise ConfigError(what, where="--plan", mend="leave the others out")
+    return read_plan(plan)
+
+
+def _plans(analysis: Analysis, bodies: Bodies, config: CompressionConfig, wanted: Plan | None) -> list[GroupPlan]:
+    """Plan the widths, and refuse a run that would change nothing."""
+    inside = [group.name for group in bodies.groups]
+    plans = plan_widths(analysis.channels.groups, config, inside)
+    if wanted is not None:
+        plans = apply_plan(wanted.without(inside), plans)
+    refuse_nothing(analysis, plans, bodies, config)
+    return plans
+
+
+def _calibration(
+    task: Task, analysis: Analysis, given: Given, config: CompressionConfig, clock: Clock
+) -> tuple[Samples, CompressionConfig, str]:
+    """Return samples to choose and fit on, the config for what they are good for, and what a reader should know."""
+    if given.folder is not None:
+        with clock.stage("read pictures"):
+            pictures = calibration_samples(analysis, given.samples, config, given.folder)
+            return pictures.samples, config, pictures.note
+    if task.calibration is None:
+        with clock.stage("synthesise"):
+            return _made_up(analysis, given.samples, config)
+    return given.samples, config, ""
+
+
+def _made_up(analysis: Analysis, samples: Samples, config: CompressionConfig) -> tuple[Samples, CompressionConfig, str]:
+    """Return samples for a run without data, the config for what they are good for, and what a reader should know."""
+    from_samples = config.fusion.importance in FROM_SAMPLES
+    if not (config.is_auto or config.refits or config.target or from_samples):
+        return more_samples(analysis, samples, config.seed), config, ""
+    synthetic = calibration_samples(analysis, samples, config)
+    if synthetic.is_like_data:
+        return synthetic.samples, config, f"no data: chosen and fitted on {synthetic.samples.origin}"
+    if from_samples:
+        what = (
+            f"there are no samples for the importance {config.fusion.importance!r}, and the inputs are neither images "
+        )
+        what += "nor tokens that could be made up"
+        mend = "give samples with --calibration, or choose an importance that looks at weights alone, such as l1"
+        raise DataError(what, where="--importance", mend=mend)
+    note = "no data, and the inputs are neither images nor tokens: random numbers say little of what real ones do, so "
+    if config.is_auto:
+        config = replace(config, method="intra-fusion", refit=False)
+        note += "the weights alone decide (intra-fusion); "
+    return synthetic.samples, config, f"{note}give --calibration for better results"
+
+
+def _judgements(
+    analysis: Analysis, plans: Sequence[GroupPlan], samples: Samples, config: CompressionConfig, clock: Clock
+) -> Mapping[str, Judgement]:
+    """Observe what the readers of each group lose, where anything is chosen by that."""
+    if not (config.is_auto or config.target):
+        return {}
+    with clock.stage("observe"):
+        free = [plan.group for plan in plans if not plan.reason]
+        return judge_groups(analysis, free, samples, config.provider, config.seed)

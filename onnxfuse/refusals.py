@@ -1,0 +1,81 @@
+"""What a run is refused for before anything changes: nothing to do, or an output that would be the input."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from onnxfuse.analysis import Analysis
+from onnxfuse.bodies import Bodies
+from onnxfuse.config import CompressionConfig
+from onnxfuse.errors import OutputError, UnsupportedGraphError
+from onnxfuse.graph.files import SourceModel
+from onnxfuse.graph.view import GraphView
+from onnxfuse.planning.widths import GroupPlan
+
+__all__ = ["refuse_nothing", "refuse_overwriting"]
+
+# How many reasons an error message names, and how many characters of each.
+_MOST_REASONS = 3
+_LONGEST_REASON = 120
+
+
+def refuse_overwriting(source: SourceModel, target: Path | None) -> None:
+    """Refuse to write over the file that was read.
+
+    Args:
+        source: The model that was read.
+        target: Where the result goes; None to keep it in memory.
+
+    Raises:
+        OutputError: They are the same file.
+    """
+    if target is not None and source.path is not None and target.exists() and target.samefile(source.path):
+        what = "the output is the input file, which onnxfuse never changes"
+        raise OutputError(what, where=str(target), mend="choose another output path")
+
+
+def refuse_nothing(analysis: Analysis, plans: Sequence[GroupPlan], bodies: Bodies, config: CompressionConfig) -> None:
+    """Refuse a run that would change nothing, in the model or in its bodies, although it was asked to.
+
+    Args:
+        analysis: The model.
+        plans: How many channels its groups keep.
+        bodies: Its bodies.
+        config: The options.
+
+    Raises:
+        UnsupportedGraphError: Nothing would change; the message counts the reasons.
+    """
+    if config.ratio == 0 or bodies.may_change or any(plan.kept < plan.group.channels for plan in plans):
+        return
+    told = [*(plan.reason for plan in plans), *(group.frozen for group in bodies.groups), *bodies.left]
+    fed = _fed_weight(analysis.graph)
+    if not told and fed:
+        what = f"there is nothing to compress: weights such as {fed!r} are not stored but given as graph inputs"
+        raise UnsupportedGraphError(what, where=analysis.source.name, mend="store the weights in the model")
+    if not told:
+        what = "there is nothing to compress: no Conv, Gemm or MatMul with constant weights makes channels"
+        raise UnsupportedGraphError(what, where=analysis.source.name, mend="onnxfuse compresses neural networks")
+    reasons = Counter(reason or "it can't have fewer channels" for reason in told).most_common(_MOST_REASONS)
+    total = f"of {len(told)} groups" if len(told) > 1 else "of 1 group"
+    total += " and bodies" if bodies.left else ""
+    what = "nothing can be compressed as asked: "
+    what += "; ".join(f"{_shortened(reason)} ({count} {total})" for reason, count in reasons)
+    mend = "`onnxfuse inspect` lists every group with its reason; widen --scope, --only or --skip if they exclude it"
+    raise UnsupportedGraphError(what, where=analysis.source.name, mend=mend)
+
+
+def _fed_weight(graph: GraphView) -> str:
+    """Return a graph input that a linear operator reads as its weight; empty if there is none."""
+    for node in graph.nodes:
+        if node.op in {"Conv", "ConvInteger", "ConvTranspose", "Gemm", "MatMul", "MatMulInteger"}:
+            name = node.inputs[1]
+            dims = graph.inputs[name].type.tensor_type.shape.dim if name in graph.inputs else []
+            if len(dims) > 1 and all(dim.dim_value > 0 for dim in dims):
+                return name
+    return ""
+
+
+def _shortened(text: str) -> str:
+    """Cut the middle out of a long text: exporters join the names of many layers into one."""
+    return text if len(text) <= _LONGEST_REASON else f"{text[: _LONGEST_REASON // 2]}...{text[-_LONGEST_REASON // 3 :]}"
