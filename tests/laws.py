@@ -220,6 +220,7 @@ def _plain(model: onnx.ModelProto) -> bytes:
 
 # Attributes that a node may leave out where the file relies on their default, and that are written down once the size
 # that the default follows from has changed.
+_TURNING = frozenset({"Gather", "Reshape", "Transpose", "Unsqueeze"})
 _WRITTEN_DOWN = {"Attention": {"scale"}, "MultiHeadAttention": {"scale"}, "GroupQueryAttention": {"scale"}}
 
 
@@ -256,7 +257,9 @@ def _computed_sizes(model: onnx.ModelProto) -> set[str]:
     known = set(initializers(model))
     found: set[str] = set()
     for node in model.graph.node:
-        follows = found & set(node.input) and found | known >= set(node.input)
+        is_known = found | known >= set(node.input) - {""}
+        # A table that is looked up or turned, such as that of relative positions, may be stored as it is read.
+        follows = is_known and (found & set(node.input) or (node.input and node.op_type in _TURNING))
         if node.op_type in {"Shape", "Size"} or follows:
             found.update(node.output)
     return found
