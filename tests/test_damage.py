@@ -18,7 +18,7 @@ def reading(seed: int, channels: int, *, rank: int | None = None) -> tuple[Readi
     samples = rng.normal(size=(400, rank or channels)) @ mixing + rng.normal(size=channels)
     weights = rng.normal(size=(channels, 3))
     covariance = np.cov(samples.T, bias=True).reshape(channels, channels)
-    return Reading(covariance, samples.T @ samples / 400, weights @ weights.T), samples, weights
+    return Reading(covariance, samples.T @ samples / 400, weights), samples, weights
 
 
 def missed(samples: FloatArray, weights: FloatArray, kept: IntArray) -> float:
@@ -75,7 +75,7 @@ def test_dead_channels_come_last() -> None:
     seen, _, _ = reading(4, 4)
     covariance = seen.covariance.copy()
     covariance[1], covariance[:, 1] = 0.0, 0.0
-    order, damage = greedy_order([Reading(covariance, covariance, seen.strength)])
+    order, damage = greedy_order([Reading(covariance, covariance, seen.weights)])
     assert order[-1] == 1
     assert np.isfinite(damage).all()
     nothing = Reading(np.zeros((4, 4)), np.zeros((4, 4)), np.zeros((4, 4)))
@@ -94,7 +94,7 @@ def test_the_best_input_map_raises_no_damage(seed: int, channels: int) -> None:
 
     def lost(matrix: FloatArray) -> float:
         gap = np.eye(channels) - matrix @ output
-        return float(np.trace(gap @ seen.moments @ gap.T @ seen.strength))
+        return float(np.trace(gap @ seen.moments @ gap.T @ seen.weights @ seen.weights.T))
 
     assert lost(found) <= lost(output.T) * (1 + 1e-9)
 
@@ -113,6 +113,6 @@ def test_copies_and_dead_channels_do_no_damage() -> None:
     taken = np.array([0, 1, 2, 0])
     covariance = whole.covariance[np.ix_(taken, taken)]
     covariance[2] = covariance[:, 2] = 0.0
-    found = lone_damage([Reading(covariance, covariance, whole.strength)])
+    found = lone_damage([Reading(covariance, covariance, whole.weights)])
     assert found[1] > 1e-3
     np.testing.assert_allclose(found[[0, 2, 3]], 0.0, atol=1e-7)

@@ -54,7 +54,7 @@ def feed_forward(hidden: int, inner: int, seed: int = 0) -> onnx.ModelProto:
         helper.make_node("MatMul", ["gated", "w_down"], ["down"], "/down"),
         helper.make_node("Add", ["x", "down"], ["y"], "/add"),
     ]
-    shape = ["batch", SEQUENCE, hidden]
+    shape: list[int | str | None] = ["batch", SEQUENCE, hidden]
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, shape) for name in ("x", "y")]
     graph = helper.make_graph(nodes, "feed-forward", [ends[0]], [ends[1]], constants)
     return helper.make_model(graph, ir_version=9, opset_imports=[helper.make_opsetid("", 17)])
@@ -94,7 +94,7 @@ class Peaks:
 def measure(folder: Path, method: str, ratio: float, effort: float) -> dict[str, Any]:
     """Compress the layer once; return seconds and peaks by stage, and how far the result's outputs are."""
     peaks = Peaks()
-    options = {"ratio": ratio, "method": method, "provider": "cpu", "effort": effort}
+    options: dict[str, Any] = {"ratio": ratio, "method": method, "provider": "cpu", "effort": effort}
     calibration = folder / "tokens.npz"
     report = onnxfuse.compress(folder / "layer.onnx", calibration=calibration, progress=peaks, **options).report
     peaks.close()

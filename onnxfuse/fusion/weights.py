@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from onnxfuse.arrays import FloatArray, IntArray
 from onnxfuse.coupling.constraints import Encoded
@@ -29,6 +30,9 @@ __all__ = ["WeightState", "map_axis"]
 _SCALE, _SHIFT, _MEAN, _VARIANCE = 1, 2, 3, 4
 _DEFAULT_EPSILON = 1e-5
 _NO_SCALE = 1e-200
+# From so many entries on it is worth while to see whether a map is sparse: that is, has at most such a share of others
+# than zeros.
+_WORTH_A_LOOK, _SPARSE = 2**16, 0.02
 
 
 def map_axis(array: FloatArray, axis: int, old: IntArray, new: IntArray, matrix: FloatArray) -> FloatArray:
@@ -47,7 +51,7 @@ def map_axis(array: FloatArray, axis: int, old: IntArray, new: IntArray, matrix:
     moved = np.moveaxis(array, axis, 0)
     rest_shape = moved.shape[1:]
     block = moved[old.ravel()].reshape(old.shape[0], -1)
-    fused = (matrix @ block).reshape(new.size, *rest_shape)
+    fused = _product(matrix, block).reshape(new.size, *rest_shape)
     if old.size == moved.shape[0]:
         result = np.empty((new.size, *rest_shape), fused.dtype)
     else:
@@ -55,6 +59,16 @@ def map_axis(array: FloatArray, axis: int, old: IntArray, new: IntArray, matrix:
         result[np.delete(np.arange(len(result)), new.ravel())] = np.delete(moved, old.ravel(), axis=0)
     result[new.ravel()] = fused
     return np.moveaxis(result, 0, axis)
+
+
+def _product(matrix: FloatArray, block: FloatArray) -> FloatArray:
+    """Multiply a map that may be nearly all zeros, as selections and transport plans are."""
+    if matrix.dtype == np.float16:
+        # There is no fast code for half precision, and its sums overflow.
+        return _product(matrix.astype(np.float32), block.astype(np.float32)).astype(np.float16)
+    if matrix.size < _WORTH_A_LOOK or np.count_nonzero(matrix) > _SPARSE * matrix.size:
+        return matrix @ block
+    return np.asarray(csr_array(matrix) @ block)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
-from onnxfuse.arrays import FloatArray, IntArray
+from onnxfuse.arrays import FloatArray, IntArray, row_coordinates
 from onnxfuse.errors import InvariantError
 
 __all__ = ["Clusters", "DistinctRows", "cluster_rows", "compact_rows", "distinct_rows", "seed_from", "single_threaded"]
@@ -97,17 +97,10 @@ def compact_rows(vectors: FloatArray) -> FloatArray:
     Returns:
         Shape (C, min(C, D)), float64, magnitudes up to 1 (all 0 where ``vectors`` is).
     """
-    count, dimensions = vectors.shape
-    rows = _row_coordinates(vectors) if dimensions > count else vectors
+    with single_threaded():
+        rows = row_coordinates(vectors)
     largest = np.abs(rows).max(initial=0.0)
     return np.ascontiguousarray(rows / largest if largest > 0 else rows)
-
-
-def _row_coordinates(vectors: FloatArray) -> FloatArray:
-    """Return rows in an orthonormal basis of their span: R transposed, where Q R is the transpose."""
-    with single_threaded():
-        triangle: FloatArray = np.asarray(np.linalg.qr(vectors.T, mode="r"))
-    return triangle.T
 
 
 def seed_from(rng: np.random.Generator) -> int:
