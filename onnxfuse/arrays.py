@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BoolArray", "FloatArray", "IntArray", "add_products", "finite_rows", "mirror", "row_coordinates", "strips", "unit_rows"]
+__all__ = ["BoolArray", "FloatArray", "IntArray", "add_products", "finite_rows", "mirror", "project_rows", "row_coordinates", "strips", "unit_rows"]
 
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 FloatArray: TypeAlias = npt.NDArray[np.float64]
@@ -17,6 +17,8 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 
 # Rows of a strip.
 _STRIP = 1024
+# Dimensions of a random projection.
+_PROJECTED = 256
 
 
 def unit_rows(x: FloatArray) -> FloatArray:
@@ -48,6 +50,25 @@ def finite_rows(*arrays: np.ndarray[Any, np.dtype[Any]]) -> list[np.ndarray[Any,
     arrays = tuple(a.astype(np.float32) if a.dtype == np.float16 else a for a in arrays)
     whole = np.logical_and.reduce([np.isfinite(a).all(axis=tuple(range(1, a.ndim))) for a in arrays])
     return list(arrays) if whole.all() else [a[whole] for a in arrays]
+
+
+def project_rows(x: FloatArray) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return a random projection of rows into few dimensions, the same for all rows of one length.
+
+    Squared distances are kept up to about 9 % (one standard deviation); rows that are short enough stay.
+
+    Args:
+        x: Shape (C, D), float64.
+
+    Returns:
+        Shape (C, min(D, 256)), float32.
+    """
+    dimensions = x.shape[1]
+    if dimensions <= _PROJECTED:
+        return x.astype(np.float32)
+    matrix = np.random.default_rng(dimensions).standard_normal((dimensions, _PROJECTED), np.float32)
+    matrix *= np.float32(_PROJECTED**-0.5)
+    return np.concatenate([x[strip].astype(np.float32) @ matrix for strip in strips(len(x))])
 
 
 def row_coordinates(x: FloatArray) -> FloatArray:

@@ -181,7 +181,7 @@ class _Residual:
         root = np.sqrt(self.variance[channel])
         u[:] = (_column(self.covariance, channel) - before_u[:, channel] @ before_u) / root
         h[:] = _column(self.meaning, channel) - before_h[:, channel] @ before_u - before_u[:, channel] @ before_h
-        lost = float(h[channel]) / root**2
+        lost = float(h[channel] / self.variance[channel])
         h[:] = h / root - 0.5 * lost * u
         self.variance -= u * u
         self.explained -= 2 * u * h
