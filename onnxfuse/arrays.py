@@ -9,7 +9,18 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BoolArray", "FloatArray", "IntArray", "add_products", "finite_rows", "mirror", "project_rows", "row_coordinates", "strips", "unit_rows"]
+__all__ = [
+    "BoolArray",
+    "FloatArray",
+    "IntArray",
+    "add_products",
+    "finite_rows",
+    "mirror",
+    "project_rows",
+    "row_coordinates",
+    "strips",
+    "unit_rows",
+]
 
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 FloatArray: TypeAlias = npt.NDArray[np.float64]

@@ -128,7 +128,7 @@ def test_the_best_ridge_is_the_one_that_misses_least_of_other_rows() -> None:
     x, y = x.astype(np.float32).astype(np.float64), y + np.random.default_rng(0).normal(size=y.shape) * 20
     ridges = [1e-6, 1e-4, 1e-2, 1e-1, 1.0, 1e3]
     prior = np.zeros((1, 3, 50))
-    parts, held = RegressionRows(True), RegressionRows(True)
+    parts, held = RegressionRows(centred=True), RegressionRows(centred=True)
     parts.add(x[:40], y[:40])
     held.add(x[40:], y[40:])
     wanted = sums_of(x[:40], y[:40], centred=True).best_ridge(sums_of(x[40:], y[40:], centred=True), prior, ridges)

@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -99,7 +100,8 @@ def measure(folder: Path, method: str, ratio: float, effort: float) -> dict[str,
     report = onnxfuse.compress(folder / "layer.onnx", calibration=calibration, progress=peaks, **options).report
     peaks.close()
     drift = report.drift.outputs[0].sqnr_db
-    return {"seconds": report.seconds, "peaks": peaks.megabytes, "drift": drift, "notes": list(report.notes)}
+    cpu = time.process_time()
+    return {"seconds": report.seconds, "peaks": peaks.megabytes, "drift": drift, "cpu": cpu, "notes": report.notes}
 
 
 def table(results: Mapping[str, Mapping[str, Any]], weights: int) -> Sequence[str]:
@@ -115,6 +117,8 @@ def table(results: Mapping[str, Mapping[str, Any]], weights: int) -> Sequence[st
         lines.append(f"| {stage} | {' | '.join(cells)} |")
     whole = (f"{sum(r['seconds'].values()):.1f} / {max(r['peaks'].values()):,.0f}" for r in results.values())
     lines.append(f"| whole | {' | '.join(whole)} |")
+    seconds = (f"{result['cpu']:.0f}" for result in results.values())
+    lines.append(f"| seconds of one core | {' | '.join(seconds)} |")
     times = (f"{max(r['peaks'].values()) * MEGABYTE / weights:.1f}" for r in results.values())
     lines.append(f"| peak, in sizes of the weights | {' | '.join(times)} |")
     drifts = ("" if r["drift"] is None else f"{r['drift']:.1f}" for r in results.values())

@@ -154,9 +154,7 @@ def observe_readings(
             moments[group.name, value, axis] = _Moments(value, axis, positions(layout, group.atom, {}))
             spreads[place.end] = _Spread(_channel_axis(analysis, place.end))
     _run(analysis, moments, spreads, samples, provider, np.random.default_rng(seed))
-    return {
-        group.name: tuple(_readings(group.name, places[group.name], moments, spreads)) for group in groups
-    }
+    return {group.name: tuple(_readings(group.name, places[group.name], moments, spreads)) for group in groups}
 
 
 def _readings(

@@ -152,7 +152,9 @@ class _Refitting:
         variance, before = held.variance(), held.missed(prior)
         whole = fit.merged(held)
         fitted, after, ridge = prior, before, 0.0
-        if before > _ROUNDING * variance and (fit.count >= _FEWEST_ROWS_PER_INPUT * inputs or not self._is_short(linear)):
+        if before > _ROUNDING * variance and (
+            fit.count >= _FEWEST_ROWS_PER_INPUT * inputs or not self._is_short(linear)
+        ):
             best, at = fit.best_ridge(held, prior, _RIDGES)
             if best < before:
                 fitted, after, ridge = whole.fit(prior, at), best, at

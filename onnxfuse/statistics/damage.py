@@ -166,7 +166,7 @@ class _Residual:
     def gains(self) -> FloatArray:
         """Return by how much J falls with each channel; 0 for those that are told already."""
         told = self.variance <= self.floor
-        gains: FloatArray = np.where(told, 0.0, self.explained / np.maximum(self.variance, self.floor))
+        gains: FloatArray = np.where(told, 0.0, np.maximum(self.explained, 0.0) / np.maximum(self.variance, self.floor))
         return gains
 
     def eliminate(self, channel: int) -> float:
@@ -181,7 +181,7 @@ class _Residual:
         root = np.sqrt(self.variance[channel])
         u[:] = (_column(self.covariance, channel) - before_u[:, channel] @ before_u) / root
         h[:] = _column(self.meaning, channel) - before_h[:, channel] @ before_u - before_u[:, channel] @ before_h
-        lost = float(h[channel] / self.variance[channel])
+        lost = max(float(h[channel] / self.variance[channel]), 0.0)
         h[:] = h / root - 0.5 * lost * u
         self.variance -= u * u
         self.explained -= 2 * u * h

@@ -25,9 +25,11 @@ __all__ = ["Clusters", "DistinctRows", "cluster_rows", "compact_rows", "distinct
 
 # k-means only finds a local optimum: the best of a few starts costs little once the points are compact.
 _STARTS = 4
-# Products of rows, dimensions and clusters from which on k-means works on a random projection, and how many steps.
+# Products of rows, dimensions and clusters from which on k-means works on a random projection, and how many steps
+# and trials for each starting point it makes then.
 _MOST_WORK = 2**33
 _FEW_STEPS = 10
+_TRIALS = 3
 
 
 def single_threaded() -> AbstractContextManager[object]:
@@ -159,7 +161,7 @@ def _kmeans_labels(points: FloatArray, counts: IntArray, count: int, seed: int) 
     if points.size * count > _MOST_WORK:
         compact = project_rows(points).astype(np.float64)
         with single_threaded():
-            starts, _ = kmeans_plusplus(compact, count, random_state=seed, n_local_trials=1)
+            starts, _ = kmeans_plusplus(compact, count, random_state=seed, n_local_trials=_TRIALS)
         kmeans = KMeans(n_clusters=count, init=starts, n_init=1, max_iter=_FEW_STEPS, random_state=seed)
     else:
         compact = compact_rows(points)

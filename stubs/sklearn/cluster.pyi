@@ -23,5 +23,10 @@ class KMeans:
     ) -> Self: ...
 
 def kmeans_plusplus(
-    X: npt.NDArray[np.float64], n_clusters: int, *, random_state: int | None = ..., n_local_trials: int | None = ...
+    points: npt.NDArray[np.float64],
+    /,
+    n_clusters: int,
+    *,
+    random_state: int | None = ...,
+    n_local_trials: int | None = ...,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]: ...
