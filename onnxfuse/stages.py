@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 import onnx
 
-from onnxfuse.analysis import Analysis
+from onnxfuse.analysis import Analysis, enough_samples
 from onnxfuse.calibration.judge import Judgement
 from onnxfuse.config import CompressionConfig, Order
 from onnxfuse.coupling.groups import CouplingGroup
@@ -65,7 +65,8 @@ def prove_groups(
         "scaling": (partial(change, find_map=scaling), scalable_groups(analysis.graph, analysis.channels, groups)),
     }
     watched = watched_values(analysis.graph, analysis.channels)
-    feeds = samples.sound_feeds()
+    few = samples.in_batches(enough_samples(analysis)) if analysis.batch > 1 else samples
+    feeds = few.sound_feeds()
     proof = prove_coupling(analysis.source.model, groups, changes, feeds, watched, config.provider)
     if proof.note:
         return analysis, f"the coupling was not proven on this model: {proof.note}"

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import solve
 
 from onnxfuse.arrays import BoolArray, FloatArray, IntArray, row_coordinates, strips
 
@@ -27,7 +26,7 @@ _SMALL = 1e-11
 # Ridge of the input map, in mean second moments of a channel.
 _RIDGE = 1e-4
 # After so many choices their effect on what is left is worked out, as one product of matrices.
-_BLOCK = 128
+_BLOCK = 64
 # Channels that are kept leave the matrices once they are this share of them.
 _CROWDED = 0.15
 
@@ -99,7 +98,7 @@ def greedy_order(readings: Sequence[Reading]) -> tuple[IntArray, FloatArray]:
     """
     channels = len(readings[0].covariance)
     residuals = [_Residual(covariance, weights) for covariance, weights in _by_covariance(readings)]
-    damage = [sum(reading.damage for reading in readings)]
+    damage = [sum(residual.damage for residual in residuals)]
     order = np.empty(channels, np.int64)
     # The channel of every row that the residuals still have, and whether it is left to be chosen.
     rows, left = np.arange(channels), np.ones(channels, bool)
@@ -143,6 +142,9 @@ class _Residual:
     Args:
         covariance: S with nothing kept, shape (C, C); not changed.
         weights: V, shape (C, D).
+
+    Attributes:
+        damage: J with nothing kept.
     """
 
     def __init__(self, covariance: FloatArray, weights: FloatArray) -> None:
@@ -150,9 +152,9 @@ class _Residual:
         channels = len(covariance)
         self.covariance = covariance.copy()
         self.meaning = np.empty_like(self.covariance)
+        weights = row_coordinates(weights)
         seen = covariance @ weights
-        if seen.shape[1] > channels:
-            seen = covariance @ row_coordinates(weights)
+        self.damage = float(np.vdot(seen, weights))
         for strip in strips(channels):
             np.matmul(seen[strip], seen[strip.start :].T, out=self.meaning[strip, strip.start :])
         self.floor = _ROUNDING * np.maximum(np.diag(covariance), 0.0) + np.finfo(float).tiny
@@ -190,10 +192,11 @@ class _Residual:
     def update(self) -> None:
         """Work out what the choices since the last time leave of the matrices."""
         u, h = self.u[: self.pending], self.h[: self.pending]
+        left, right = np.concatenate([u, h]), np.concatenate([h, u])
         for strip in strips(len(self.covariance)):
             rest = slice(strip.start, None)
             self.covariance[strip, rest] -= u[:, strip].T @ u[:, rest]
-            self.meaning[strip, rest] -= np.concatenate([u, h])[:, strip].T @ np.concatenate([h, u])[:, rest]
+            self.meaning[strip, rest] -= left[:, strip].T @ right[:, rest]
         self._start()
 
     def drop(self, left: BoolArray) -> None:
@@ -287,7 +290,7 @@ def best_input_map(readings: Sequence[Reading], output: FloatArray) -> FloatArra
     # What is kept as it is needs no solution; often that is half of all.
     rest = np.delete(np.arange(len(moments)), channels[whole])
     solved = np.zeros(cross.shape)
-    solved[rest] = solve(inside, cross[rest].T, assume_a="pos", overwrite_a=True, overwrite_b=True).T
+    solved[rest] = np.linalg.solve(inside, cross[rest].T).T
     solved[channels[whole], np.flatnonzero(whole)] = 1.0
     return solved
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 import numpy as np
-from scipy.linalg import solve
 
 from onnxfuse.arrays import FloatArray, finite_rows
 
@@ -275,4 +274,4 @@ class RegressionRows:
 
     def _dual(self, products: FloatArray, gap: FloatArray, weight: float) -> FloatArray:
         left = products + self.count * weight * np.eye(self.count)
-        return np.asarray(solve(left, gap, assume_a="pos", overwrite_a=True), np.float64)
+        return np.asarray(np.linalg.solve(left, gap), np.float64)
