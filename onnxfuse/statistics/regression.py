@@ -103,7 +103,8 @@ class RegressionSums:
 
     def best_ridge(self, held: Self, prior: FloatArray, ridges: Iterable[float]) -> tuple[float, float]:
         """Return what the best of some fits misses of other rows, and its ridge."""
-        return min((held.missed(self.fit(prior, ridge)), ridge) for ridge in ridges)
+        ours, theirs = self.moments(), held.moments()
+        return min((_missed(theirs, _fitted(ours, prior, ridge)), ridge) for ridge in ridges)
 
     def merged(self, other: Self) -> Self:
         """Return the sums of both collections of rows."""
@@ -141,13 +142,7 @@ class RegressionSums:
         Returns:
             V, shape (G, O, D).
         """
-        xx, xy, _ = self.moments()
-        scale = np.trace(xx, axis1=1, axis2=2) / self.inputs
-        # Inputs that never change say nothing: any ridge gives the prior then.
-        weight = ridge * np.where(scale > 0, scale, 1.0)[:, None, None]
-        left = xx + weight * np.eye(self.inputs)
-        solution = np.linalg.solve(left, xy + weight * prior.transpose(0, 2, 1))
-        return np.ascontiguousarray(solution.transpose(0, 2, 1))
+        return _fitted(self.moments(), prior, ridge)
 
     def missed(self, weight: FloatArray) -> float:
         """Return the mean square that a weight misses of the targets, over all outputs; its shift is at its best.
@@ -155,14 +150,32 @@ class RegressionSums:
         Args:
             weight: V, shape (G, O, D).
         """
-        xx, xy, yy = self.moments()
-        transposed = weight.transpose(0, 2, 1)
-        lost = yy.sum() - 2 * float((transposed * xy).sum()) + float((transposed * (xx @ transposed)).sum())
-        return max(float(lost), 0.0)
+        return _missed(self.moments(), weight)
 
     def variance(self) -> float:
         """Return the mean square of the targets about their mean, over all outputs."""
-        return max(float(self.moments()[2].sum()), 0.0)
+        return max(float((self.yy / max(self.count, 1) - np.square(self.means[1])).sum()), 0.0)
+
+
+def _fitted(moments: tuple[FloatArray, FloatArray, FloatArray], prior: FloatArray, ridge: float) -> FloatArray:
+    """Return the weight of `RegressionSums.fit` for given moments."""
+    xx, xy, _ = moments
+    inputs = xx.shape[1]
+    scale = np.trace(xx, axis1=1, axis2=2) / inputs
+    # Inputs that never change say nothing: any ridge gives the prior then.
+    weight = ridge * np.where(scale > 0, scale, 1.0)[:, None, None]
+    left = xx.copy()
+    left[:, np.arange(inputs), np.arange(inputs)] += weight[:, :, 0]
+    solution = np.linalg.solve(left, xy + weight * prior.transpose(0, 2, 1))
+    return np.ascontiguousarray(solution.transpose(0, 2, 1))
+
+
+def _missed(moments: tuple[FloatArray, FloatArray, FloatArray], weight: FloatArray) -> float:
+    """Return the mean square that a weight misses of targets of given moments."""
+    xx, xy, yy = moments
+    transposed = np.ascontiguousarray(weight.transpose(0, 2, 1))
+    lost = yy.sum() - 2 * np.vdot(transposed, xy) + np.vdot(transposed, xx @ transposed)
+    return max(float(lost), 0.0)
 
 
 @dataclass
