@@ -249,7 +249,7 @@ def lone_damage(readings: Sequence[Reading]) -> FloatArray:
         Shape (C,), float64, ``>= 0``; 0 for a channel that follows from the others, or that never changes.
 
     Example:
-        >>> copies = Reading(np.diag([2.0, 1.0]), np.eye(2), np.diag([3.0, 5.0]))
+        >>> copies = Reading(np.diag([2.0, 1.0]), np.eye(2), np.diag([3.0, 5.0]) ** 0.5)
         >>> lone_damage([copies]).round(6).tolist()
         [6.0, 5.0]
     """
