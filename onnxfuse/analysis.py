@@ -25,7 +25,16 @@ from onnxfuse.proof.runtime import Session
 from onnxfuse.proof.samples import Samples
 from onnxfuse.proof.values import value_hints
 
-__all__ = ["Analysis", "analyse", "choose_samples", "compressible_share", "cost_of", "group_parameters", "more_samples"]
+__all__ = [
+    "Analysis",
+    "analyse",
+    "choose_samples",
+    "compressible_share",
+    "cost_of",
+    "enough_samples",
+    "group_parameters",
+    "more_samples",
+]
 
 # The batch that shapes are inferred at where the model leaves it open.
 _BATCH = 2
@@ -92,9 +101,12 @@ def choose_samples(source: SourceModel, graph: GraphView, provider: Provider, se
 
 def more_samples(analysis: Analysis, samples: Samples, seed: int) -> Samples:
     """Make more synthetic samples of the same shape: as many as a few seconds of work allow, at most 32."""
-    count = _SYNTHETIC_MACS // max(analysis.cost.macs, 1)
-    count = min(max(count, 1), _MOST_SYNTHETIC)
-    return synthetic_samples(analysis.graph, samples.dims, seed, count, compared=samples.compared)
+    return synthetic_samples(analysis.graph, samples.dims, seed, enough_samples(analysis), compared=samples.compared)
+
+
+def enough_samples(analysis: Analysis) -> int:
+    """Return how many samples a proof is run on: as many as a few seconds of work allow, at most 32."""
+    return min(max(_SYNTHETIC_MACS // max(analysis.cost.macs, 1), 1), _MOST_SYNTHETIC)
 
 
 def analyse(source: SourceModel, graph: GraphView, samples: Samples | None) -> Analysis:

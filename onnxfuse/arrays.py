@@ -1,14 +1,36 @@
-"""The array types that the numerical parts share: work is done in float64 and cast once, when a weight is written."""
+"""Array types and helpers that the numerical parts share.
+
+Work is done in float64 and cast once, when a weight is written. Large matrices are worked on in strips of rows, so that
+what is computed in between stays small.
+"""
 
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FloatArray", "IntArray", "finite_rows", "is_finite", "unit_rows"]
+__all__ = [
+    "BoolArray",
+    "FloatArray",
+    "IntArray",
+    "add_products",
+    "finite_rows",
+    "is_finite",
+    "mirror",
+    "project_rows",
+    "row_coordinates",
+    "strips",
+    "unit_rows",
+]
 
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 IntArray: TypeAlias = npt.NDArray[np.int64]
+
+# Rows of a strip.
+_STRIP = 1024
+# Dimensions of a random projection.
+_PROJECTED = 256
 
 
 def unit_rows(x: FloatArray) -> FloatArray:
@@ -44,9 +66,82 @@ def is_finite(array: np.ndarray[Any, np.dtype[Any]]) -> npt.NDArray[np.bool_]:
 def finite_rows(*arrays: np.ndarray[Any, np.dtype[Any]]) -> list[np.ndarray[Any, np.dtype[Any]]]:
     """Return the rows of arrays, all of n rows, that are finite in every one of them: others would spoil every sum.
 
+    Half precision becomes single: its products overflow soon, and there is no fast code for them.
+
     Example:
         >>> finite_rows(np.array([[1.0], [np.inf], [3.0]]), np.array([[4.0], [5.0], [np.nan]]))
         [array([[1.]]), array([[4.]])]
     """
+    arrays = tuple(a.astype(np.float32) if a.dtype == np.float16 else a for a in arrays)
     whole = np.logical_and.reduce([np.isfinite(a).all(axis=tuple(range(1, a.ndim))) for a in arrays])
     return list(arrays) if whole.all() else [a[whole] for a in arrays]
+
+
+def project_rows(x: FloatArray) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return a random projection of rows into few dimensions, the same for all rows of one length.
+
+    Squared distances are kept up to about 9 % (one standard deviation); rows that are short enough stay.
+
+    Args:
+        x: Shape (C, D), float64.
+
+    Returns:
+        Shape (C, min(D, 256)), float32.
+    """
+    dimensions = x.shape[1]
+    if dimensions <= _PROJECTED:
+        return x.astype(np.float32)
+    matrix = np.random.default_rng(dimensions).standard_normal((dimensions, _PROJECTED), np.float32)
+    matrix *= np.float32(_PROJECTED**-0.5)
+    return np.concatenate([x[strip].astype(np.float32) @ matrix for strip in strips(len(x))])
+
+
+def row_coordinates(x: FloatArray) -> FloatArray:
+    """Return rows in an orthonormal basis of their span, so that all products of rows are what they were.
+
+    Args:
+        x: Shape (C, D), float64.
+
+    Returns:
+        Shape (C, min(C, D)): R transposed, where Q R is the transpose.
+    """
+    if x.shape[0] >= x.shape[1]:
+        return x
+    triangle: FloatArray = np.asarray(np.linalg.qr(x.T, mode="r"))
+    return triangle.T
+
+
+def strips(count: int) -> list[slice]:
+    """Return the rows of a large matrix in pieces.
+
+    Example:
+        >>> strips(1500)
+        [slice(0, 1024, None), slice(1024, 1500, None)]
+    """
+    return [slice(start, min(start + _STRIP, count)) for start in range(0, count, _STRIP)]
+
+
+def add_products(total: FloatArray, rows: np.ndarray[Any, np.dtype[Any]]) -> None:
+    """Add X^T X to the upper triangle of a matrix; what is below it means nothing until `mirror` was called.
+
+    Args:
+        total: Shape (C, C), float64; changed.
+        rows: X, shape (n, C), of any float type: products are in that type, which BLAS is fast at, sums in float64.
+    """
+    for strip in strips(len(total)):
+        total[strip, strip.start :] += rows[:, strip].T @ rows[:, strip.start :]
+
+
+def mirror(matrix: FloatArray) -> None:
+    """Make a square matrix symmetric by its upper triangle.
+
+    Example:
+        >>> x = np.array([[1.0, 2.0], [9.0, 3.0]])
+        >>> mirror(x)
+        >>> x.tolist()
+        [[1.0, 2.0], [2.0, 3.0]]
+    """
+    for strip in strips(len(matrix)):
+        matrix[strip.stop :, strip] = matrix[strip, strip.stop :].T
+        corner = matrix[strip, strip]
+        corner[:] = np.triu(corner) + np.triu(corner, 1).T

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 import onnx
 
-from onnxfuse.analysis import Analysis
+from onnxfuse.analysis import Analysis, enough_samples
 from onnxfuse.calibration.judge import Judgement
 from onnxfuse.config import CompressionConfig, Order
 from onnxfuse.coupling.groups import CouplingGroup
@@ -24,8 +24,9 @@ from onnxfuse.planning.widths import GroupPlan, allowed_widths
 from onnxfuse.proof.coupling import prove_coupling, watched_values
 from onnxfuse.proof.samples import Samples
 from onnxfuse.proof.scaling import scalable_groups
-from onnxfuse.statistics.features import ActivationFeatures
+from onnxfuse.statistics.features import ActivationFeatures, ChannelFeatures
 from onnxfuse.target import Target
+from onnxfuse.transport import is_too_large
 
 __all__ = ["Fused", "Judgements", "allocate_widths", "damage_of", "edited_model", "fuse_groups", "prove_groups"]
 
@@ -65,7 +66,8 @@ def prove_groups(
         "scaling": (partial(change, find_map=scaling), scalable_groups(analysis.graph, analysis.channels, groups)),
     }
     watched = watched_values(analysis.graph, analysis.channels)
-    feeds = samples.sound_feeds()
+    few = samples.in_batches(enough_samples(analysis)) if analysis.batch > 1 else samples
+    feeds = few.sound_feeds()
     proof = prove_coupling(analysis.source.model, groups, changes, feeds, watched, config.provider)
     if proof.note:
         return analysis, f"the coupling was not proven on this model: {proof.note}"
@@ -187,7 +189,15 @@ def _find_map(
         # Channels that may not be mixed are dropped instead, by the same importance.
         name = "prune"
     features = replace(state.features(plan.group), activations=activations)
-    return name, METHODS[name](features, plan.kept, config.fusion, rng)
+    return _told(name, features, plan.kept), METHODS[name](features, plan.kept, config.fusion, rng)
+
+
+def _told(name: str, features: ChannelFeatures, kept: int) -> str:
+    """Return what a report calls a method: it says where the group is too large for the plain one."""
+    dimensions = sum(member.weights.shape[1] for member in features.members)
+    if name == "intra-fusion" and kept < features.channels and is_too_large(features.channels, kept, dimensions):
+        return f"{name}, nearest targets"
+    return name
 
 
 def _last_producer(group: CouplingGroup) -> int:

@@ -1,5 +1,6 @@
 """The damage J and what makes it small, against brute force and against samples."""
 
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
@@ -18,7 +19,7 @@ def reading(seed: int, channels: int, *, rank: int | None = None) -> tuple[Readi
     samples = rng.normal(size=(400, rank or channels)) @ mixing + rng.normal(size=channels)
     weights = rng.normal(size=(channels, 3))
     covariance = np.cov(samples.T, bias=True).reshape(channels, channels)
-    return Reading(covariance, samples.T @ samples / 400, weights @ weights.T), samples, weights
+    return Reading(covariance, samples.T @ samples / 400, weights), samples, weights
 
 
 def missed(samples: FloatArray, weights: FloatArray, kept: IntArray) -> float:
@@ -75,7 +76,7 @@ def test_dead_channels_come_last() -> None:
     seen, _, _ = reading(4, 4)
     covariance = seen.covariance.copy()
     covariance[1], covariance[:, 1] = 0.0, 0.0
-    order, damage = greedy_order([Reading(covariance, covariance, seen.strength)])
+    order, damage = greedy_order([Reading(covariance, covariance, seen.weights)])
     assert order[-1] == 1
     assert np.isfinite(damage).all()
     nothing = Reading(np.zeros((4, 4)), np.zeros((4, 4)), np.zeros((4, 4)))
@@ -94,7 +95,7 @@ def test_the_best_input_map_raises_no_damage(seed: int, channels: int) -> None:
 
     def lost(matrix: FloatArray) -> float:
         gap = np.eye(channels) - matrix @ output
-        return float(np.trace(gap @ seen.moments @ gap.T @ seen.strength))
+        return float(np.trace(gap @ seen.moments @ gap.T @ seen.weights @ seen.weights.T))
 
     assert lost(found) <= lost(output.T) * (1 + 1e-9)
 
@@ -115,6 +116,74 @@ def test_copies_and_dead_channels_do_no_damage() -> None:
     taken = np.array([0, 1, 2, 0])
     covariance = whole.covariance[np.ix_(taken, taken)]
     covariance[2] = covariance[:, 2] = 0.0
-    found = lone_damage([Reading(covariance, covariance, whole.strength)])
+    found = lone_damage([Reading(covariance, covariance, whole.weights)])
     assert found[1] > 1e-3
     np.testing.assert_allclose(found[[0, 2, 3]], 0.0, atol=1e-7)
+
+
+def stepwise(readings: Sequence[Reading]) -> tuple[list[int], list[float]]:
+    """Choose channel after channel with every matrix worked out anew by least squares."""
+    order: list[int] = []
+    damage = [sum(r.damage for r in readings)]
+    while len(order) < len(readings[0].covariance):
+        others = [c for c in range(len(readings[0].covariance)) if c not in order]
+        damages = [selection_damage(readings, np.array([*order, c])) for c in others]
+        order.append(others[int(np.argmin(damages))])
+        damage.append(min(damages))
+    return order, damage
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_blocks_choose_what_single_steps_choose(monkeypatch: pytest.MonkeyPatch, *, shared: bool) -> None:
+    """Neither blocks of choices, nor strips, nor matrices that shrink change any choice, or what is left."""
+    monkeypatch.setattr("onnxfuse.statistics.damage._BLOCK", 3)
+    monkeypatch.setattr("onnxfuse.arrays._STRIP", 5)
+    for seed in range(4):
+        readings = [reading(seed + i, 24)[0] for i in range(2)]
+        if shared:
+            readings[1] = Reading(readings[0].covariance, readings[0].moments, readings[1].weights)
+        order, damage = greedy_order(readings)
+        wanted_order, wanted = stepwise(readings)
+        assert order.tolist() == wanted_order
+        np.testing.assert_allclose(damage, wanted, rtol=1e-6, atol=1e-9 * wanted[0])
+
+
+def test_large_groups_keep_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With hundreds of channels that nearly follow from each other the curve is what least squares says."""
+    rng = np.random.default_rng(0)
+    samples = rng.normal(size=(900, 80)) @ rng.normal(size=(80, 400)) + 1e-3 * rng.normal(size=(900, 400))
+    samples *= np.exp(2 * rng.normal(size=400))
+    covariance = np.cov(samples.T, bias=True)
+    seen = Reading(covariance, covariance, rng.normal(size=(400, 30)))
+    monkeypatch.setattr("onnxfuse.arrays._STRIP", 150)
+    order, damage = greedy_order([seen])
+    assert sorted(order.tolist()) == list(range(400))
+    for kept in (1, 60, 128, 129, 250, 399):
+        wanted = selection_damage([seen], order[:kept])
+        assert damage[kept] == pytest.approx(wanted, rel=1e-3, abs=1e-8 * damage[0])
+
+
+def test_weights_with_the_same_products_are_the_same_reader() -> None:
+    """Only products of the weights count, not in how many columns they are given."""
+    seen, _, _ = reading(5, 6)
+    turned = np.linalg.qr(np.random.default_rng(0).normal(size=(9, 9)))[0][:3]
+    order, damage = greedy_order([seen])
+    other = greedy_order([Reading(seen.covariance, seen.moments, seen.weights @ turned)])
+    assert order.tolist() == other[0].tolist()
+    np.testing.assert_allclose(damage, other[1], rtol=1e-6, atol=1e-9 * damage[0])
+
+
+@given(st.integers(0, 99), st.integers(3, 6))
+def test_the_input_map_solves_the_normal_equations(seed: int, channels: int) -> None:
+    """Kept and mixed channels alike: B (A S A^T + ridge) = S A^T, but for channels that are kept as they are."""
+    seen, _, _ = reading(seed, channels)
+    mixing = np.random.default_rng(seed).random((2, channels))
+    for output in (np.eye(channels)[1:], np.vstack([np.eye(channels)[:1], mixing])):
+        found = best_input_map([seen], output)
+        inside = output @ seen.moments @ output.T
+        ridge = 1e-4 * np.trace(inside) / len(inside) * np.eye(len(inside))
+        wanted = np.linalg.solve(inside + ridge, output @ seen.moments).T
+        whole = [(c, k) for k, row in enumerate(output) for c in [int(row.argmax())] if np.count_nonzero(row) == 1]
+        for c, k in whole:
+            wanted[c] = np.eye(len(output))[k]
+        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)

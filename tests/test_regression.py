@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxfuse.arrays import FloatArray
-from onnxfuse.statistics.regression import RegressionSums
+from onnxfuse.statistics.regression import RegressionRows, RegressionSums
 
 
 def rows(seed: int, groups: int, inputs: int, outputs: int, count: int = 60) -> tuple[FloatArray, FloatArray]:
@@ -92,3 +92,47 @@ def test_inputs_that_never_change_give_the_prior() -> None:
     empty = RegressionSums(1, 3, 2, centred=True)
     empty.add(np.zeros((0, 1, 3)), np.zeros((0, 1, 2)))
     assert (empty.count, empty.variance()) == (0, 0.0)
+
+
+@given(
+    size=st.tuples(st.integers(0, 99), st.just(1), st.integers(1, 90), st.integers(1, 4)),
+    centred=st.booleans(),
+    ridge=st.sampled_from([1e-3, 0.1, 10.0]),
+)
+def test_rows_and_sums_give_the_same_fit(*, size: tuple[int, int, int, int], centred: bool, ridge: float) -> None:
+    """The dual of the regression is the regression, with fewer rows than numbers in a row and with more."""
+    seed, groups, inputs, outputs = size
+    x, y = rows(seed, groups, inputs, outputs)
+    x = x.astype(np.float32).astype(np.float64)
+    prior = np.random.default_rng(seed).normal(size=(1, outputs, inputs))
+    sums, parts = sums_of(x[:40], y[:40], centred=centred), RegressionRows(centred)
+    held, held_parts = sums_of(x[40:], y[40:], centred=centred), RegressionRows(centred)
+    parts.add(x[:11], y[:11])
+    parts.add(x[11:40], y[11:40])
+    held_parts.add(x[40:], y[40:])
+    size_of_y = np.abs(y).max()
+    np.testing.assert_allclose(parts.fit(prior, ridge), sums.fit(prior, ridge), rtol=1e-3, atol=1e-3)
+    assert parts.variance() == pytest.approx(sums.variance(), rel=1e-6)
+    assert parts.missed(prior) == pytest.approx(sums.missed(prior), rel=1e-3, abs=1e-6 * size_of_y)
+    wanted = held.missed(sums.fit(prior, ridge))
+    assert parts.best_ridge(held_parts, prior, [ridge])[0] == pytest.approx(wanted, rel=1e-2, abs=1e-6 * size_of_y)
+    both = parts.merged(held_parts)
+    for ours, theirs in zip(both.means, sums.merged(held).means, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6 * size_of_y)
+    assert both.count == len(x)
+
+
+def test_the_best_ridge_is_the_one_that_misses_least_of_other_rows() -> None:
+    """Of several ridges, rows and sums choose the same, and it is neither the first nor the last."""
+    x, y = rows(1, 1, 50, 3)
+    x, y = x.astype(np.float32).astype(np.float64), y + np.random.default_rng(0).normal(size=y.shape) * 20
+    ridges = [1e-6, 1e-4, 1e-2, 1e-1, 1.0, 1e3]
+    prior = np.zeros((1, 3, 50))
+    parts, held = RegressionRows(centred=True), RegressionRows(centred=True)
+    parts.add(x[:40], y[:40])
+    held.add(x[40:], y[40:])
+    wanted = sums_of(x[:40], y[:40], centred=True).best_ridge(sums_of(x[40:], y[40:], centred=True), prior, ridges)
+    found = parts.best_ridge(held, prior, ridges)
+    assert found[1] == wanted[1]
+    assert found[0] == pytest.approx(wanted[0], rel=1e-2)
+    assert found[0] == pytest.approx(held.missed(parts.fit(prior, found[1])), rel=1e-3)

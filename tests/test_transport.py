@@ -1,6 +1,7 @@
 """Ground cost, targets, masses and solvers: their laws, and agreement with references that are slower and simpler."""
 
 import itertools
+import math
 import os
 
 import numpy as np
@@ -9,8 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from onnxfuse.arrays import FloatArray, unit_rows
+from onnxfuse.arrays import FloatArray, project_rows, unit_rows
 from onnxfuse.errors import InvariantError, SolverError
+from onnxfuse.fusion.methods.intra_fusion import intra_fusion
+from onnxfuse.fusion.options import FusionOptions
+from onnxfuse.statistics.features import ChannelFeatures, MemberFeatures, Role
 from onnxfuse.transport import (
     MASSES,
     SOLVERS,
@@ -20,10 +24,12 @@ from onnxfuse.transport import (
     TransportResult,
     cluster_rows,
     ground_cost,
+    nearest_plan,
     solvers,
     top_channels,
 )
 from onnxfuse.transport.clusters import _fill_empty, compact_rows, distinct_rows
+from onnxfuse.transport.nearest import SHARP
 
 NORMS = [1.0, 1.5, 2.0, 3.0, np.inf]
 
@@ -537,3 +543,66 @@ def test_members_are_as_documented() -> None:
     assert list(TARGETS) == ["most-important", "kmeans", "gaussian-mixture"]
     assert list(MASSES) == ["uniform", "importance", "softmax"]
     assert list(SOLVERS) == ["exact", "entropic"]
+
+
+class TestNearest:
+    """Transport among near targets only."""
+
+    @given(st.integers(0, 99), st.integers(2, 60), st.sampled_from([1.0, 2.0, math.inf]))
+    def test_masses_arrive_whole(self, seed: int, channels: int, p: float) -> None:
+        """Whatever the masses, zeros among them, the plan has exactly those."""
+        rng = generator(seed)
+        kept = max(1, channels // 3)
+        x = rng.normal(size=(channels, 5))
+        a, b = rng.random(channels) * (rng.random(channels) < 0.8) + 1e-9, rng.random(kept) + 1e-9
+        a, b = a / a.sum(), b / b.sum()
+        plan = nearest_plan(x, x[:kept], a, b, p=p, normalised=False, regularisation=0.05)
+        assert plan.min() >= 0
+        np.testing.assert_allclose(plan.sum(axis=1), a, atol=1e-9)
+        np.testing.assert_allclose(plan.sum(axis=0), b, atol=1e-9)
+
+    def test_it_costs_little_more_than_the_exact_plan(self) -> None:
+        """Points in clusters, long rows that are projected: within a tenth of the least cost, and few entries."""
+        rng = generator(1)
+        centres = rng.normal(size=(30, 600))
+        x = centres[rng.integers(0, 30, 240)] + 0.2 * rng.normal(size=(240, 600))
+        a, b = np.full(240, 1 / 240), np.full(60, 1 / 60)
+        cost = ground_cost(x, x[:60], p=1.0, normalised=True)
+        plan = nearest_plan(x, x[:60], a, b, p=1.0, normalised=True, regularisation=SHARP)
+        least = SOLVERS["exact"](cost, a, b, regularisation=1.0).cost
+        assert least <= (plan * cost).sum() <= 1.1 * least
+        assert np.count_nonzero(plan) <= 18 * 240 + 60
+
+    def test_large_groups_take_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """From the bound on, intra-fusion is by near targets, and stays a map whose columns of A sum to 1."""
+        monkeypatch.setattr("onnxfuse.transport.nearest._MOST_PAIRS", 100)
+        rng = generator(2)
+        features = ChannelFeatures(40, (MemberFeatures("node", Role.PRODUCER, rng.normal(size=(40, 7))),))
+        small = intra_fusion(features, 2, FusionOptions(), rng)
+        large = intra_fusion(features, 20, FusionOptions(), rng)
+        assert np.count_nonzero(small.output) <= 41
+        np.testing.assert_allclose(large.output.sum(axis=0), 1.0, atol=1e-9)
+
+    def test_projections_keep_distances(self) -> None:
+        """Distances of rows in few dimensions are those in many, up to a few percent, and the same each time."""
+        x = generator(3).normal(size=(50, 3000))
+        short = project_rows(x)
+        assert short.shape == (50, 256)
+        np.testing.assert_array_equal(short, project_rows(x))
+        gaps = np.linalg.norm(short[:, None] - short, axis=2)[np.triu_indices(50, 1)]
+        wanted = np.linalg.norm(x[:, None] - x, axis=2)[np.triu_indices(50, 1)]
+        assert np.abs(gaps / wanted - 1).max() < 0.25
+        assert np.abs(gaps / wanted - 1).mean() < 0.06
+
+    def test_kmeans_of_long_rows_is_hardly_worse_on_a_projection(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The squares within clusters are at most a tenth more, and centroids are means of the rows themselves."""
+        x = generator(4).normal(size=(300, 500)) + 2 * generator(5).normal(size=(20, 500))[np.arange(300) % 20]
+
+        def squares() -> float:
+            found = cluster_rows(x, 60, generator(6))
+            np.testing.assert_allclose(found.centroids[0], x[found.labels == 0].mean(axis=0), atol=1e-9)
+            return float(np.square(x - found.centroids[found.labels]).sum())
+
+        whole = squares()
+        monkeypatch.setattr("onnxfuse.transport.clusters._MOST_WORK", 0)
+        assert squares() <= 1.1 * whole

@@ -19,11 +19,12 @@ import onnxruntime as ort
 from rich.console import Console
 
 import onnxfuse
+from onnxfuse.config import CompressionConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.networks import INPUT_NAME, resnet18
-from tools.timing import interleaved, median_ratio
+from tools.timing import StageTimes, interleaved, median_ratio
 
 METHODS = ("prune", "fold", "intra-fusion", "auto")
 RATIO = 0.5
@@ -31,10 +32,11 @@ THREADS = (1, 2)
 BATCHES = (1, 32)
 
 
-def compression_times(model: onnx.ModelProto, rounds: int) -> Iterator[str]:
+def compression_times(model: onnx.ModelProto, rounds: int, effort: float) -> Iterator[str]:
     """Yield a Markdown table of the median seconds of each stage."""
     runs: dict[str, list[onnxfuse.CompressionReport]] = {method: [] for method in METHODS}
-    totals = interleaved({method: partial(_compress, model, method, runs[method]) for method in METHODS}, rounds)
+    functions = {method: partial(_compress, model, method, effort, runs[method]) for method in METHODS}
+    totals = interleaved(functions, rounds)
     stages = dict.fromkeys(stage for method in reversed(METHODS) for stage in runs[method][0].seconds)
     yield f"| median seconds of {rounds} rounds | {' | '.join(f'`{method}`' for method in METHODS)} |"
     yield f"| --- |{' ---: |' * len(METHODS)}"
@@ -48,8 +50,23 @@ def compression_times(model: onnx.ModelProto, rounds: int) -> Iterator[str]:
     yield f"| times `{METHODS[0]}` | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |"
 
 
-def _compress(model: onnx.ModelProto, method: str, reports: list[onnxfuse.CompressionReport]) -> None:
-    reports.append(onnxfuse.compress(model, ratio=RATIO, method=method, provider="cpu").report)
+def _compress(
+    model: onnx.ModelProto, method: str, effort: float, reports: list[onnxfuse.CompressionReport]
+) -> StageTimes:
+    times = StageTimes()
+    options = {"ratio": RATIO, "method": method, "effort": effort, "provider": "cpu"}
+    reports.append(onnxfuse.compress(model, progress=times, config=CompressionConfig.from_options(options)).report)
+    return times
+
+
+def processor_times(model: onnx.ModelProto, effort: float) -> Iterator[str]:
+    """Yield a Markdown table of the processor time of each stage of one run of the default method."""
+    times = _compress(model, METHODS[-1], effort, []).seconds
+    yield f"| stage of `{METHODS[-1]}` | processor seconds |"
+    yield "| --- | ---: |"
+    for stage, seconds in times.items():
+        yield f"| {stage} | {seconds:.1f} |"
+    yield f"| whole | {sum(times.values()):.1f} |"
 
 
 def latencies(model: onnx.ModelProto, rounds: int) -> Iterator[str]:
@@ -85,12 +102,18 @@ def _runner(
 def main() -> int:
     """Print both tables, line by line as they are measured."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of compression (default: 5)")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="rounds of compression; 0 for processor time alone (default: 5)"
+    )
     parser.add_argument("--runs", type=int, default=30, help="rounds of inference (default: 30)")
+    parser.add_argument("--effort", type=float, default=0.0, help="effort of the reconstruction (default: 0)")
     options = parser.parse_args()
     console = Console(soft_wrap=True, highlight=False, markup=False)
     model = resnet18()
-    for part in (compression_times(model, options.rounds), latencies(model, options.runs)):
+    parts = [processor_times(model, options.effort)]
+    if options.rounds:
+        parts += [compression_times(model, options.rounds, options.effort), latencies(model, options.runs)]
+    for part in parts:
         for line in part:
             console.print(line)
         console.print()

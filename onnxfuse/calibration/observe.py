@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from onnxfuse.analysis import Analysis
-from onnxfuse.arrays import FloatArray, IntArray, finite_rows
+from onnxfuse.arrays import FloatArray, IntArray, add_products, finite_rows, mirror, row_coordinates, strips
 from onnxfuse.calibration.linear import LinearNode, ending_of, linear_nodes
 from onnxfuse.config import Provider
 from onnxfuse.coupling.groups import CouplingGroup, ParameterAxis, positions
@@ -28,6 +28,8 @@ AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 # How many places to sum over, for every channel and in all.
 _ROWS_PER_CHANNEL = 50
 _FEWEST_ROWS = 40_000
+# How many numbers of a value are squared at a time.
+_PART = 2**21
 # How much memory the values of one run may take.
 _MOST_BYTES = 2**29
 
@@ -50,25 +52,43 @@ class _Moments:
 
     def add(self, array: AnyArray, samples: int, share: float, rng: np.random.Generator) -> None:
         # Neighbouring places of one sample are alike; the root of their number is a fair guess of how many count.
-        self.independent += samples * float(np.sqrt(max(array.size // array.shape[self.axis] // samples, 1)))
-        rows = np.moveaxis(array, self.axis, -1).reshape(-1, array.shape[self.axis])
-        wanted = max(2, int(np.ceil(share * len(rows))))
-        if wanted < len(rows):
-            rows = rows[rng.choice(len(rows), wanted, replace=False)]
+        moved = np.atleast_2d(np.moveaxis(array, self.axis, -1))
+        places = array.size // array.shape[self.axis]
+        self.independent += samples * float(np.sqrt(max(places // samples, 1)))
+        wanted = max(2, int(np.ceil(share * places)))
+        # Places are chosen first, so that nothing else is copied.
+        chosen = rng.choice(places, wanted, replace=False) if wanted < places else np.arange(places)
+        rows = moved[np.unravel_index(chosen, moved.shape[:-1])]
         # (rows, C, places in the axis) -> (rows x places, C)
         part = finite_rows(rows[:, self.where].transpose(0, 2, 1).reshape(-1, len(self.where)))[0]
         self.count += len(part)
         self.total += part.sum(axis=0, dtype=np.float64)
         # Squares of large numbers may overflow; what is not finite in the end is left out.
         with np.errstate(over="ignore", invalid="ignore"):
-            self.products += part.T @ part
+            add_products(self.products, part)
 
-    def estimates(self) -> tuple[FloatArray, FloatArray]:
-        """Return the covariance, and the second moments about zero."""
-        mean = self.total / max(self.count, 1)
-        outer = np.outer(mean, mean)
-        covariance = shrunk(self.products / max(self.count, 1) - outer, self.independent)
-        return covariance, covariance + outer
+    @property
+    def is_sound(self) -> bool:
+        """Whether there are sums, and none has overflown; samples that do say nothing, and the drift will tell."""
+        return self.count > 0 and bool(np.isfinite(self.products.sum()))
+
+    def estimates(self, *, centred: bool) -> tuple[FloatArray, FloatArray]:
+        """Return the covariance and the second moments about zero; twice the latter if not ``centred``.
+
+        The sums, which may be the largest thing in memory, are used up.
+        """
+        mean = self.total / self.count
+        products, self.products = self.products, np.zeros((0, 0))
+        mirror(products)
+        for strip in strips(len(mean)):
+            products[strip] /= self.count
+            products[strip] -= np.outer(mean[strip], mean)
+        second = covariance = shrunk(products, self.independent)
+        if centred:
+            second = covariance.copy()
+        for strip in strips(len(mean)):
+            second[strip] += np.outer(mean[strip], mean)
+        return covariance, second
 
 
 @dataclass
@@ -81,10 +101,12 @@ class _Spread:
     squares: FloatArray = field(default_factory=lambda: np.zeros(1))
 
     def add(self, array: AnyArray) -> None:
-        rows = finite_rows(np.moveaxis(array, self.axis, -1).reshape(-1, array.shape[self.axis]))[0]
-        self.count += len(rows)
-        self.total = self.total + rows.sum(axis=0, dtype=np.float64)
-        self.squares = self.squares + np.square(rows, dtype=np.float64).sum(axis=0)
+        moved = np.moveaxis(array, self.axis, -1)
+        for part in np.array_split(moved, max(1, array.size // _PART)):
+            rows = finite_rows(part.reshape(-1, moved.shape[-1]))[0]
+            self.count += len(rows)
+            self.total = self.total + rows.sum(axis=0, dtype=np.float64)
+            self.squares = self.squares + np.square(rows, dtype=np.float64).sum(axis=0)
 
     @property
     def variance(self) -> float:
@@ -132,20 +154,28 @@ def observe_readings(
             moments[group.name, value, axis] = _Moments(value, axis, positions(layout, group.atom, {}))
             spreads[place.end] = _Spread(_channel_axis(analysis, place.end))
     _run(analysis, moments, spreads, samples, provider, np.random.default_rng(seed))
-    readings = {}
-    for group in groups:
-        found = []
-        for place in places[group.name]:
-            # Samples that overflow say nothing; the drift will tell.
-            seen = moments[group.name, *place.moments]
-            if not seen.count or not np.isfinite(seen.products).all():
+    return {group.name: tuple(_readings(group.name, places[group.name], moments, spreads)) for group in groups}
+
+
+def _readings(
+    group: str,
+    places: Sequence[_Place],
+    moments: Mapping[tuple[str, str, int], _Moments],
+    spreads: Mapping[str, _Spread],
+) -> Iterator[Reading]:
+    """Yield what every reader of a group sees; readers of one value share its covariance."""
+    estimates: dict[tuple[str, int], tuple[FloatArray, FloatArray]] = {}
+    for place in places:
+        if place.moments not in estimates:
+            seen = moments[group, *place.moments]
+            if not seen.is_sound:
                 continue
-            variance = spreads[place.end].variance
-            strength = place.weights @ place.weights.T / (variance if np.isfinite(variance) and variance > 0 else 1.0)
-            covariance, second = seen.estimates()
-            found.append(Reading(covariance if place.has_shift else second, second, strength))
-        readings[group.name] = tuple(found)
-    return readings
+            centred = any(other.has_shift for other in places if other.moments == place.moments)
+            estimates[place.moments] = seen.estimates(centred=centred)
+        covariance, second = estimates[place.moments]
+        variance = spreads[place.end].variance
+        weights = place.weights / (np.sqrt(variance) if np.isfinite(variance) and variance > 0 else 1.0)
+        yield Reading(covariance if place.has_shift else second, second, row_coordinates(weights))
 
 
 def _places(

@@ -23,7 +23,7 @@ from onnxfuse.config import Provider
 from onnxfuse.fusion.weights import WeightState
 from onnxfuse.graph.view import Operand
 from onnxfuse.proof.samples import Samples
-from onnxfuse.statistics.regression import RegressionSums
+from onnxfuse.statistics.regression import Regression, RegressionRows, RegressionSums
 
 __all__ = ["Refit", "refit_network"]
 
@@ -35,8 +35,9 @@ _ROWS_PER_INPUT = 6
 _FEWEST_ROWS = 12_000
 # With fewer a fit says more of these samples than of the network, and only the mean is made good.
 _FEWEST_ROWS_PER_INPUT = 1.5
-# Longer rows would need more than about 350 MB for each sum of products.
+# Longer rows would need more than about 350 MB for each sum of products; a few of them are kept instead.
 _LONGEST_ROW = 6_912
+_MOST_LONG_ROWS = 4_096
 # One sample in so many is held back.
 _HELD_BACK = 4
 # Less than this share of the targets' variance is rounding: there is nothing to fit.
@@ -109,13 +110,25 @@ class _Refitting:
         self.waiting: set[str] = set()
 
     def nodes(self) -> list[LinearNode]:
-        """Return the nodes to fit: those behind the first change whose rows are not too long."""
-        found = [linear for linear in self.sides.nodes() if self._row_length(linear) <= _LONGEST_ROW]
+        """Return the nodes to fit: those behind the first change; of those with groups, if rows are not too long."""
+        found = [linear for linear in self.sides.nodes() if self._is_short(linear) or self._groups(linear) == 1]
         self.waiting = {linear.result for linear in found}
         return found
 
     def _row_length(self, linear: LinearNode) -> int:
         return int(linear.matrices(self.state.array(linear.weight)).shape[2])
+
+    def _collection(self, linear: LinearNode, *, centred: bool) -> Regression:
+        if not self._is_short(linear):
+            return RegressionRows(centred)
+        groups, outputs, inputs = linear.matrices(self.state.array(linear.weight)).shape
+        return RegressionSums(groups, inputs, outputs, centred)
+
+    def _is_short(self, linear: LinearNode) -> bool:
+        return self._row_length(linear) <= _LONGEST_ROW
+
+    def _groups(self, linear: LinearNode) -> int:
+        return linear.groups(self.state.array(linear.weight))
 
     def refit(self, linear: LinearNode, rng: np.random.Generator) -> Refit | None:
         """Fit one node; None where there is nothing to fit."""
@@ -128,19 +141,21 @@ class _Refitting:
         groups, outputs, inputs = present.shape
         factor = scale.reshape(groups, outputs)
         prior = present * factor[:, :, None]
-        fit, held = (RegressionSums(groups, inputs, outputs, has_shift) for _ in range(2))
+        fit, held = (self._collection(linear, centred=has_shift) for _ in range(2))
         for x, target, samples in self._rows(linear, ending, weight, rng):
             y = (target if has_shift else target - shift.astype(target.dtype)).reshape(len(target), groups, outputs)
             is_held = samples % _HELD_BACK == _HELD_BACK - 1
             fit.add(x[~is_held], y[~is_held])
             held.add(x[is_held], y[is_held])
-        if not fit.count or not held.count or not (np.isfinite(fit.xy).all() and np.isfinite(held.xy).all()):
+        if not (fit.is_sound and held.is_sound):
             return None
         variance, before = held.variance(), held.missed(prior)
         whole = fit.merged(held)
         fitted, after, ridge = prior, before, 0.0
-        if before > _ROUNDING * variance and fit.count >= _FEWEST_ROWS_PER_INPUT * inputs:
-            best, at = min((held.missed(fit.fit(prior, ridge)), ridge) for ridge in _RIDGES)
+        if before > _ROUNDING * variance and (
+            fit.count >= _FEWEST_ROWS_PER_INPUT * inputs or not self._is_short(linear)
+        ):
+            best, at = fit.best_ridge(held, prior, _RIDGES)
             if best < before:
                 fitted, after, ridge = whole.fit(prior, at), best, at
                 self._replace_weight(linear, weight, fitted, factor)
@@ -185,7 +200,8 @@ class _Refitting:
         counts = [linear.place_count(x, weight) for x in reads]
         total = sum(samples * places for samples, places in counts)
         first = 0
-        wanted = max(_FEWEST_ROWS, _ROWS_PER_INPUT * self._row_length(linear))
+        length = self._row_length(linear)
+        wanted = max(_FEWEST_ROWS, _ROWS_PER_INPUT * length) if length <= _LONGEST_ROW else _MOST_LONG_ROWS
         for run, x in enumerate(reads):
             samples, places = counts[run]
             chosen = _random_places(samples, places, -(-wanted * samples * places // total), rng)
@@ -236,7 +252,7 @@ class _Refitting:
         return [float(x.reshape(-1)[0]) for x in walk.values(operand.name)]
 
     def _shift_mean(
-        self, linear: LinearNode, sums: RegressionSums, fitted: FloatArray, scale: FloatArray, shift: FloatArray
+        self, linear: LinearNode, sums: Regression, fitted: FloatArray, scale: FloatArray, shift: FloatArray
     ) -> bool:
         """Let the outputs have the mean that they should have; return whether that changed anything."""
         mean_x, mean_y = sums.means

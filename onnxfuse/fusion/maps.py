@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from onnxfuse.arrays import FloatArray, IntArray
+from onnxfuse.arrays import FloatArray, IntArray, strips
 from onnxfuse.errors import InvariantError
 
 __all__ = ["ChannelMap", "OutputNorm"]
@@ -42,7 +42,7 @@ class ChannelMap:
             _refuse(f"an output map has shape (K, C) with K from 1 to C, not {self.output.shape}")
         if self.input.shape != self.output.shape[::-1]:
             _refuse(f"an output map of shape {self.output.shape} has no input map of shape {self.input.shape}")
-        if not (np.isfinite(self.output).all() and np.isfinite(self.input).all()):
+        if not all(np.isfinite(x[rows]).all() for x in (self.output, self.input) for rows in strips(len(x))):
             _refuse("a channel map has values that are not finite")
         if self.anchors.shape != (self.kept,):
             _refuse(f"{self.kept} fused channels have anchors of shape {self.anchors.shape}")
@@ -76,9 +76,11 @@ class ChannelMap:
         """
         if len(np.unique(kept)) != len(kept) or np.any(kept < 0) or np.any(kept >= channels):
             _refuse(f"channels to keep are to be different and in the range of {channels} channels")
-        output = np.zeros((len(kept), channels))
+        # Zeros that nobody writes to take no memory.
+        output, back = np.zeros((len(kept), channels)), np.zeros((channels, len(kept)))
         output[np.arange(len(kept)), kept] = 1.0
-        return cls(output, output.T.copy(), kept.astype(np.int64))
+        back[kept, np.arange(len(kept))] = 1.0
+        return cls(output, back, kept.astype(np.int64))
 
     @classmethod
     def permutation(cls, order: IntArray) -> "ChannelMap":
@@ -185,9 +187,9 @@ class ChannelMap:
     @property
     def is_selection(self) -> bool:
         """Whether every fused channel is one of the channels, unchanged, so that weights can be copied."""
-        one_hot = np.zeros_like(self.output)
-        one_hot[np.arange(self.kept), self.anchors] = 1.0
-        return np.array_equal(self.output, one_hot) and np.array_equal(self.input, one_hot.T)
+        fused = np.arange(self.kept)
+        ones = (self.output[fused, self.anchors] == 1.0) & (self.input[self.anchors, fused] == 1.0)
+        return bool(ones.all()) and np.count_nonzero(self.output) == np.count_nonzero(self.input) == self.kept
 
     @property
     def is_identity(self) -> bool:

@@ -29,6 +29,11 @@ __all__ = ["WeightState", "map_axis"]
 _SCALE, _SHIFT, _MEAN, _VARIANCE = 1, 2, 3, 4
 _DEFAULT_EPSILON = 1e-5
 _NO_SCALE = 1e-200
+# From so many entries on it is worth while to see whether a map is sparse: that is, has at most such a share of others
+# than zeros.
+_WORTH_A_LOOK, _SPARSE = 2**16, 0.02
+# Weights of more entries are not kept as float64 before they change.
+_LARGE = 2**22
 
 
 def map_axis(array: FloatArray, axis: int, old: IntArray, new: IntArray, matrix: FloatArray) -> FloatArray:
@@ -47,7 +52,7 @@ def map_axis(array: FloatArray, axis: int, old: IntArray, new: IntArray, matrix:
     moved = np.moveaxis(array, axis, 0)
     rest_shape = moved.shape[1:]
     block = moved[old.ravel()].reshape(old.shape[0], -1)
-    fused = (matrix @ block).reshape(new.size, *rest_shape)
+    fused = _product(matrix, block).reshape(new.size, *rest_shape)
     if old.size == moved.shape[0]:
         result = np.empty((new.size, *rest_shape), fused.dtype)
     else:
@@ -55,6 +60,20 @@ def map_axis(array: FloatArray, axis: int, old: IntArray, new: IntArray, matrix:
         result[np.delete(np.arange(len(result)), new.ravel())] = np.delete(moved, old.ravel(), axis=0)
     result[new.ravel()] = fused
     return np.moveaxis(result, 0, axis)
+
+
+def _product(matrix: FloatArray, block: FloatArray) -> FloatArray:
+    """Multiply a map that may be nearly all zeros, as selections and transport plans are."""
+    if matrix.dtype == np.float16:
+        # There is no fast code for half precision, and its sums overflow.
+        return _product(matrix.astype(np.float32), block.astype(np.float32)).astype(np.float16)
+    if matrix.size < _WORTH_A_LOOK or np.count_nonzero(matrix) > _SPARSE * matrix.size:
+        return matrix @ block
+    from scipy.sparse import csr_array
+
+    by_columns = matrix.flags.f_contiguous
+    sparse = csr_array(matrix.T).T if by_columns else csr_array(matrix)
+    return np.asarray(sparse @ block)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +121,13 @@ class WeightState:
 
     def array(self, operand: Operand) -> FloatArray:
         """Return the present value of a weight as one node reads it, float64."""
-        if operand not in self._arrays:
-            self._arrays[operand] = self._decoded(operand)
-        return self._arrays[operand]
+        if operand in self._arrays:
+            return self._arrays[operand]
+        value = self._decoded(operand)
+        # Large weights are read anew each time: copies of all of them would be the most memory that is ever needed.
+        if value.size <= _LARGE:
+            self._arrays[operand] = value
+        return value
 
     def changed(self) -> Iterator[tuple[Operand, np.ndarray[Any, np.dtype[Any]]]]:
         """Yield every weight that a map has acted on, cast once to the data type that the file has."""
@@ -373,15 +396,15 @@ class WeightState:
         """Return the integers of a changed weight, and its scales and zero points where they had to change."""
         told, encoding = self.channels.encodings[operand], self._encoding(operand)
         if told.bits:
-            return {operand: pack(encode(self._arrays[operand], encoding, (0, 2**told.bits - 1)), told.bits)}
+            return {operand: pack(encode(self.array(operand), encoding, (0, 2**told.bits - 1)), told.bits)}
         bounds = integer_range(self._original(operand).dtype)
         values: dict[Operand, FloatArray] = {}
         if operand in self._mixed and told.scale is not None:
-            encoding = fitting_encoding(self._arrays[operand], encoding, bounds, self._original(told.scale).dtype)
+            encoding = fitting_encoding(self.array(operand), encoding, bounds, self._original(told.scale).dtype)
             values[told.scale] = encoding.scale
             if told.zero in self._changed:
                 values[told.zero] = encoding.zero_point
-        values[operand] = encode(self._arrays[operand], encoding, bounds)
+        values[operand] = encode(self.array(operand), encoding, bounds)
         return values
 
     def _stored_biases(self, values: Mapping[Operand, FloatArray]) -> dict[Operand, FloatArray]:

@@ -15,18 +15,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxfuse.arrays import FloatArray, IntArray
+from onnxfuse.arrays import BoolArray, FloatArray, IntArray, row_coordinates, strips
 
 __all__ = ["Reading", "best_input_map", "greedy_order", "lone_damage", "selection_damage", "shrunk"]
 
 # Residual variances below this share of the original are rounding.
 _ROUNDING = 1e-10
 # Ridge of correlations that are inverted.
-_SMALL = 1e-9
+_SMALL = 1e-11
 # Ridge of the input map, in mean second moments of a channel.
 _RIDGE = 1e-4
-# From this many channels on several are chosen at a time.
-_MOST_STEPS = 512
+# After so many choices their effect on what is left is worked out, as one product of matrices.
+_BLOCK = 64
+# Channels that are kept leave the matrices once they are this share of them.
+_CROWDED = 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +39,18 @@ class Reading:
         covariance: S, shape (C, C), float64: of the channels as the reader sees them; about zero, not about the mean,
             where nothing can make a mean good.
         moments: E[h h^T], shape (C, C), float64.
-        strength: V V^T divided by the variance of what the reader's result ends in, shape (C, C), float64.
+        weights: V divided by the deviation of what the reader's result ends in, shape (C, D), float64; or anything else
+            with the same V V^T.
     """
 
     covariance: FloatArray
     moments: FloatArray
-    strength: FloatArray
+    weights: FloatArray
 
     @property
     def damage(self) -> float:
         """J if all channels went, relative to the variance of what the result ends in."""
-        return float((self.covariance * self.strength).sum())
+        return float(np.vdot(self.covariance @ self.weights, self.weights))
 
 
 def shrunk(covariance: FloatArray, count: float) -> FloatArray:
@@ -66,11 +69,13 @@ def shrunk(covariance: FloatArray, count: float) -> FloatArray:
         >>> shrunk(np.array([[1.0, 1.0], [1.0, 4.0]]), 3.0).round(3).tolist()
         [[1.0, 0.0], [0.0, 4.0]]
     """
-    deviation = np.sqrt(np.maximum(np.diag(covariance), 0.0))
-    scale = np.outer(deviation, deviation)
-    correlation = np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0)
-    alive = max(int(np.count_nonzero(deviation)), 1)
-    squares, trace = float(np.square(correlation).sum()), float(np.trace(correlation))
+    variance = np.maximum(np.diag(covariance), 0.0)
+    inverse = np.divide(1.0, np.sqrt(variance), out=np.zeros_like(variance), where=variance > 0)
+    alive = max(int(np.count_nonzero(variance)), 1)
+    squares = sum(
+        float(np.square(covariance[strip] * inverse[strip, None] * inverse).sum()) for strip in strips(len(covariance))
+    )
+    trace = float(np.count_nonzero(variance))
     above = (1 - 2 / alive) * squares + trace**2
     below = (count + 1 - 2 / alive) * (squares - trace**2 / alive)
     rho = min(above / below, 1.0) if below > 0 else 1.0
@@ -82,8 +87,8 @@ def shrunk(covariance: FloatArray, count: float) -> FloatArray:
 def greedy_order(readings: Sequence[Reading]) -> tuple[IntArray, FloatArray]:
     """Order channels so that the first K of them, for any K, leave a small damage with the best input map.
 
-    Every step keeps the channel that reduces the summed J most, given those that are kept already (forward selection
-    with rank-one updates of the residual covariance; O(C^3) for each reader, a matrix-vector product a step).
+    Every step keeps the channel that reduces the summed J most, given those that are kept already (forward selection).
+    Time is O(C^3) for each covariance, nearly all of it in products of matrices.
 
     Args:
         readings: At least one; all of the same C.
@@ -92,43 +97,129 @@ def greedy_order(readings: Sequence[Reading]) -> tuple[IntArray, FloatArray]:
         Channels in order, shape (C,), int64, and the damage that is left with the first k kept, shape (C + 1,).
     """
     channels = len(readings[0].covariance)
-    residuals = [reading.covariance.copy() for reading in readings]
-    products = [s @ r.strength for s, r in zip(residuals, readings, strict=True)]
-    # The diagonal of S M S, and that of S: a channel's gain is the ratio.
-    explained = [np.einsum("ij,ji->i", p, s) for p, s in zip(products, residuals, strict=True)]
-    floors = [_ROUNDING * np.maximum(np.diag(s), 0.0) + np.finfo(float).tiny for s in residuals]
-    strength_of = [np.einsum("ij,ji->", s, r.strength) for s, r in zip(residuals, readings, strict=True)]
-    damage = [float(np.sum(strength_of))]
+    residuals = [_Residual(covariance, weights) for covariance, weights in _by_covariance(readings)]
+    damage = [sum(residual.damage for residual in residuals)]
     order = np.empty(channels, np.int64)
-    left = np.ones(channels, bool)
+    # The channel of every row that the residuals still have, and whether it is left to be chosen.
+    rows, left = np.arange(channels), np.ones(channels, bool)
     for step in range(channels):
-        gains = np.zeros(channels)
-        for residual, gain, floor in zip(residuals, explained, floors, strict=True):
-            variance = np.diag(residual)
-            gains += np.where(variance > floor, gain / np.maximum(variance, floor), 0.0)
+        gains = sum(residual.gains() for residual in residuals) + np.zeros(len(rows))
         gains[~left] = -1.0
         best = int(np.argmax(gains))
-        order[step] = best
+        order[step] = rows[best]
         left[best] = False
-        lost = 0.0
-        for i, reading in enumerate(readings):
-            lost += _eliminate(residuals[i], explained[i], reading.strength, best, floors[i][best])
+        lost = sum(residual.eliminate(best) for residual in residuals)
         damage.append(max(damage[-1] - lost, 0.0))
+        if residuals[0].pending == _BLOCK and step + 1 < channels:
+            for residual in residuals:
+                residual.update()
+            if left.mean() <= 1 - _CROWDED:
+                for residual in residuals:
+                    residual.drop(left)
+                rows, left = rows[left], left[left]
     return order, np.asarray(damage)
 
 
-def _eliminate(residual: FloatArray, explained: FloatArray, strength: FloatArray, channel: int, floor: float) -> float:
-    """Regress every channel on one, in place; return by how much J falls."""
-    variance = residual[channel, channel]
-    if variance <= floor:
-        return 0.0
-    u = residual[channel] / np.sqrt(variance)
-    w = strength @ u
-    total = float(u @ w)
-    sw = residual @ w
-    explained += -2 * u * sw + u * u * total
-    residual -= np.outer(u, u)
-    return total
+def _by_covariance(readings: Sequence[Reading]) -> list[tuple[FloatArray, FloatArray]]:
+    """Return every covariance with the weights of all who see it; the same array is the same covariance."""
+    found: dict[int, list[Reading]] = {}
+    for reading in readings:
+        found.setdefault(id(reading.covariance), []).append(reading)
+    return [(same[0].covariance, np.concatenate([r.weights for r in same], axis=1)) for same in found.values()]
+
+
+class _Residual:
+    r"""What the channels that are kept don't tell of the others: S, and what it means to the readers, G = S V V^T S.
+
+    Keeping channel c lowers J by :math:`G_{cc} / S_{cc}`, and with :math:`u = S_c / \sqrt{S_{cc}}`,
+    :math:`g = G_c / \sqrt{S_{cc}}` and :math:`h = g - u G_{cc} / 2 S_{cc}`
+
+    .. math:: S' = S - u u^T, \qquad G' = G - u h^T - h u^T
+
+    so the two matrices follow from themselves. Only their diagonals are needed at each step, and one column; so the
+    products are put off and done for a block of steps at once. Of both matrices only the upper triangle is kept.
+
+    Args:
+        covariance: S with nothing kept, shape (C, C); not changed.
+        weights: V, shape (C, D).
+
+    Attributes:
+        damage: J with nothing kept.
+    """
+
+    def __init__(self, covariance: FloatArray, weights: FloatArray) -> None:
+        """Start with nothing kept."""
+        channels = len(covariance)
+        self.covariance = covariance.copy()
+        self.meaning = np.empty_like(self.covariance)
+        weights = row_coordinates(weights)
+        seen = covariance @ weights
+        self.damage = float(np.vdot(seen, weights))
+        for strip in strips(channels):
+            np.matmul(seen[strip], seen[strip.start :].T, out=self.meaning[strip, strip.start :])
+        self.floor = _ROUNDING * np.maximum(np.diag(covariance), 0.0) + np.finfo(float).tiny
+        self.u, self.h = np.empty((2, _BLOCK, channels))
+        self._start()
+
+    def _start(self) -> None:
+        self.pending = 0
+        self.variance, self.explained = np.diag(self.covariance).copy(), np.diag(self.meaning).copy()
+
+    def gains(self) -> FloatArray:
+        """Return by how much J falls with each channel; 0 for those that are told already."""
+        told = self.variance <= self.floor
+        gains: FloatArray = np.where(told, 0.0, np.maximum(self.explained, 0.0) / np.maximum(self.variance, self.floor))
+        return gains
+
+    def eliminate(self, channel: int) -> float:
+        """Regress every channel on one; return by how much J falls."""
+        step = self.pending
+        self.pending += 1
+        u, h = self.u[step], self.h[step]
+        if self.variance[channel] <= self.floor[channel]:
+            u[:], h[:] = 0.0, 0.0
+            return 0.0
+        before_u, before_h = self.u[:step], self.h[:step]
+        root = np.sqrt(self.variance[channel])
+        u[:] = (_column(self.covariance, channel) - before_u[:, channel] @ before_u) / root
+        h[:] = _column(self.meaning, channel) - before_h[:, channel] @ before_u - before_u[:, channel] @ before_h
+        lost = max(float(h[channel] / self.variance[channel]), 0.0)
+        h[:] = h / root - 0.5 * lost * u
+        self.variance -= u * u
+        self.explained -= 2 * u * h
+        return lost
+
+    def update(self) -> None:
+        """Work out what the choices since the last time leave of the matrices."""
+        u, h = self.u[: self.pending], self.h[: self.pending]
+        left, right = np.concatenate([u, h]), np.concatenate([h, u])
+        for strip in strips(len(self.covariance)):
+            rest = slice(strip.start, None)
+            self.covariance[strip, rest] -= u[:, strip].T @ u[:, rest]
+            self.meaning[strip, rest] -= left[:, strip].T @ right[:, rest]
+        self._start()
+
+    def drop(self, left: BoolArray) -> None:
+        """Forget all channels but some, of which no column is asked for any more."""
+        self.covariance, self.meaning = _part(self.covariance, left), _part(self.meaning, left)
+        self.floor = self.floor[left]
+        self.u, self.h = np.empty((2, _BLOCK, len(self.floor)))
+        self._start()
+
+
+def _column(matrix: FloatArray, channel: int) -> FloatArray:
+    """Return a column of a symmetric matrix of which the upper triangle is known."""
+    return np.concatenate([matrix[:channel, channel], matrix[channel, channel:]])
+
+
+def _part(matrix: FloatArray, left: BoolArray) -> FloatArray:
+    """Return the rows and columns of a square matrix that are left, in the memory of the whole."""
+    rows = np.flatnonzero(left)
+    # A row never moves behind the place where the next one is read from.
+    part = matrix.reshape(-1)[: len(rows) ** 2].reshape(len(rows), len(rows))
+    for strip in strips(len(rows)):
+        part[strip] = matrix[rows[strip]][:, rows]
+    return part
 
 
 def selection_damage(readings: Sequence[Reading], kept: IntArray) -> float:
@@ -137,8 +228,8 @@ def selection_damage(readings: Sequence[Reading], kept: IntArray) -> float:
     for reading in readings:
         cross = reading.covariance[:, kept]
         inside = reading.covariance[np.ix_(kept, kept)]
-        solved = np.linalg.lstsq(inside, cross.T, rcond=_ROUNDING)[0]
-        total += float(((reading.covariance - cross @ solved) * reading.strength).sum())
+        solved = np.linalg.lstsq(inside, cross.T @ reading.weights, rcond=_ROUNDING)[0]
+        total += float(np.vdot(reading.covariance @ reading.weights - cross @ solved, reading.weights))
     return max(total, 0.0)
 
 
@@ -158,7 +249,7 @@ def lone_damage(readings: Sequence[Reading]) -> FloatArray:
         Shape (C,), float64, ``>= 0``; 0 for a channel that follows from the others, or that never changes.
 
     Example:
-        >>> copies = Reading(np.diag([2.0, 1.0]), np.eye(2), np.diag([3.0, 5.0]))
+        >>> copies = Reading(np.diag([2.0, 1.0]), np.eye(2), np.diag([3.0, 5.0]) ** 0.5)
         >>> lone_damage([copies]).round(6).tolist()
         [6.0, 5.0]
     """
@@ -169,7 +260,7 @@ def lone_damage(readings: Sequence[Reading]) -> FloatArray:
         correlation = np.divide(reading.covariance, scale, out=np.zeros_like(scale), where=scale > 0)
         np.fill_diagonal(correlation, 1.0 + _SMALL)
         unexplained = variance / np.maximum(np.diag(np.linalg.inv(correlation)), 1.0)
-        total += np.diag(reading.strength) * unexplained
+        total += np.square(reading.weights).sum(axis=1) * unexplained
     return total
 
 
@@ -186,13 +277,30 @@ def best_input_map(readings: Sequence[Reading], output: FloatArray) -> FloatArra
     Returns:
         Shape (C, K), float64; rows of channels that A keeps as they are, are exact.
     """
-    weights = np.array([max(reading.damage, 0.0) for reading in readings]) + np.finfo(float).tiny
-    moments = sum(w * r.moments for w, r in zip(weights / weights.sum(), readings, strict=True))
-    cross = moments @ output.T
-    inside = output @ cross
+    moments = _shared_moments(readings)
+    channels = output.argmax(axis=1)
+    whole = (np.count_nonzero(output, axis=1) == 1) & (output.max(axis=1) == 1.0)
+    if whole.all():
+        cross, inside = moments[:, channels], moments[np.ix_(channels, channels)]
+    else:
+        cross = moments @ output.T
+        inside = output @ cross
     scale = float(np.trace(inside)) / len(inside)
-    solved = np.linalg.solve(inside + _RIDGE * (scale if scale > 0 else 1.0) * np.eye(len(inside)), cross.T).T
-    for k, row in enumerate(output):
-        if np.count_nonzero(row) == 1 and row.max() == 1.0:
-            solved[int(row.argmax())] = np.eye(len(output))[k]
-    return np.asarray(solved, np.float64)
+    inside[np.diag_indices(len(inside))] += _RIDGE * (scale if scale > 0 else 1.0)
+    # What is kept as it is needs no solution; often that is half of all.
+    rest = np.delete(np.arange(len(moments)), channels[whole])
+    solved = np.zeros(cross.shape)
+    solved[rest] = np.linalg.solve(inside, cross[rest].T).T
+    solved[channels[whole], np.flatnonzero(whole)] = 1.0
+    return solved
+
+
+def _shared_moments(readings: Sequence[Reading]) -> FloatArray:
+    """Return the average of the readings' moments, each weighted by its damage."""
+    if all(reading.moments is readings[0].moments for reading in readings):
+        return readings[0].moments
+    weights = np.array([max(reading.damage, 0.0) for reading in readings]) + np.finfo(float).tiny
+    total = np.zeros_like(readings[0].moments)
+    for weight, reading in zip(weights / weights.sum(), readings, strict=True):
+        total += weight * reading.moments
+    return total

@@ -8,6 +8,7 @@ from onnxfuse.registry import Registry
 from onnxfuse.transport.clusters import Clusters, cluster_rows
 from onnxfuse.transport.cost import ground_cost
 from onnxfuse.transport.masses import Mass, importance, softmax, uniform
+from onnxfuse.transport.nearest import is_too_large, nearest_plan
 from onnxfuse.transport.solvers import Solver, TransportResult, entropic, exact
 from onnxfuse.transport.targets import Target, Targets, gaussian_mixture, kmeans, most_important, top_channels
 
@@ -23,6 +24,8 @@ __all__ = [
     "TransportResult",
     "cluster_rows",
     "ground_cost",
+    "is_too_large",
+    "nearest_plan",
     "top_channels",
 ]
 

@@ -15,13 +15,18 @@ from dataclasses import dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from onnxfuse.arrays import FloatArray, IntArray
+from onnxfuse.arrays import FloatArray, IntArray, project_rows, row_coordinates, strips
 from onnxfuse.errors import InvariantError
 
 __all__ = ["Clusters", "DistinctRows", "cluster_rows", "compact_rows", "distinct_rows", "seed_from", "single_threaded"]
 
 # k-means only finds a local optimum: the best of a few starts costs little once the points are compact.
 _STARTS = 4
+# Products of rows, dimensions and clusters from which on k-means works on a random projection, and how many steps
+# and trials for each starting point it makes then.
+_MOST_WORK = 2**33
+_FEW_STEPS = 10
+_TRIALS = 3
 
 
 def single_threaded() -> AbstractContextManager[object]:
@@ -95,17 +100,10 @@ def compact_rows(vectors: FloatArray) -> FloatArray:
     Returns:
         Shape (C, min(C, D)), float64, magnitudes up to 1 (all 0 where ``vectors`` is).
     """
-    count, dimensions = vectors.shape
-    rows = _row_coordinates(vectors) if dimensions > count else vectors
+    with single_threaded():
+        rows = row_coordinates(vectors)
     largest = np.abs(rows).max(initial=0.0)
     return np.ascontiguousarray(rows / largest if largest > 0 else rows)
-
-
-def _row_coordinates(vectors: FloatArray) -> FloatArray:
-    """Return rows in an orthonormal basis of their span: R transposed, where Q R is the transpose."""
-    with single_threaded():
-        triangle: FloatArray = np.asarray(np.linalg.qr(vectors.T, mode="r"))
-    return triangle.T
 
 
 def seed_from(rng: np.random.Generator) -> int:
@@ -157,11 +155,17 @@ def _spread_copies(kinds: DistinctRows, count: int) -> IntArray:
 
 def _kmeans_labels(points: FloatArray, counts: IntArray, count: int, seed: int) -> IntArray:
     """Label U > K different points, shape (U, D), that stand for ``counts`` channels each."""
-    from sklearn.cluster import KMeans
+    from sklearn.cluster import KMeans, kmeans_plusplus
     from sklearn.exceptions import ConvergenceWarning
 
-    compact = compact_rows(points)
-    kmeans = KMeans(n_clusters=count, n_init=_STARTS, random_state=seed)
+    if points.size * count > _MOST_WORK:
+        compact = project_rows(points).astype(np.float64)
+        with single_threaded():
+            starts, _ = kmeans_plusplus(compact, count, random_state=seed, n_local_trials=_TRIALS)
+        kmeans = KMeans(n_clusters=count, init=starts, n_init=1, max_iter=_FEW_STEPS, random_state=seed)
+    else:
+        compact = compact_rows(points)
+        kmeans = KMeans(n_clusters=count, n_init=_STARTS, random_state=seed)
     with warnings.catch_warnings(), single_threaded():
         # It warns of clusters left empty; they are filled below.
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -181,17 +185,20 @@ def _fill_empty(points: FloatArray, labels: IntArray, count: int) -> IntArray:
 
 def _centroids(points: FloatArray, labels: IntArray, count: int) -> FloatArray:
     """Return the means of the clusters, shape (K, D); that of an empty cluster is 0."""
-    sums = np.zeros((count, points.shape[1]))
-    filled, starts = np.unique(np.sort(labels), return_index=True)
-    sums[filled] = np.add.reduceat(points[np.argsort(labels, kind="stable")], starts, axis=0)
-    centroids: FloatArray = sums / np.maximum(np.bincount(labels, minlength=count), 1)[:, None]
-    return centroids
+    from scipy.sparse import csr_array
+
+    membership = csr_array((np.ones(len(labels)), (labels, np.arange(len(labels)))), shape=(count, len(labels)))
+    sums = np.asarray(membership @ points)
+    sums /= np.maximum(np.bincount(labels, minlength=count), 1)[:, None]
+    return sums
 
 
 def _describe(vectors: FloatArray, labels: IntArray, count: int) -> Clusters:
     """Add centroids and anchors to a labelling without empty clusters, and number the clusters by anchor."""
     centroids = _centroids(vectors, labels, count)
-    distances = np.linalg.norm(vectors - centroids[labels], axis=1)
+    distances = np.concatenate(
+        [np.linalg.norm(vectors[strip] - centroids[labels[strip]], axis=1) for strip in strips(len(vectors))]
+    )
     # Two members are always equally near: rounding must not decide between them.
     farthest = distances.max()
     nearness = np.round(distances / farthest, 9) if farthest > 0 else distances

@@ -13,12 +13,12 @@ import numpy as np
 from onnxfuse.arrays import FloatArray, unit_rows
 from onnxfuse.errors import InvariantError
 
-__all__ = ["ground_cost"]
+__all__ = ["THREADS", "distances", "ground_cost"]
 
 # Rows per piece of work. Small enough to keep a few threads busy on a group of 64 channels.
 _CHUNK = 16
 # Beyond a few threads the memory bus is the limit, not the arithmetic.
-_MOST_THREADS = 8
+THREADS = min(os.cpu_count() or 1, 8)
 
 
 def ground_cost(vectors: FloatArray, targets: FloatArray, *, p: float, normalised: bool) -> FloatArray:
@@ -53,15 +53,14 @@ def ground_cost(vectors: FloatArray, targets: FloatArray, *, p: float, normalise
         raise InvariantError(what, where="ground cost")
     x, y = (unit_rows(vectors), unit_rows(targets)) if normalised else (vectors, targets)
 
-    def distances(start: int) -> FloatArray:
-        return _distances(x[start : start + _CHUNK], y, p)
+    def of_chunk(start: int) -> FloatArray:
+        return distances(x[start : start + _CHUNK], y, p)
 
-    threads = min(os.cpu_count() or 1, _MOST_THREADS)
-    with ThreadPoolExecutor(max_workers=threads) as pool:
-        return np.concatenate(list(pool.map(distances, range(0, len(x), _CHUNK))))
+    with ThreadPoolExecutor(max_workers=THREADS) as pool:
+        return np.concatenate(list(pool.map(of_chunk, range(0, len(x), _CHUNK))))
 
 
-def _distances(x: FloatArray, y: FloatArray, p: float) -> FloatArray:
+def distances(x: FloatArray, y: FloatArray, p: float) -> FloatArray:
     """Return p-norm distances of rows; SciPy lets go of the interpreter's lock meanwhile."""
     from scipy.spatial.distance import cdist
 

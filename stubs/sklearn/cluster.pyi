@@ -10,7 +10,9 @@ class KMeans:
         self,
         n_clusters: int = ...,
         *,
+        init: Literal["k-means++", "random"] | npt.NDArray[np.float64] = ...,
         n_init: int | Literal["auto"] = ...,
+        max_iter: int = ...,
         random_state: int | None = ...,
     ) -> None: ...
     def fit(
@@ -19,3 +21,12 @@ class KMeans:
         /,
         sample_weight: npt.NDArray[np.float64] | None = ...,
     ) -> Self: ...
+
+def kmeans_plusplus(
+    points: npt.NDArray[np.float64],
+    /,
+    n_clusters: int,
+    *,
+    random_state: int | None = ...,
+    n_local_trials: int | None = ...,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]: ...

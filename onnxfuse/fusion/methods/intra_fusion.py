@@ -7,7 +7,8 @@ from onnxfuse.fusion.methods.protocol import check_kept
 from onnxfuse.fusion.options import FusionOptions
 from onnxfuse.importance import IMPORTANCES
 from onnxfuse.statistics.features import ChannelFeatures
-from onnxfuse.transport import MASSES, SOLVERS, TARGETS, ground_cost
+from onnxfuse.transport import MASSES, SOLVERS, TARGETS, ground_cost, is_too_large, nearest_plan
+from onnxfuse.transport.nearest import SHARP
 
 __all__ = ["intra_fusion"]
 
@@ -20,7 +21,8 @@ def intra_fusion(
     Importance gives the targets; a ground cost between feature vectors and masses on both sides give the plan;
     the plan gives the map. Copies that the plan sends to the same target merge to their *sum* on both sides with
     ``output_norm="sum"`` (as released: it doubles what two copies say), and without error with ``"mean"``. But
-    copies need not meet: those of an important channel are all among the targets themselves.
+    copies need not meet: those of an important channel are all among the targets themselves. Where there are too many
+    channels for the whole problem, each is transported to near targets only (`onnxfuse.transport.nearest`).
 
     Args:
         features: What is known about the group's C channels.
@@ -42,8 +44,19 @@ def intra_fusion(
     scores = IMPORTANCES[options.importance](features, rng)
     vectors = features.vectors(with_bias=options.bias_in_cost)
     targets = TARGETS[options.transport_target](vectors, scores, kept, rng)
-    cost = ground_cost(vectors, targets.vectors, p=options.p, normalised=options.normalised)
     a = MASSES[options.source_mass](scores)
     b = MASSES[options.target_mass](targets.scores)
-    transport = SOLVERS[options.solver](cost, a, b, regularisation=options.regularisation)
-    return ChannelMap.from_plan(transport.plan, targets.anchors, output_norm=options.output_norm)
+    if is_too_large(len(vectors), kept, vectors.shape[1]):
+        plan = nearest_plan(
+            vectors,
+            targets.vectors,
+            a,
+            b,
+            p=options.p,
+            normalised=options.normalised,
+            regularisation=SHARP if options.solver == "exact" else options.regularisation,
+        )
+    else:
+        cost = ground_cost(vectors, targets.vectors, p=options.p, normalised=options.normalised)
+        plan = SOLVERS[options.solver](cost, a, b, regularisation=options.regularisation).plan
+    return ChannelMap.from_plan(plan, targets.anchors, output_norm=options.output_norm)
