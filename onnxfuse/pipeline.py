@@ -612,14 +612,15 @@ def _set_metadata(model: onnx.ModelProto, entries: Mapping[str, str]) -> None:
 def _group_report(
     analysis: Analysis, plan: GroupPlan, fused: Fused | None = None, judgements: Mapping[str, Judgement] | None = None
 ) -> GroupReport:
-    group = plan.group
+    group, damage = plan.group, _damage(judgements or {}, plan)
+    gain = fused.gains.get(group.name, 1.0) if fused else 1.0
     return GroupReport(
         name=group.name,
         channels_before=group.channels,
         channels_after=plan.kept,
         frozen=plan.reason or None,
         method=fused.methods.get(group.name) if fused else None,
-        damage=_damage(judgements or {}, plan),
+        damage=None if damage is None else gain * damage,
         residual=group.residual,
         parameters=group_parameters(analysis, group),
         nodes=tuple(dict.fromkeys(parameter.node for parameter in group.parameters)),

@@ -27,8 +27,6 @@ def seen(weights: FloatArray) -> ActivationFeatures:
 def permuted_activations(features: ActivationFeatures, order: IntArray) -> ActivationFeatures:
     """Reorder the channels of statistics that are all there."""
     names = ("magnitude", "square", "sensitivity", "independence")
-    readings = tuple(
-        Reading(*(matrix[np.ix_(order, order)] for matrix in (r.covariance, r.moments, r.strength)))
-        for r in features.readings
-    )
+    where = np.ix_(order, order)
+    readings = tuple(Reading(r.covariance[where], r.moments[where], r.strength[where]) for r in features.readings)
     return replace(features, readings=readings, **{name: getattr(features, name)[order] for name in names})

@@ -5,12 +5,15 @@ linear, or A only selects, that is not A h, and no moments of h alone tell what 
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxfuse.arrays import FloatArray
 from onnxfuse.statistics.gaussian import Elementwise, gaussian_moments
+
+Rows: TypeAlias = NDArray[np.float32] | FloatArray
 
 __all__ = ["Channels", "FusedMoments", "GaussianChannels", "ObservedChannels"]
 
@@ -91,7 +94,7 @@ class ObservedChannels:
     """
 
     function: Elementwise
-    rows: FloatArray
+    rows: Rows
 
     def fused(self, output: FloatArray, /) -> FusedMoments:
         """Return the moments of h = f(z) and h' = f(A z) over the rows.
@@ -99,10 +102,11 @@ class ObservedChannels:
         Args:
             output: A, shape (K, C), float64.
         """
-        values = np.concatenate([self.function(self.rows), self.function(self.rows @ output.T)], axis=1)
+        rows = np.asarray(self.rows, np.float64)
+        values = np.concatenate([self.function(rows), self.function(rows @ output.T)], axis=1)
         mean = values.mean(axis=0)
         values = values - mean
-        return _split(mean, values.T @ values / len(values), self.rows.shape[1])
+        return _split(mean, values.T @ values / len(values), rows.shape[1])
 
 
 def _split(mean: FloatArray, covariance: FloatArray, channels: int) -> FusedMoments:
