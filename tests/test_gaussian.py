@@ -75,7 +75,7 @@ def test_moments_are_those_of_samples(name: str) -> None:
     """Mean and covariance of f(z), and of f(A z) with f(z), are within the error of a million samples."""
     mean, covariance = gaussian(0, 5)
     rng = np.random.default_rng(1)
-    samples = rng.multivariate_normal(mean, covariance, size=1_000_000)
+    samples = rng.multivariate_normal(mean, covariance, size=400_000)
     output = rng.normal(size=(2, 5))
     exact = GaussianChannels(FUNCTIONS[name], mean, covariance).fused(output)
     drawn = ObservedChannels(FUNCTIONS[name], samples).fused(output)
