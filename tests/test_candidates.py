@@ -230,17 +230,16 @@ def test_any_map_can_be_judged_without_samples(function: str) -> None:
 
 
 def test_two_ways_to_the_damage_of_a_selection_agree() -> None:
-    """For a selection J by moments of f(A z) is J by the covariance of h, but for the ridge."""
+    """For a selection J by moments of f(A z) is J by the covariance of h, but for means and the ridge."""
     group = known(8, 6, 3)
-    whole = tuple(
-        Reading(r.covariance, r.moments, r.strength, channels=(halves, halves))
-        for r in group.readings
-        if (halves := r.channels[0] if r.channels else None) is not None
-    )
-    seen = [found.fused(np.eye(6)).whole for r in whole if r.channels and (found := r.channels[0])]
-    same = [Reading(s, s, r.strength, channels=r.channels) for s, r in zip(seen, whole, strict=True)]
-    # The input map of second moments is not quite the best for covariances.
+    same = []
+    for reading in group.readings:
+        assert reading.channels is not None
+        half = reading.channels[0]
+        seen = half.fused(np.eye(6)).whole
+        same.append(Reading(seen, seen, reading.strength, channels=(half, half)))
     least = selection_damage(same, group.selected)
+    # The input map of second moments is not quite the best for covariances.
     assert least * (1 - 1e-6) <= judged_map(same, group.selection)[0] <= 1.3 * least
 
 
