@@ -8,8 +8,7 @@ from onnxfuse.registry import Registry
 from onnxfuse.transport.clusters import Clusters, cluster_rows
 from onnxfuse.transport.cost import ground_cost
 from onnxfuse.transport.masses import Mass, importance, softmax, uniform
-from onnxfuse.transport.relaxed import partial, unbalanced
-from onnxfuse.transport.solvers import Solver, TransportResult, entropic, exact
+from onnxfuse.transport.solvers import Solver, TransportResult, entropic, exact, partial, unbalanced
 from onnxfuse.transport.targets import Target, Targets, gaussian_mixture, kmeans, most_important, top_channels
 
 __all__ = [
