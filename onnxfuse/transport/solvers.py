@@ -5,8 +5,8 @@ Given the ground cost :math:`C`, source masses a and target masses b, find the p
 .. math:: \min_{P \ge 0} \langle P, C \rangle \quad\text{subject to}\quad P 1 = a,\; P^T 1 = b
 
 exactly, or with an entropic term that spreads each channel over several targets (Cuturi, "Sinkhorn
-distances", NeurIPS 2013). Relaxed plans need not move everything, since a balanced one has to mix even the channels that
-should stay whole. This is the only module that knows POT.
+distances", NeurIPS 2013). Relaxed plans need not move everything, since a balanced one has to mix even the channels
+that should stay whole. This is the only module that knows POT.
 """
 
 import math
