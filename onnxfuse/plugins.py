@@ -1,4 +1,4 @@
-"""What other packages add: rules, importances, targets, masses, solvers and methods, found by their entry points.
+"""What other packages add: rules, importances, transport, methods and candidates, found by their entry points.
 
 A package states in its ``pyproject.toml`` what it has, by one of the groups in `PLUGIN_GROUPS`; the name of the entry
 point is the name under which it is found. Nothing is loaded when onnxfuse is imported: the command line does it, and a
@@ -13,6 +13,7 @@ from typing import Any
 from onnxfuse.coupling.constraints import Rule
 from onnxfuse.coupling.rules import RULE_SETS
 from onnxfuse.errors import PluginError, RegistryError
+from onnxfuse.fusion.candidates import CANDIDATES
 from onnxfuse.fusion.methods import METHODS
 from onnxfuse.importance import IMPORTANCES
 from onnxfuse.registry import Registry
@@ -29,6 +30,7 @@ PLUGIN_GROUPS: Mapping[str, Registry[Any]] = MappingProxyType(
         "onnxfuse.masses": MASSES,
         "onnxfuse.solvers": SOLVERS,
         "onnxfuse.methods": METHODS,
+        "onnxfuse.candidates": CANDIDATES,
     }
 )
 

@@ -19,6 +19,7 @@ from onnxfuse.calibration.judge import Judgement, judge_groups
 from onnxfuse.calibration.synthetic import calibration_samples
 from onnxfuse.config import DEFAULT_RATIO, CompressionConfig
 from onnxfuse.errors import ConfigError, DataError
+from onnxfuse.fusion.candidates import DEFAULT_CANDIDATES
 from onnxfuse.graph.files import SourceModel, read_model
 from onnxfuse.graph.view import GraphView
 from onnxfuse.importance import FROM_SAMPLES
@@ -180,7 +181,7 @@ def prepare(task: Task, clock: Clock, commands: Commands) -> Prepared:
     Raises:
         OnnxFuseError: One of its subclasses, as for `onnxfuse.compress`.
     """
-    config = task.config
+    config = _with_candidates(task.config, has_data=task.calibration is not None)
     with clock.stage("load"):
         wanted = _wanted(task.plan, config)
         source = read_model(task.model)
@@ -244,6 +245,14 @@ def _calibration(
         with clock.stage("synthesise"):
             return _made_up(analysis, given.samples, config)
     return given.samples, config, ""
+
+
+def _with_candidates(config: CompressionConfig, *, has_data: bool) -> CompressionConfig:
+    """Return the options with what proposes fused channels, where nothing was said about it."""
+    if config.fusion.candidates is not None:
+        return config
+    names = () if has_data and config.refits and config.effort > 0 else DEFAULT_CANDIDATES
+    return replace(config, fusion=replace(config.fusion, candidates=names))
 
 
 def _made_up(analysis: Analysis, samples: Samples, config: CompressionConfig) -> tuple[Samples, CompressionConfig, str]:

@@ -200,14 +200,15 @@ def group_report(
         fused: How maps were found; None where nothing was fused.
         judgements: What samples say of groups; None where none were looked at.
     """
-    group = plan.group
+    group, damage = plan.group, damage_of(judgements or {}, plan)
+    gain = fused.gains.get(group.name, 1.0) if fused else 1.0
     return GroupReport(
         name=group.name,
         channels_before=group.channels,
         channels_after=plan.kept,
         frozen=plan.reason or None,
         method=fused.methods.get(group.name) if fused else None,
-        damage=damage_of(judgements or {}, plan),
+        damage=None if damage is None else gain * damage,
         residual=group.residual,
         parameters=group_parameters(analysis, group),
         nodes=tuple(dict.fromkeys(parameter.node for parameter in group.parameters)),

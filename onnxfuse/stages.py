@@ -1,7 +1,7 @@
 """The stages of a compression between the analysis and the proof, each a function of what the one before it found."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeAlias
 
@@ -13,6 +13,8 @@ from onnxfuse.calibration.judge import Judgement
 from onnxfuse.config import CompressionConfig, Order
 from onnxfuse.coupling.groups import CouplingGroup
 from onnxfuse.errors import OnnxFuseError, UnsupportedGraphError
+from onnxfuse.fusion.candidates import Known
+from onnxfuse.fusion.candidates.choice import best_candidate
 from onnxfuse.fusion.maps import ChannelMap
 from onnxfuse.fusion.methods import METHODS
 from onnxfuse.fusion.rewrite import collect_edits, new_dims
@@ -124,11 +126,13 @@ class Fused:
         state: All of them.
         applied: The map that each group was fused with, in that order.
         methods: How each map was found, by the group's name.
+        gains: By how much less the damage is than that of selected channels, where other ones have won: a factor.
     """
 
     state: WeightState
     applied: Sequence[tuple[CouplingGroup, ChannelMap]]
     methods: Mapping[str, str]
+    gains: Mapping[str, float] = field(default_factory=dict)
 
 
 def fuse_groups(
@@ -152,7 +156,7 @@ def fuse_groups(
     Raises:
         OnnxFuseError: A map could not be found; it says for which group.
     """
-    applied, methods = [], {}
+    applied, methods, gains = [], {}, {}
     state = WeightState(analysis.graph, analysis.shapes, analysis.channels)
     work = sorted((p for p in plans if p.kept < p.group.channels), key=lambda p: _last_producer(p.group))
     if config.order is Order.BACKWARD:
@@ -161,7 +165,7 @@ def fuse_groups(
         progress(done, len(work))
         rng = np.random.default_rng([config.seed, plans.index(plan)])
         try:
-            methods[plan.group.name], channel_map = _find_map(
+            methods[plan.group.name], channel_map, gains[plan.group.name] = _find_map(
                 state, plan, judgements, activations.get(plan.group.name), config, rng
             )
             state.fuse(plan.group, channel_map)
@@ -169,7 +173,7 @@ def fuse_groups(
             error.where = error.where or f"group {plan.group.name!r}"
             raise
         applied.append((plan.group, channel_map))
-    return Fused(state, applied, methods)
+    return Fused(state, applied, methods, gains)
 
 
 def _find_map(
@@ -179,17 +183,23 @@ def _find_map(
     activations: ActivationFeatures | None,
     config: CompressionConfig,
     rng: np.random.Generator,
-) -> tuple[str, ChannelMap]:
-    """Return a map, and the name of the method that found it."""
+) -> tuple[str, ChannelMap, float]:
+    """Return a map, the name of what found it, and its damage in that of the selection."""
     if config.is_auto and plan.group.name in judgements:
         judgement = judgements[plan.group.name]
-        return "least-damage", (judgement.selection if plan.group.unmixable else judgement.channel_map)(plan.kept)
+        if plan.group.unmixable:
+            return "least-damage", judgement.selection(plan.kept), 1.0
+        known = Known(state.features(plan.group), judgement.readings, np.sort(judgement.order[: plan.kept]))
+        choice = best_candidate(known, config.fusion.candidates or (), rng)
+        if choice is not None:
+            return choice.name, choice.channel_map, choice.gain
+        return "least-damage", judgement.channel_map(plan.kept), 1.0
     name = "intra-fusion" if config.is_auto else config.method
     if plan.group.unmixable:
         # Channels that may not be mixed are dropped instead, by the same importance.
         name = "prune"
     features = replace(state.features(plan.group), activations=activations)
-    return _told(name, features, plan.kept), METHODS[name](features, plan.kept, config.fusion, rng)
+    return _told(name, features, plan.kept), METHODS[name](features, plan.kept, config.fusion, rng), 1.0
 
 
 def _told(name: str, features: ChannelFeatures, kept: int) -> str:

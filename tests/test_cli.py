@@ -23,6 +23,7 @@ from onnxfuse.cli import app as app_module
 from onnxfuse.cli import main
 from onnxfuse.cli.render import compression_tables, inspection_tables
 from onnxfuse.config import CompressionConfig, Pixels
+from onnxfuse.fusion.candidates import CANDIDATES
 from onnxfuse.fusion.methods import METHODS
 from onnxfuse.fusion.options import FusionOptions
 from onnxfuse.importance import IMPORTANCES
@@ -716,7 +717,7 @@ def test_methods_lists_every_member_of_every_registry(cli: Command) -> None:
     outcome = cli("methods")
     assert_quiet(outcome)
     first = {line.split("  ")[0] for line in outcome.out.splitlines()}
-    for registry in (METHODS, IMPORTANCES, TARGETS, MASSES, SOLVERS):
+    for registry in (METHODS, IMPORTANCES, TARGETS, MASSES, SOLVERS, CANDIDATES):
         assert first >= set(registry)
     assert "auto" in first
     assert "`" not in outcome.out

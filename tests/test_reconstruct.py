@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 import onnxfuse
 from onnxfuse import Compressed
 from onnxfuse.analysis import analyse
-from onnxfuse.calibration.descent import descend
 from onnxfuse.calibration.images import MOST_VIEWS, image_inputs, split_and_vary
 from onnxfuse.calibration.segments import Segment, cut_into_segments
 from onnxfuse.calibration.walk import Walk
@@ -20,6 +19,7 @@ from onnxfuse.config import Provider
 from onnxfuse.graph.files import read_model
 from onnxfuse.graph.view import GraphView
 from onnxfuse.proof.samples import Samples, load_samples
+from onnxfuse.statistics.descent import descend
 from tests.builders import AnyArray, Net, initializers, run_ort
 from tests.families import FAMILIES
 from tests.laws import assert_only_weights_differ, assert_valid

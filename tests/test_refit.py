@@ -10,6 +10,7 @@ import pytest
 
 import onnxfuse
 from onnxfuse import Compressed
+from onnxfuse.fusion.candidates import CANDIDATES
 from onnxfuse.statistics.features import Role
 from tests.builders import AnyArray, Net, initializers, run_ort
 from tests.laws import analysis_of, assert_only_weights_differ, assert_valid, group_called, with_copies
@@ -93,7 +94,8 @@ def test_one_broken_sample_spoils_nothing(value: float) -> None:
         assert report.notes == (note,)
         judged = onnxfuse.validate(file, file, data={"image": samples}, provider="cpu")
         assert judged.notes == (note,)
-        assert {g.method for g in report.groups if g.channels_after < g.channels_before} == {"least-damage"}
+        methods = {g.method for g in report.groups if g.channels_after < g.channels_before}
+        assert methods <= {"least-damage", *CANDIDATES}
         assert len(report.refits) > 3
         top1 = report.drift.outputs[0].top1_agreement
         assert top1 is not None

@@ -9,6 +9,7 @@ import onnx
 
 from onnxfuse.analysis import Analysis
 from onnxfuse.arrays import FloatArray, IntArray, add_products, finite_rows, mirror, row_coordinates, strips
+from onnxfuse.calibration.activation_paths import ActivationPath, PathFunction, activation_path
 from onnxfuse.calibration.linear import LinearNode, ending_of, linear_nodes
 from onnxfuse.config import Provider
 from onnxfuse.coupling.groups import CouplingGroup, ParameterAxis, positions
@@ -18,8 +19,10 @@ from onnxfuse.fusion.weights import WeightState
 from onnxfuse.graph.view import NodeView, Operand
 from onnxfuse.proof.runtime import Session
 from onnxfuse.proof.samples import Samples
+from onnxfuse.statistics.channels import Channels, ObservedChannels
 from onnxfuse.statistics.damage import Reading, shrunk
 from onnxfuse.statistics.features import Role
+from onnxfuse.statistics.gaussian import Elementwise
 
 __all__ = ["observe_readings", "read_at", "stream_values"]
 
@@ -30,6 +33,8 @@ _ROWS_PER_CHANNEL = 50
 _FEWEST_ROWS = 40_000
 # How many numbers of a value are squared at a time.
 _PART = 2**21
+# Rows of channels before their activation: for every channel, at most, and so that a half is worth something.
+_CHANNEL_ROWS, _MOST_CHANNEL_ROWS, _FEWEST_CHANNEL_ROWS = 512, 8192, 1.5
 # How much memory the values of one run may take.
 _MOST_BYTES = 2**29
 
@@ -114,6 +119,38 @@ class _Spread:
         return float(np.maximum(self.squares / count - (self.total / count) ** 2, 0.0).sum())
 
 
+@dataclass
+class _Rows:
+    """Rows of one group's channels before their activation, in two halves from different samples."""
+
+    value: str
+    axis: int
+    where: IntArray
+    wanted: int
+    halves: tuple[list[AnyArray], list[AnyArray]] = field(default_factory=lambda: ([], []))
+    seen: int = 0
+
+    def add(self, array: AnyArray, samples: int, total: int, rng: np.random.Generator) -> None:
+        """Take rows of a run that has so many of all samples."""
+        parts = np.moveaxis(array, self.axis, -1)
+        # Where samples are not along the first axis, a whole run counts as one.
+        parts = parts.reshape(samples if len(parts) % samples == 0 else 1, -1, array.shape[self.axis])
+        places = -(-self.wanted * samples // (total * len(parts)))
+        for part in parts:
+            rows = part[rng.integers(0, len(part), min(places, len(part)))]
+            spread = rows[:, self.where].transpose(0, 2, 1).reshape(-1, len(self.where))
+            self.halves[self.seen % 2].append(finite_rows(spread)[0])
+            self.seen += 1
+
+    def channels(self, function: Elementwise) -> tuple[Channels, Channels] | None:
+        """Return both halves; None where there are too few samples for two."""
+        rows = [np.concatenate(half).astype(np.float32) if half else np.empty((0, 0)) for half in self.halves]
+        if min(len(half) for half in rows) < _FEWEST_CHANNEL_ROWS * len(self.where):
+            return None
+        first, second = (ObservedChannels(function, half) for half in rows)
+        return first, second
+
+
 @dataclass(frozen=True)
 class _Place:
     """A reader of a group, and where to look."""
@@ -122,6 +159,7 @@ class _Place:
     moments: tuple[str, int]
     end: str
     has_shift: bool
+    path: ActivationPath | None
 
 
 def observe_readings(
@@ -147,14 +185,27 @@ def observe_readings(
     places = {group.name: list(_places(analysis, state, group, linear)) for group in groups}
     moments: dict[tuple[str, str, int], _Moments] = {}
     spreads: dict[str, _Spread] = {}
+    rows: dict[tuple[str, str], _Rows] = {}
     for group in groups:
         for place in places[group.name]:
             value, axis = place.moments
             layout = analysis.channels.layouts[Operand(value)][axis]
             moments[group.name, value, axis] = _Moments(value, axis, positions(layout, group.atom, {}))
             spreads[place.end] = _Spread(_channel_axis(analysis, place.end))
-    _run(analysis, moments, spreads, samples, provider, np.random.default_rng(seed))
-    return {group.name: tuple(_readings(group.name, places[group.name], moments, spreads)) for group in groups}
+        if all(place.path is not None for place in places[group.name]):
+            rows.update(
+                {(group.name, p.path.before): _rows(analysis, group, p.path) for p in places[group.name] if p.path}
+            )
+    _run(analysis, moments, spreads, rows, samples, provider, np.random.default_rng(seed))
+    channels = {
+        (name, place.path): taken.channels(PathFunction(analysis, place.path, provider))
+        for name, found in places.items()
+        for place in found
+        if place.path is not None and (taken := rows.get((name, place.path.before))) is not None
+    }
+    return {
+        group.name: tuple(_readings(group.name, places[group.name], moments, spreads, channels)) for group in groups
+    }
 
 
 def _readings(
@@ -162,6 +213,7 @@ def _readings(
     places: Sequence[_Place],
     moments: Mapping[tuple[str, str, int], _Moments],
     spreads: Mapping[str, _Spread],
+    channels: Mapping[tuple[str, ActivationPath], tuple[Channels, Channels] | None],
 ) -> Iterator[Reading]:
     """Yield what every reader of a group sees; readers of one value share its covariance."""
     estimates: dict[tuple[str, int], tuple[FloatArray, FloatArray]] = {}
@@ -175,7 +227,10 @@ def _readings(
         covariance, second = estimates[place.moments]
         variance = spreads[place.end].variance
         weights = place.weights / (np.sqrt(variance) if np.isfinite(variance) and variance > 0 else 1.0)
-        yield Reading(covariance if place.has_shift else second, second, row_coordinates(weights))
+        before = None if place.path is None else channels.get((group, place.path))
+        yield Reading(
+            covariance if place.has_shift else second, second, row_coordinates(weights), place.has_shift, before
+        )
 
 
 def _places(
@@ -196,7 +251,21 @@ def _places(
             has_shift = state.output_shift(node) is not None
         elif (behind := scale_behind(analysis.graph, node)) is not None:
             end = behind.result
-        yield _Place(features.weights, where, end, has_shift)
+        yield _Place(features.weights, where, end, has_shift, _path(analysis, group, where[0]))
+
+
+def _path(analysis: Analysis, group: CouplingGroup, value: str) -> ActivationPath | None:
+    """Return the path to what a reader reads; None also for groups whose channels may not be mixed, or are too many."""
+    if group.unmixable or group.channels > _MOST_CHANNEL_ROWS / (2 * _FEWEST_CHANNEL_ROWS):
+        return None
+    return activation_path(analysis, group, value)
+
+
+def _rows(analysis: Analysis, group: CouplingGroup, path: ActivationPath) -> _Rows:
+    layouts = analysis.channels.layouts[Operand(path.before)]
+    axis = next(axis for axis, layout in enumerate(layouts) if group.atom in set(leaves(layout)))
+    where = positions(layouts[axis], group.atom, {})
+    return _Rows(path.before, axis, where, min(_CHANNEL_ROWS * len(where), _MOST_CHANNEL_ROWS))
 
 
 def read_at(
@@ -228,12 +297,13 @@ def _run(
     analysis: Analysis,
     moments: Mapping[tuple[str, str, int], _Moments],
     spreads: Mapping[str, _Spread],
+    rows: Mapping[tuple[str, str], _Rows],
     samples: Samples,
     provider: Provider,
     rng: np.random.Generator,
 ) -> None:
     dims = analysis.shapes.dims
-    names = dict.fromkeys([m.value for m in moments.values()] + list(spreads))
+    names = dict.fromkeys([m.value for m in moments.values()] + [r.value for r in rows.values()] + list(spreads))
     names.update(dict.fromkeys(name for value in list(names) for name in _parameters(analysis, value)))
     for batch, outputs in stream_values(analysis, names, samples, provider):
         for moment in moments.values():
@@ -241,6 +311,8 @@ def _run(
             wanted = max(_FEWEST_ROWS, _ROWS_PER_CHANNEL * len(moment.where))
             share = min(1.0, wanted / max(per_sample * samples.count, 1))
             moment.add(_numbers(analysis, moment.value, outputs), batch, share, rng)
+        for taken in rows.values():
+            taken.add(outputs[taken.value], batch, samples.count, rng)
         for name, spread in spreads.items():
             spread.add(_numbers(analysis, name, outputs))
 

@@ -7,7 +7,7 @@ values and should make the original's:
 .. math:: \min_w \sum_v \|f_v(x'; w) - y_v\|^2 / \mathrm{Var}(y_v)
 
 over the values v in which it ends (block reconstruction: Li et al., "BRECQ", ICLR 2021, section 3.2, which does so for
-quantisation). Gradients come from `onnxfuse.gradient`, steps from `onnxfuse.calibration.descent`. No labels, no loss of
+quantisation). Gradients come from `onnxfuse.gradient`, steps from `onnxfuse.statistics.descent`. No labels, no loss of
 the task, and nothing is trained from end to end. Some samples are held back: a segment that is no better on them keeps
 its weights.
 """
@@ -23,7 +23,6 @@ from onnx import TensorProto
 
 from onnxfuse.analysis import Analysis
 from onnxfuse.arrays import FloatArray
-from onnxfuse.calibration.descent import descend
 from onnxfuse.calibration.images import MOST_VIEWS, Split, image_inputs, split_and_vary
 from onnxfuse.calibration.linear import LinearNode
 from onnxfuse.calibration.segments import Segment, cut_into_segments
@@ -39,6 +38,7 @@ from onnxfuse.graph.shapes import infer_shapes
 from onnxfuse.graph.view import GraphView, Operand
 from onnxfuse.proof.runtime import Session
 from onnxfuse.proof.samples import Samples
+from onnxfuse.statistics.descent import descend
 
 __all__ = ["Reconstruction", "reconstruct_network"]
 

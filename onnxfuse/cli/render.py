@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from onnxfuse.fusion.candidates import CANDIDATES
 from onnxfuse.fusion.methods import METHODS
 from onnxfuse.importance import IMPORTANCES
 from onnxfuse.proof.drift import Drift
@@ -91,6 +92,7 @@ def method_tables() -> RenderableType:
         ("--transport-target", TARGETS),
         ("--source-mass, --target-mass", MASSES),
         ("--solver", SOLVERS),
+        ("--candidates", CANDIDATES),
     ):
         table = _table(flag, "state")
         table.columns[1].header = ""

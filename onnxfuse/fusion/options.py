@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from onnxfuse.errors import ConfigError, RegistryError
+from onnxfuse.fusion.candidates import CANDIDATES
 from onnxfuse.fusion.maps import OutputNorm
 from onnxfuse.importance import IMPORTANCES
 from onnxfuse.transport import MASSES, SOLVERS, TARGETS
@@ -36,6 +37,11 @@ class FusionOptions:
         regularisation: Weight of the entropic term, in mean ground costs, above 0; for ``entropic``.
         output_norm: Whether a fused channel is the ``sum`` of its shares, as in the paper's released code, or
             their ``mean``.
+        candidates: What proposes fused channels to ``auto``, in place of selected ones; what does least damage is
+            taken. ``descent`` on the damage, from the selection on; ``principal``, the best directions where there is
+            no activation; ``transport``, ``unbalanced-transport`` and ``partial-transport``, blends of the selection
+            with transport plans. May be given several times. By default ``descent`` and ``principal``, but none where
+            samples are given and parts of the network are fitted as a whole (effort), which does as well by itself.
 
     Raises:
         ConfigError: An option has a value that it can't have; it says which are possible.
@@ -59,6 +65,7 @@ class FusionOptions:
     solver: str = "exact"
     regularisation: float = 0.05
     output_norm: OutputNorm = "sum"
+    candidates: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check every option."""
@@ -67,6 +74,10 @@ class FusionOptions:
         _check_known(MASSES, self.source_mass, "--source-mass")
         _check_known(MASSES, self.target_mass, "--target-mass")
         _check_known(SOLVERS, self.solver, "--solver")
+        if self.candidates is not None:
+            object.__setattr__(self, "candidates", _names(self.candidates))
+        for name in self.candidates or ():
+            _check_known(CANDIDATES, name, "--candidates")
         if not self.p >= 1:
             what = f"the order of the norm is {self.p}"
             raise ConfigError(what, where="--p", mend="give a number from 1 on, or inf")
@@ -76,6 +87,11 @@ class FusionOptions:
         if self.output_norm not in get_args(OutputNorm):
             what = f"there is no output norm called {self.output_norm!r}"
             raise ConfigError(what, where="--output-norm", mend=f"known: {', '.join(get_args(OutputNorm))}")
+
+
+def _names(given: tuple[str, ...] | str) -> tuple[str, ...]:
+    """Return the names that were given, one alone too."""
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _check_known(registry: Mapping[str, object], name: str, flag: str) -> None:

@@ -16,8 +16,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxfuse.arrays import BoolArray, FloatArray, IntArray, row_coordinates, strips
+from onnxfuse.statistics.channels import Channels, FusedMoments
 
-__all__ = ["Reading", "best_input_map", "greedy_order", "lone_damage", "selection_damage", "shrunk"]
+__all__ = [
+    "Reading",
+    "best_input_map",
+    "fused_damage",
+    "fused_input_map",
+    "greedy_order",
+    "judged_map",
+    "lone_damage",
+    "selection_damage",
+    "shrunk",
+]
 
 # Residual variances below this share of the original are rounding.
 _ROUNDING = 1e-10
@@ -41,11 +52,21 @@ class Reading:
         moments: E[h h^T], shape (C, C), float64.
         weights: V divided by the deviation of what the reader's result ends in, shape (C, D), float64; or anything else
             with the same V V^T.
+        has_shift: Whether something can make a mean good, behind the reader.
+        channels: The channels before their activation, twice: as the input map is fitted to them, and as what it misses
+            is measured. Two independent halves of what was observed; None where they do not have the form of f(z).
     """
 
     covariance: FloatArray
     moments: FloatArray
     weights: FloatArray
+    has_shift: bool = True
+    channels: tuple[Channels, Channels] | None = None
+
+    @property
+    def strength(self) -> FloatArray:
+        """V V^T divided by the variance of what the reader's result ends in, shape (C, C), float64."""
+        return self.weights @ self.weights.T
 
     @property
     def damage(self) -> float:
@@ -299,8 +320,77 @@ def _shared_moments(readings: Sequence[Reading]) -> FloatArray:
     """Return the average of the readings' moments, each weighted by its damage."""
     if all(reading.moments is readings[0].moments for reading in readings):
         return readings[0].moments
-    weights = np.array([max(reading.damage, 0.0) for reading in readings]) + np.finfo(float).tiny
     total = np.zeros_like(readings[0].moments)
-    for weight, reading in zip(weights / weights.sum(), readings, strict=True):
-        total += weight * reading.moments
+    for share, reading in zip(_shares(readings), readings, strict=True):
+        total += share * reading.moments
     return total
+
+
+def _shares(readings: Sequence[Reading]) -> FloatArray:
+    """Return how much each reader counts for the map that they share; sum 1."""
+    weights = np.array([max(reading.damage, 0.0) for reading in readings]) + np.finfo(float).tiny
+    return np.asarray(weights / weights.sum())
+
+
+def _input_map(cross: FloatArray, inside: FloatArray) -> FloatArray:
+    scale = float(np.trace(inside)) / len(inside)
+    solved = np.linalg.solve(inside + _RIDGE * (scale if scale > 0 else 1.0) * np.eye(len(inside)), cross.T).T
+    return np.asarray(solved, np.float64)
+
+
+def _exact_where_kept(input_map: FloatArray, output: FloatArray) -> FloatArray:
+    """Let channels that the output map keeps as they are be rebuilt from themselves alone; changes the input map."""
+    for k, row in enumerate(output):
+        if np.count_nonzero(row) == 1 and row.max() == 1.0:
+            input_map[int(row.argmax())] = np.eye(len(output))[k]
+    return input_map
+
+
+def fused_input_map(
+    readings: Sequence[Reading], moments: Sequence[FusedMoments], output: FloatArray, *, exact: bool = True
+) -> FloatArray:
+    """Return the best input map for channels that are fused before their activation.
+
+    Args:
+        readings: At least one.
+        moments: Those of each reader's channels and fused channels.
+        output: A, shape (K, C).
+        exact: Whether channels that it keeps as they are, are rebuilt from themselves alone.
+
+    Returns:
+        Shape (C, K), float64.
+    """
+    seen = [(share, found.about_zero()) for share, found in zip(_shares(readings), moments, strict=True)]
+    cross = np.sum([share * found.cross for share, found in seen], axis=0)
+    inside = np.sum([share * found.inside for share, found in seen], axis=0)
+    found = _input_map(cross, inside)
+    return _exact_where_kept(found, output) if exact else found
+
+
+def fused_damage(readings: Sequence[Reading], moments: Sequence[FusedMoments], input_map: FloatArray) -> float:
+    """Return J of an output and an input map, summed over readers: of any two, fused before the activation.
+
+    Args:
+        readings: At least one.
+        moments: Those of each reader's channels and fused channels.
+        input_map: B, shape (C, K).
+    """
+    total = 0.0
+    for reading, found in zip(readings, moments, strict=True):
+        seen = found if reading.has_shift else found.about_zero()
+        rebuilt = seen.cross @ input_map.T
+        missed = seen.whole - rebuilt - rebuilt.T + input_map @ seen.inside @ input_map.T
+        total += float((missed * reading.strength).sum())
+    return max(total, 0.0)
+
+
+def judged_map(readings: Sequence[Reading], output: FloatArray) -> tuple[float, FloatArray]:
+    """Return J of an output map, and its best input map: fitted to one half of what is known, judged by the other.
+
+    Args:
+        readings: At least one, all with `Reading.channels`.
+        output: A, shape (K, C).
+    """
+    known = [reading.channels for reading in readings if reading.channels is not None]
+    fitted = fused_input_map(readings, [fitting.fused(output) for fitting, _ in known], output)
+    return fused_damage(readings, [judging.fused(output) for _, judging in known], fitted), fitted

@@ -9,7 +9,7 @@ from onnxfuse.transport.clusters import Clusters, cluster_rows
 from onnxfuse.transport.cost import ground_cost
 from onnxfuse.transport.masses import Mass, importance, softmax, uniform
 from onnxfuse.transport.nearest import is_too_large, nearest_plan
-from onnxfuse.transport.solvers import Solver, TransportResult, entropic, exact
+from onnxfuse.transport.solvers import Solver, TransportResult, entropic, exact, partial, unbalanced
 from onnxfuse.transport.targets import Target, Targets, gaussian_mixture, kmeans, most_important, top_channels
 
 __all__ = [
@@ -26,7 +26,9 @@ __all__ = [
     "ground_cost",
     "is_too_large",
     "nearest_plan",
+    "partial",
     "top_channels",
+    "unbalanced",
 ]
 
 TARGETS: Registry[Target] = Registry("target")

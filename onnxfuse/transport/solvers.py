@@ -5,7 +5,8 @@ Given the ground cost :math:`C`, source masses a and target masses b, find the p
 .. math:: \min_{P \ge 0} \langle P, C \rangle \quad\text{subject to}\quad P 1 = a,\; P^T 1 = b
 
 exactly, or with an entropic term that spreads each channel over several targets (Cuturi, "Sinkhorn
-distances", NeurIPS 2013). This is the only module that knows POT.
+distances", NeurIPS 2013). Relaxed plans need not move everything, since a balanced one has to mix even the channels
+that should stay whole. This is the only module that knows POT.
 """
 
 import math
@@ -18,7 +19,7 @@ import numpy as np
 from onnxfuse.arrays import FloatArray
 from onnxfuse.errors import InvariantError, SolverError
 
-__all__ = ["Solver", "TransportResult", "entropic", "exact"]
+__all__ = ["Solver", "TransportResult", "entropic", "exact", "partial", "unbalanced"]
 
 # Far above the C K pivots or so that network simplex needs: it stops by itself.
 _MOST_PIVOTS = 1_000_000_000
@@ -139,6 +140,52 @@ def entropic(cost: FloatArray, a: FloatArray, b: FloatArray, /, *, regularisatio
     found = _sinkhorn(active / mean if mean > 0 else active, a[rows], b[columns], regularisation)
     plan[np.ix_(rows, columns)] = _rounded(found, a[rows], b[columns])
     return _checked_result(plan, cost, a, b, "entropic")
+
+
+def unbalanced(cost: FloatArray, a: FloatArray, b: FloatArray, /, *, reach: float) -> FloatArray:
+    """Return a plan that may miss its masses, at a price (Chizat, Peyre, Schmitzer and Vialard, 2018).
+
+    The price is the squared distance of the marginals from the masses (Blondel, Seguy and Rolet, AISTATS 2018), solved
+    by majorisation and minimisation (Chapel et al., NeurIPS 2021).
+
+    Args:
+        cost: Ground cost, shape (C, K), float64, finite, ``>= 0``.
+        a: Masses of the channels, shape (C,), sum 1.
+        b: Masses of the targets, shape (K,), sum 1.
+        reach: How dear missed mass is, in mean ground costs, above 0.
+
+    Returns:
+        Shape (C, K), float64, ``>= 0``; channels that are far from every target keep their mass to themselves.
+    """
+    mean = float(cost.mean())
+    scaled = cost / mean if mean > 0 else cost
+    # The penalty is quadratic: in masses of the size of 1 / C, so that the price of a channel is that of `reach`.
+    weight = reach * len(a)
+    from ot.unbalanced import mm_unbalanced
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plan = mm_unbalanced(a, b, scaled, weight, div="l2")
+    return np.asarray(np.maximum(np.nan_to_num(plan), 0.0), np.float64)
+
+
+def partial(cost: FloatArray, a: FloatArray, b: FloatArray, /, *, share: float) -> FloatArray:
+    """Return the plan that moves a share of the mass at the least cost (Chapel, Alaya and Gasso, NeurIPS 2020).
+
+    Args:
+        cost: Ground cost, shape (C, K), float64, finite, ``>= 0``.
+        a: Masses of the channels, shape (C,), sum 1.
+        b: Masses of the targets, shape (K,), sum 1.
+        share: How much of the mass moves, above 0 and at most 1.
+
+    Returns:
+        Shape (C, K), float64, ``>= 0``, sum ``share``.
+    """
+    from ot.partial import partial_wasserstein
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return np.asarray(partial_wasserstein(a, b, cost, m=share * min(a.sum(), b.sum())), np.float64)
 
 
 def _rounded(plan: FloatArray, a: FloatArray, b: FloatArray) -> FloatArray:
