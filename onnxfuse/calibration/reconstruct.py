@@ -339,9 +339,13 @@ class _Fitting:
 
     def pass_on(self, segment: Segment) -> None:
         """Let both networks go to the end of a segment."""
-        for walk in (self.sides.original, self.sides.present):
-            for name in segment.outputs:
-                walk.values(name)
+        inside = {node.index for node in segment.nodes}
+        readers = self.sides.present.graph.readers
+        for name in segment.outputs:
+            # Outputs of the network that no other node reads are not kept.
+            if any(reader.node not in inside for reader in readers.get(name, ())):
+                self.sides.original.values(name)
+                self.sides.present.values(name)
 
 
 def _single(weights: Mapping[str, FloatArray]) -> dict[str, AnyArray]:
