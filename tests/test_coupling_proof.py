@@ -269,3 +269,15 @@ def test_nothing_to_prove_is_proven() -> None:
     net.output(net.gemm(net.input(2, 4), 6, name="only"))
     assert onnxfuse.inspect(net.model()).notes == ()
     assert CouplingProof(0, {}).note == ""
+
+
+def test_one_shift_for_all_channels_may_not_be_scaled() -> None:
+    """A Gemm that adds a single number to all of its channels: that number has no factor of its own."""
+    net = Net(seed=4)
+    shift = net.constant(np.float32(0.5))
+    h = net.node("Gemm", net.input(1, 4, batch="N"), net.weight(4, 6), shift, name="first")
+    net.output(net.gemm(net.node("Relu", h), 2))
+    analysis = analysis_of(net.model())
+    assert not scalable_groups(analysis.graph, analysis.channels, free_groups(analysis))
+    report = onnxfuse.compress(net.model(), ratio=0.5, method="prune", provider="cpu").report
+    assert report.groups[0].channels_after == 3

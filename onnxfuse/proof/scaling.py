@@ -83,8 +83,18 @@ def _keeps(graph: GraphView, channels: ChannelGraph, node: NodeView, atom: Atom,
         "PRelu": many == 1 and computed[0],
         "Pad": node.op == "Pad" and _pads_with_zeros(graph, node),
         "Resize": node.attributes.get("coordinate_transformation_mode") != b"tf_crop_and_resize",
-        **dict.fromkeys(_PRODUCTS, many <= 1),
+        **dict.fromkeys(_PRODUCTS, many <= 1 and _has_own_shift(channels, node, atom)),
     }.get(node.op, node.op in _HOMOGENEOUS)
+
+
+def _has_own_shift(channels: ChannelGraph, node: NodeView, atom: Atom) -> bool:
+    """Whether what a product adds to its channels is one number for each: one for all has no factor."""
+    if len(node.inputs) < 3 or not node.inputs[2] or atom not in _atoms(channels, Operand(node.outputs[0])):
+        return True
+    return any(
+        atom in _atoms(channels, operand)
+        for operand in (Operand(node.inputs[2]), Operand(node.inputs[2], node.index, 2))
+    )
 
 
 def _pads_with_zeros(graph: GraphView, node: NodeView) -> bool:
