@@ -5,7 +5,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxfuse.arrays import FloatArray, IntArray
@@ -104,8 +104,6 @@ def test_the_best_input_map_raises_no_damage(seed: int, channels: int) -> None:
 def test_the_damage_of_one_channel_is_that_of_keeping_the_others(seed: int, channels: int) -> None:
     """For each channel, and for several readers, it is J with all others kept."""
     readings = [reading(seed + i, channels)[0] for i in range(2)]
-    # Both formulas guard against singular covariances, each in its own way.
-    assume(all(np.linalg.cond(seen.covariance) < 1e5 for seen in readings))
     wanted = [selection_damage(readings, np.delete(np.arange(channels), c)) for c in range(channels)]
     np.testing.assert_allclose(lone_damage(readings), wanted, rtol=1e-4, atol=1e-6 * sum(r.damage for r in readings))
 
