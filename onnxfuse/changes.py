@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 from onnxfuse.bodies import Bodies, Commands, compress_bodies
 from onnxfuse.calibration.activations import observe_activations
+from onnxfuse.calibration.batches import for_samples
 from onnxfuse.calibration.reconstruct import Reconstruction, reconstruct_network
 from onnxfuse.calibration.refit import Refit, refit_network
 from onnxfuse.gradient import choose_loss
+from onnxfuse.graph.view import GraphView
 from onnxfuse.importance import FROM_SAMPLES
 from onnxfuse.preparation import Clock, Prepared
 from onnxfuse.refusals import refuse_nothing
@@ -68,7 +70,7 @@ def _change_bodies(prepared: Prepared, clock: Clock, commands: Commands) -> Bodi
 
 def _activations(prepared: Prepared, clock: Clock) -> tuple[Mapping[str, ActivationFeatures], str]:
     """Observe what the importance wants to know of the groups whose map it decides; say what a reader should know."""
-    config, samples, analysis = prepared.config, prepared.samples, prepared.analysis
+    config, samples, analysis = prepared.config, prepared.runs, prepared.analysis
     name, loss, note = config.fusion.importance, None, ""
     if name not in FROM_SAMPLES:
         return {}, ""
@@ -76,14 +78,15 @@ def _activations(prepared: Prepared, clock: Clock) -> tuple[Mapping[str, Activat
         shrinking = [plan.group for plan in prepared.plans if plan.kept < plan.group.channels]
         groups = [group for group in shrinking if not (config.is_auto and group.name in prepared.judgements)]
         if groups and name == "taylor":
-            loss = choose_loss(analysis.graph, samples, config.provider, prepared.labels)
+            graph = GraphView(for_samples(analysis.source.model, samples))
+            loss = choose_loss(graph, samples, config.provider, prepared.labels)
             note = f"the importance taylor goes by the gradient of {loss.words}"
         return observe_activations(analysis, groups, name, samples, config.provider, config.seed, loss), note
 
 
 def _refit(prepared: Prepared, fused: Fused, clock: Clock) -> list[Refit]:
     """Fit the layers behind fused channels anew, one by one, if that is asked for."""
-    config, samples = prepared.config, prepared.samples
+    config, samples = prepared.config, prepared.runs
     if not config.refits:
         return []
     with clock.stage("refit") as step:
@@ -92,7 +95,7 @@ def _refit(prepared: Prepared, fused: Fused, clock: Clock) -> list[Refit]:
 
 def _reconstruct(prepared: Prepared, fused: Fused, clock: Clock) -> list[Reconstruction]:
     """Fit parts of the network as a whole, if that is asked for."""
-    analysis, config, samples = prepared.analysis, prepared.config, prepared.samples
+    analysis, config, samples = prepared.analysis, prepared.config, prepared.runs
     if not config.refits or config.effort == 0:
         return []
     with clock.stage("reconstruct") as step:

@@ -15,6 +15,7 @@ import onnx
 from onnxfuse.analysis import Analysis, analyse, choose_samples, more_samples
 from onnxfuse.arrays import IntArray
 from onnxfuse.bodies import Bodies, Commands, find_bodies, with_shared_target
+from onnxfuse.calibration.batches import in_larger_runs
 from onnxfuse.calibration.judge import Judgement, judge_groups
 from onnxfuse.calibration.synthetic import calibration_samples
 from onnxfuse.config import DEFAULT_RATIO, CompressionConfig
@@ -116,6 +117,7 @@ class Prepared:
         plans: How many channels each group keeps.
         judgements: What the readers of a group lose, by its name; those that samples were looked at for.
         samples: What it runs on from here on.
+        runs: The same to choose and fit on: several at once, where the network can be made to take them.
         labels: The right class of every sample; None where it is not known.
         config: The options, as far as they can be followed.
         bodies: The bodies of If, Loop and Scan, as they were found.
@@ -127,6 +129,7 @@ class Prepared:
     plans: Sequence[GroupPlan]
     judgements: Mapping[str, Judgement]
     samples: Samples
+    runs: Samples
     labels: IntArray | None
     config: CompressionConfig
     bodies: Bodies
@@ -205,13 +208,16 @@ def prepare(task: Task, clock: Clock, commands: Commands) -> Prepared:
             notes.append(note)
     samples, config, note = _calibration(task, analysis, given, config, clock)
     notes.append(note)
-    judgements = _judgements(analysis, plans, samples, config, clock)
+    runs = samples
+    if config.is_auto or config.refits or config.target or config.fusion.importance in FROM_SAMPLES:
+        runs = in_larger_runs(analysis, samples, config.provider)
+    judgements = _judgements(analysis, plans, runs, config, clock)
     if config.target:
         with clock.stage("allocate"):
             plans, note = allocate_widths(analysis, plans, judgements, Target.parse(config.target), config)
             notes.append(note)
             refuse_nothing(analysis, plans, bodies, config)
-    return Prepared(analysis, plans, judgements, samples, given.labels, config, bodies, wanted, tuple(notes))
+    return Prepared(analysis, plans, judgements, samples, runs, given.labels, config, bodies, wanted, tuple(notes))
 
 
 def _wanted(plan: PlanSource | None, config: CompressionConfig) -> Plan | None:

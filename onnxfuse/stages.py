@@ -68,7 +68,7 @@ def prove_groups(
         "scaling": (partial(change, find_map=scaling), scalable_groups(analysis.graph, analysis.channels, groups)),
     }
     watched = watched_values(analysis.graph, analysis.channels)
-    few = samples.in_batches(enough_samples(analysis)) if analysis.batch > 1 else samples
+    few = samples.in_batches(enough_samples(analysis))
     feeds = few.sound_feeds()
     proof = prove_coupling(analysis.source.model, groups, changes, feeds, watched, config.provider)
     if proof.note:

@@ -8,12 +8,13 @@ import numpy as np
 
 from onnxfuse.analysis import Analysis
 from onnxfuse.arrays import FloatArray, IntArray
+from onnxfuse.calibration.batches import for_samples
 from onnxfuse.calibration.observe import observe_readings, read_at, stream_values
 from onnxfuse.config import Provider
 from onnxfuse.coupling.groups import CouplingGroup, ParameterAxis, positions
 from onnxfuse.fusion.weights import WeightState
 from onnxfuse.gradient import Loss, stream_gradients
-from onnxfuse.graph.view import Operand
+from onnxfuse.graph.view import GraphView, Operand
 from onnxfuse.proof.samples import Samples
 from onnxfuse.statistics.features import ActivationFeatures, Role
 from onnxfuse.statistics.independence import channel_independence, independence_work
@@ -150,7 +151,8 @@ def _sensitivities(
     }
     names = dict.fromkeys(_differentiable(analysis, p.operand) for found in members.values() for p in found)
     totals: dict[str, FloatArray] = {}
-    for run in stream_gradients(analysis.graph, samples, list(names), loss, provider):
+    graph = GraphView(for_samples(analysis.source.model, samples))
+    for run in stream_gradients(graph, samples, list(names), loss, provider):
         for name, gradient in run.gradients.items():
             totals[name] = totals.get(name, 0.0) + gradient.astype(np.float64)
     state = WeightState(analysis.graph, analysis.shapes, analysis.channels)

@@ -79,7 +79,7 @@ class Split:
 
 
 def split_and_vary(
-    samples: Samples, images: Mapping[str, Image], views: int, batch: int | None, rng: np.random.Generator
+    samples: Samples, images: Mapping[str, Image], views: int, batch: int, rng: np.random.Generator
 ) -> Split | None:
     """Hold samples back, take more views of the others, and arrange all in runs.
 
@@ -90,13 +90,13 @@ def split_and_vary(
         samples: The samples.
         images: Where inputs that are images have their pixels; without any there is one view.
         views: How many views of each to use, from 1 to `MOST_VIEWS`.
-        batch: How many samples a run should have at most; None where the network takes no other number.
+        batch: How many samples a run should have at most, where the network takes any number.
         rng: Source of the order and of the shifts.
 
     Returns:
         The samples in runs; None if there are too few to hold any back.
     """
-    runs = samples if batch is None else samples.in_batches(max(1, min(batch, samples.count // _HELD_BACK)))
+    runs = samples.in_batches(max(1, min(batch, samples.count // _HELD_BACK)))
     total = runs.count // runs.batch
     used = total - max(1, total // _HELD_BACK)
     if used < 1:

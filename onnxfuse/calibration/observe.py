@@ -5,17 +5,18 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
-import onnx
 
 from onnxfuse.analysis import Analysis
 from onnxfuse.arrays import FloatArray, IntArray, add_products, finite_rows, mirror, row_coordinates, strips
 from onnxfuse.calibration.activation_paths import ActivationPath, PathFunction, activation_path
+from onnxfuse.calibration.batches import for_samples
 from onnxfuse.calibration.linear import LinearNode, ending_of, linear_nodes
 from onnxfuse.config import Provider
 from onnxfuse.coupling.groups import CouplingGroup, ParameterAxis, positions
 from onnxfuse.coupling.layout import leaves
 from onnxfuse.coupling.scales_behind import scale_behind
 from onnxfuse.fusion.weights import WeightState
+from onnxfuse.gradient.forward import with_outputs
 from onnxfuse.graph.view import NodeView, Operand
 from onnxfuse.proof.runtime import Session
 from onnxfuse.proof.samples import Samples
@@ -365,15 +366,11 @@ def stream_values(
         RuntimeFailedError: ONNX Runtime could not run the network.
     """
     wanted = dict.fromkeys(names)
-    model = onnx.ModelProto()
-    model.CopyFrom(analysis.source.model)
-    stated = {o.name for o in model.graph.output} | set(analysis.graph.inputs)
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in stated)
+    model = for_samples(analysis.source.model, samples)
+    model = with_outputs(model, (name for name in wanted if name not in analysis.graph.inputs))
     # Intermediate values would be fused away otherwise only where they are no outputs; so optimisation may stay.
     session = Session(model, provider, name=f"the original model {analysis.source.name!r}")
     sample_bytes = sum(4 * int(np.prod(analysis.shapes.dims[n])) // analysis.batch for n in wanted)
-    runs = samples
-    if analysis.batch > 1:
-        runs = samples.in_batches(_MOST_BYTES // max(sample_bytes, 1))
+    runs = samples.in_batches(_MOST_BYTES // max(sample_bytes, 1))
     for feeds in runs.feeds():
         yield runs.batch, {**feeds, **session.run(feeds)}

@@ -121,10 +121,8 @@ def reconstruct_network(
     linear = [graph.producers[result] for result in wanted]
     segments = cut_into_segments(graph, linear, _Wholeness(plain), lambda name: _may_end(graph, name))
     rng = np.random.default_rng(config.seed)
-    # A network that states its batch may count on it inside.
-    most = _BATCH if _takes_any_batch(analysis.graph) else None
     views = _views(analysis, segments, samples, config.effort)
-    split = split_and_vary(samples, image_inputs(analysis, samples), views, most, rng)
+    split = split_and_vary(samples, image_inputs(analysis, samples), views, _BATCH, rng)
     fitted = sum(any(result in _made(segment) for result in wanted) for segment in segments)
     if split is None or not fitted:
         return []
@@ -149,12 +147,6 @@ def _views(analysis: Analysis, segments: Sequence[Segment], samples: Samples, ef
     macs_of_one = 2 * analysis.cost.macs
     affordable = min(_MOST_BYTES / max(bytes_of_one, 1), _WALKED * effort * _MACS / max(macs_of_one, 1))
     return max(1, min(MOST_VIEWS, int(affordable // max(samples.count, 1))))
-
-
-def _takes_any_batch(graph: GraphView) -> bool:
-    """Whether no input states how many samples a run has."""
-    stated = [info.type.tensor_type.shape.dim for info in graph.inputs.values()]
-    return all(len(dims) > 0 and not dims[0].HasField("dim_value") for dims in stated)
 
 
 def _made(segment: Segment) -> set[str]:
@@ -373,7 +365,7 @@ def _unit(sides: SideBySide, segment: Segment, operands: Iterable[Operand], prov
         return None
     if any(len({value.shape for value in values}) > 1 for values in (*inputs, *targets)):
         return None
-    pieces, together = _pieces(sides.batch, inputs, targets, is_free=_takes_any_batch(sides.graph))
+    pieces, together = _pieces(sides.samples, inputs, targets)
     inputs = [_cut(values, pieces) for values in inputs]
     targets = [_cut(values, pieces) for values in targets]
     variances = [_mean_variance(target) for target in targets]
@@ -414,13 +406,14 @@ def _mean_variance(values: Sequence[AnyArray]) -> float:
 
 
 def _pieces(
-    batch: int, inputs: Sequence[Sequence[AnyArray]], targets: Sequence[Sequence[AnyArray]], *, is_free: bool
+    samples: Samples, inputs: Sequence[Sequence[AnyArray]], targets: Sequence[Sequence[AnyArray]]
 ) -> tuple[int, int]:
     """Return into how many pieces to cut each run, and how many pieces a step takes."""
+    batch = samples.batch
     # Channels are on one axis, whichever it is; the others are samples and places.
     places = min(target[0].size // max(target[0].shape[1:], default=1) for target in targets)
     wanted = max(_FEWEST_SAMPLES, min(_BATCH, -(-_PLACES * batch // max(places, 1))))
-    if not is_free or any(values[0].ndim == 0 or len(values[0]) != batch for values in (*inputs, *targets)):
+    if not samples.divisible or any(values[0].ndim == 0 or len(values[0]) != batch for values in (*inputs, *targets)):
         return 1, max(1, wanted // batch)
     return next(batch // size for size in range(min(batch, wanted), batch + 1) if batch % size == 0), 1
 

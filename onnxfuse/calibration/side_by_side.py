@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from onnxfuse.analysis import Analysis
+from onnxfuse.calibration.batches import for_samples
 from onnxfuse.calibration.linear import LinearNode, linear_nodes
 from onnxfuse.calibration.walk import Walk
 from onnxfuse.config import Provider
@@ -37,7 +38,7 @@ class SideBySide:
     Attributes:
         original: The original network.
         present: The compressed network, with the weights that it has by now.
-        batch: How many samples a run has.
+        samples: The samples.
     """
 
     def __init__(
@@ -48,11 +49,12 @@ class SideBySide:
         self.graph = analysis.graph
         self.state = state
         self.applied = applied
-        self.batch = samples.batch
-        self.original = Walk(analysis.source.model, samples, provider, "the original model")
+        self.samples = samples
+        original = for_samples(analysis.source.model, samples)
+        self.original = Walk(original, samples, provider, "the original model")
         edits = collect_edits(analysis.graph, analysis.shapes, analysis.channels, state)
         compressed = apply_edits(analysis.graph, edits, {})
-        self.present = Walk(compressed, samples, provider, "the compressed model")
+        self.present = Walk(for_samples(compressed, samples), samples, provider, "the compressed model")
 
     def nodes(self) -> Iterator[LinearNode]:
         """Yield the nodes to fit: those behind the first change that have the form of a regression."""

@@ -20,7 +20,7 @@ from onnxfuse.arrays import is_finite
 from onnxfuse.errors import DataError, UnsupportedGraphError
 from onnxfuse.graph.view import GraphView
 
-__all__ = ["Samples", "arrange", "load_samples", "read_arrays", "stated_dims"]
+__all__ = ["Samples", "arrange", "load_samples", "read_arrays", "stated_dims", "whole_batches"]
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -40,6 +40,7 @@ class Samples:
         batched: Inputs whose own first axis runs over samples; the others get one sample a run.
         batch: How many samples one run takes.
         compared: Whether the numbers that the graph compares inputs with are among synthetic ones.
+        divisible: Whether a run may have fewer samples than ``batch``.
     """
 
     arrays: Mapping[str, AnyArray]
@@ -48,6 +49,7 @@ class Samples:
     batched: frozenset[str]
     batch: int
     compared: bool = False
+    divisible: bool = False
 
     @property
     def count(self) -> int:
@@ -57,8 +59,8 @@ class Samples:
         return len(next(iter(self.arrays.values()))) // self.batch * self.batch
 
     def in_batches(self, most: int) -> "Samples":
-        """Return the same samples, at most so many in one run; for a model that takes any number at once."""
-        if self.batch <= most or self.batched != set(self.arrays):
+        """Return the same samples, at most so many in one run, if the model takes any number at once."""
+        if self.batch <= most or not self.divisible:
             return self
         batch = max(d for d in range(1, max(most, 1) + 1) if self.batch % d == 0)
         dims = {name: (batch, *d[1:]) for name, d in self.dims.items()}
@@ -226,9 +228,7 @@ def arrange(arrays: Mapping[str, AnyArray], graph: GraphView, where: str, origin
     if fixed or len(batched) < len(arrays):
         batch = max(fixed, default=1)
     else:
-        # No sample is left out where a batch of fair size divides their number.
-        divisors = [d for d in range(1, _LARGEST_BATCH + 1) if count % d == 0]
-        batch = divisors[-1] if divisors[-1] >= min(count, _LARGEST_BATCH // 4) else _LARGEST_BATCH
+        batch, _ = whole_batches(count)
     if count < batch:
         what = f"{count} samples, but the model takes {batch} at a time"
         raise DataError(what, where=where, mend=f"give a multiple of {batch} samples")
@@ -236,4 +236,18 @@ def arrange(arrays: Mapping[str, AnyArray], graph: GraphView, where: str, origin
     if used < count:
         origin = f"{origin}, {used} of them in full batches of {batch}"
     dims = {n: (batch, *a.shape[1:]) if n in batched else a.shape[1:] for n, a in arrays.items()}
-    return Samples(arrays, dims, origin, batched, batch)
+    is_divisible = not fixed and len(batched) == len(arrays) > 0
+    return Samples(arrays, dims, origin, batched, batch, divisible=is_divisible)
+
+
+def whole_batches(count: int) -> tuple[int, int]:
+    """Return how many samples to take at once, and how many of them there are in whole batches.
+
+    Example:
+        >>> whole_batches(512), whole_batches(400), whole_batches(101)
+        ((64, 512), (50, 400), (50, 100))
+    """
+    # Of the batches of fair size, the largest of those that leave the fewest samples out.
+    fair = range(max(min(count, _LARGEST_BATCH // 4), 1), max(min(count, _LARGEST_BATCH), 1) + 1)
+    batch = min(fair, key=lambda size: (count % size, -size))
+    return batch, count // batch * batch
