@@ -1,4 +1,4 @@
-"""More samples at once than a file states: only where the network then computes the same, and no trace in the result."""
+"""More samples at once than a file states: where the network then computes the same, and no trace in the result."""
 
 from dataclasses import replace
 
@@ -96,9 +96,9 @@ def test_values_that_do_not_depend_on_the_samples_do_not_matter() -> None:
 
 def test_the_result_states_what_the_original_states() -> None:
     """A file with a batch of one stays one, with the weights that the same file for any batch gets."""
-    options = {"ratio": 0.5, "prove": False, "provider": "cpu"}
     closed, free = (
-        onnxfuse.compress(model, calibration={"x0": images(64)}, **options) for model in (network(), network("n"))
+        onnxfuse.compress(model, calibration={"x0": images(64)}, ratio=0.5, prove=False, provider="cpu")
+        for model in (network(), network("n"))
     )
     assert_only_weights_differ(network(), closed.model)
     assert [d.dim_value for d in closed.model.graph.input[0].type.tensor_type.shape.dim] == [1, 3, 8, 8]

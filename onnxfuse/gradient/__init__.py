@@ -4,6 +4,6 @@
 """
 
 from onnxfuse.gradient.loss import Loss, choose_loss
-from onnxfuse.gradient.stream import Batch, stream_gradients
+from onnxfuse.gradient.stream import Batch, GradientNetwork, stream_gradients
 
-__all__ = ["Batch", "Loss", "choose_loss", "stream_gradients"]
+__all__ = ["Batch", "GradientNetwork", "Loss", "choose_loss", "stream_gradients"]

@@ -18,7 +18,7 @@ from onnxfuse.graph.view import GraphView
 from onnxfuse.proof.runtime import Session
 from onnxfuse.proof.samples import Samples
 
-__all__ = ["Batch", "stream_gradients"]
+__all__ = ["Batch", "GradientNetwork", "stream_gradients"]
 
 # How much memory the values and gradients of one run may take.
 _MOST_BYTES = 2**29
@@ -83,38 +83,81 @@ def stream_gradients(
         if name not in known:
             what = f"the network has no value called {name!r}"
             raise DataError(what, where=name, mend="name graph inputs, outputs of nodes, or weights")
-    shapes = _shapes(graph, samples)
-    backward = build_backward(graph, shapes, names, rules)
-    smaller = _in_fitting_batches(graph, samples, shapes, [*backward.values, *names])
-    if smaller is not samples:
-        samples = smaller
-        backward = build_backward(graph, _shapes(graph, samples), names, rules)
-    yield from _stream(graph, samples, names, backward, loss or choose_loss(graph, samples, provider, labels), provider)
-
-
-def _stream(
-    graph: GraphView, samples: Samples, names: Sequence[str], backward: Backward, loss: Loss, provider: Provider
-) -> Iterator[Batch]:
-    wanted = dict.fromkeys([*backward.values, *names, *final_values(graph)])
-    forward = with_outputs(graph.model, (name for name in wanted if name in graph.producers))
-    session = Session(forward, provider)
-    reverse = Session(backward.model, provider, name="the backward network") if backward.results else None
-    constants = {name: graph.array(name) for name in names if name in graph.constants}
+    network = GradientNetwork(graph, samples, names, loss, provider, labels=labels, rules=rules)
     start = 0
-    for feeds in samples.feeds():
-        outputs = session.run(feeds)
-        values = {**constants, **feeds, **outputs}
-        seeds = loss(loss_values(graph, values), start)
+    for feeds in network.samples.feeds():
+        yield network(feeds, start)
+        start += network.samples.batch
+
+
+class GradientNetwork:
+    """A network and its backward network, to be run on one batch after the other.
+
+    Args:
+        graph: The network.
+        samples: Its inputs; they say what shapes are.
+        names: Values to return with their gradients: graph inputs, computed values, or constants (weights).
+        loss: The loss; None for the one that suits the network (`choose_loss`).
+        provider: Where to run.
+        labels: The right class of each sample, for the loss that suits; None where it is not known.
+        rules: How gradients go back through each operator.
+
+    Raises:
+        DataError: There is no loss for these outputs.
+        RuntimeFailedError: ONNX Runtime could not run the network.
+        UnsupportedGraphError: An operator between the values and the outputs has no rule.
+
+    Attributes:
+        samples: The inputs in batches that fit into memory; runs are to have as many samples as these.
+    """
+
+    def __init__(
+        self,
+        graph: GraphView,
+        samples: Samples,
+        names: Sequence[str],
+        loss: Loss | None = None,
+        provider: Provider = Provider.CPU,
+        *,
+        labels: IntArray | None = None,
+        rules: Sequence[Rule] = DEFAULT_RULES,
+    ) -> None:
+        """Build both networks and load them."""
+        shapes = _shapes(graph, samples)
+        backward = build_backward(graph, shapes, names, rules)
+        self.samples = _in_fitting_batches(graph, samples, shapes, [*backward.values, *names])
+        if self.samples is not samples:
+            backward = build_backward(graph, _shapes(graph, self.samples), names, rules)
+        self._graph, self._names, self._backward = graph, names, backward
+        self._loss = loss or choose_loss(graph, self.samples, provider, labels)
+        wanted = dict.fromkeys([*backward.values, *names, *final_values(graph)])
+        self._forward = Session(with_outputs(graph.model, (n for n in wanted if n in graph.producers)), provider)
+        self._reverse = Session(backward.model, provider, name="the backward network") if backward.results else None
+        self._constants = {name: graph.array(name) for name in names if name in graph.constants}
+
+    def __call__(self, feeds: Mapping[str, AnyArray], start: int = 0) -> Batch:
+        """Run both.
+
+        Args:
+            feeds: The inputs.
+            start: How many samples there were in the batches before, for losses that know each by its number.
+
+        Raises:
+            RuntimeFailedError: ONNX Runtime could not run a network.
+        """
+        backward, names = self._backward, self._names
+        values = {**self._constants, **feeds, **self._forward.run(feeds)}
+        seeds = self._loss(loss_values(self._graph, values), start)
         found = {name: np.zeros(values[name].shape, backward.dtype) for name in backward.zeros}
-        if reverse is not None:
+        if self._reverse is not None:
             fed = {own: _cast(values[name], backward) for name, own in backward.values.items()}
             for name, own in backward.seeds.items():
                 seed = seeds.get(name)
                 fed[own] = np.zeros(values[name].shape, backward.dtype) if seed is None else seed.astype(backward.dtype)
-            results = reverse.run(fed)
+            results = self._reverse.run(fed)
             found |= {name: results[own] for name, own in backward.results.items()}
-        yield Batch(samples.batch, {name: values[name] for name in names}, {name: found[name] for name in names})
-        start += samples.batch
+        batch = self.samples.batch
+        return Batch(batch, {name: values[name] for name in names}, {name: found[name] for name in names})
 
 
 def _cast(value: AnyArray, backward: Backward) -> AnyArray:
