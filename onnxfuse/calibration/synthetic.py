@@ -15,6 +15,8 @@ import onnx
 from onnx import TensorProto
 
 from onnxfuse.analysis import Analysis
+from onnxfuse.calibration.batches import in_larger_runs
+from onnxfuse.calibration.dreams import dream
 from onnxfuse.calibration.images import Image, image_inputs
 from onnxfuse.calibration.pictures import read_pictures
 from onnxfuse.config import CompressionConfig, Pixels
@@ -33,6 +35,8 @@ AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 _MOST, _FEWEST = 512, 16
 _MACS = 60_000_000_000
 _NUMBERS = 24_000_000
+# Multiply-accumulates to move images towards classes with.
+_DREAM_MACS = 1e12
 # Images from which the scale is told.
 _TRIALS = 16
 # Means and deviations of red, green and blue over ImageNet, which most training pipelines divide by.
@@ -99,7 +103,19 @@ def calibration_samples(
     words = f"{plain.count} synthetic images (dead leaves, seed {config.seed}; pixels {word})"
     if folder is not None:
         words = f"{plain.count} pictures from {folder} (pixels {word})"
-    return Synthetic(replace(plain, arrays=arrays, origin=words), is_like_data=True, note=note)
+        return Synthetic(replace(plain, arrays=arrays, origin=words), is_like_data=True, note=note)
+    return Synthetic(_dreamt(analysis, replace(plain, arrays=arrays, origin=words), images, config), is_like_data=True)
+
+
+def _dreamt(analysis: Analysis, leaves: Samples, images: Mapping[str, Image], config: CompressionConfig) -> Samples:
+    """Return dead leaves that show a classifier something of every class, as far as the effort allows."""
+    runs = in_larger_runs(analysis, leaves, config.provider)
+    moved = dream(analysis, runs, images, config.provider, config.seed, config.effort * _DREAM_MACS)
+    if moved is None:
+        return leaves
+    dims, batch, divisible = leaves.dims, leaves.batch, leaves.divisible
+    origin = leaves.origin.replace("dead leaves", "dead leaves moved towards random classes")
+    return replace(moved, dims=dims, batch=batch, divisible=divisible, origin=origin)
 
 
 def _pictures(folder: Path, images: Mapping[str, Image], most: int) -> tuple[dict[str, AnyArray], str]:

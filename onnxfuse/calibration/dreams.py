@@ -1,0 +1,149 @@
+"""Made-up images that show a classifier something of every class.
+
+Dead leaves look alike to the late layers of a network that knows a thousand classes: it sees a few of them, and
+channels that tell the others apart seem superfluous. So images are moved, by gradients of the network's own, towards
+classes drawn at random, until it finds them there (class-conditional inversion: Yin et al., "Dreaming to distill", CVPR
+2020, without the batch statistics that they lean on, which most files have folded away). Gradients are smoothed at
+several scales: what makes natural images is not the finest grain.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import numpy as np
+from onnx import TensorProto
+
+from onnxfuse.analysis import Analysis
+from onnxfuse.arrays import FloatArray
+from onnxfuse.calibration.batches import for_samples
+from onnxfuse.calibration.images import Image
+from onnxfuse.config import Provider
+from onnxfuse.errors import DataError, UnsupportedGraphError
+from onnxfuse.gradient import GradientNetwork, choose_loss
+from onnxfuse.gradient.forward import final_values
+from onnxfuse.gradient.loss import CrossEntropy
+from onnxfuse.graph.view import GraphView
+from onnxfuse.proof.samples import Samples
+
+__all__ = ["dream"]
+
+AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+# How far the first step goes, in root mean squares over the range of pixels; later ones go less far, down to a quarter.
+_STEPS, _STEP = 16, 0.01
+_LAST = 0.25
+# Deviations of the Gaussians that smooth gradients, in pixels of an image with a side of 160.
+_SCALES = (0.0, 1.0, 2.0, 4.0)
+_SIDE = 160
+# A step runs the network once forward, and backward to its input.
+_PASSES = 3
+# The range of pixels is about so many of their deviations.
+_DEVIATIONS = 4.0
+# From integers to numbers that have gradients.
+_DECODERS = frozenset({"Cast", "DequantizeLinear"})
+_FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE})
+
+
+def dream(
+    analysis: Analysis, samples: Samples, images: Mapping[str, Image], provider: Provider, seed: int, macs: float
+) -> Samples | None:
+    """Move images towards random classes, as many of them as a budget allows.
+
+    Args:
+        analysis: The network.
+        samples: Images to begin with, in runs as large as they can be.
+        images: Where inputs that are images have their pixels.
+        provider: Where to run.
+        seed: Seed of the classes.
+        macs: How many multiply-accumulates it may take.
+
+    Returns:
+        The samples, the first of them moved; None where the network is no classifier of images that has gradients, or
+        there is no time for a single run.
+
+    Raises:
+        RuntimeFailedError: ONNX Runtime could not run the network.
+    """
+    of_one = _PASSES * _STEPS * max(analysis.cost.macs, 1)
+    runs = int(min(macs / of_one, samples.count) // samples.batch)
+    if runs == 0 or len(images) != 1:
+        return None
+    name, image = next(iter(images.items()))
+    graph = GraphView(for_samples(analysis.source.model, samples))
+    value = _first_floats(analysis, name)
+    if value is None:
+        return None
+    few = replace(samples, arrays={n: array[: runs * samples.batch] for n, array in samples.arrays.items()})
+    try:
+        if not isinstance(choose_loss(graph, few, provider), CrossEntropy):
+            return None
+        classes = np.random.default_rng([seed, few.count]).integers(0, _classes(analysis, graph), few.count)
+        network = GradientNetwork(graph, few, [value], CrossEntropy(classes), provider)
+    except (DataError, UnsupportedGraphError):
+        return None
+    moved = [_moved(network, feeds, name, value, image, run) for run, feeds in enumerate(network.samples.feeds())]
+    array = np.concatenate([*moved, samples.arrays[name][few.count :]])
+    return replace(samples, arrays={**samples.arrays, name: array})
+
+
+def _first_floats(analysis: Analysis, name: str) -> str | None:
+    """Return the first value with the pixels of an input that has gradients: itself, unless it is made of integers."""
+    while analysis.shapes.types.get(name) not in _FLOATS:
+        reader = analysis.graph.sole_reader(name)
+        if reader is None or reader.op not in _DECODERS:
+            return None
+        name = reader.outputs[0]
+    return name
+
+
+def _classes(analysis: Analysis, graph: GraphView) -> int:
+    """Return how many classes a classifier tells apart."""
+    return max(analysis.shapes.dims[final_values(graph)[0]])
+
+
+def _moved(
+    network: GradientNetwork, feeds: Mapping[str, AnyArray], name: str, value: str, image: Image, run: int
+) -> AnyArray:
+    """Return the images of one run, moved towards their classes."""
+    first = feeds[name]
+    pixels = first.astype(np.float64)
+    low, high = pixels.min(), pixels.max()
+    size = _DEVIATIONS * float(pixels.std())
+    for step in range(_STEPS):
+        at = np.rint(pixels) if first.dtype.kind in "iu" else pixels
+        batch = network({**feeds, name: at.astype(first.dtype)}, run * network.samples.batch)
+        gradient = _smoothed(batch.gradients[value].astype(np.float64), image)
+        pixels = np.clip(pixels - _STEP * _share(step) * size * gradient, low, high)
+    found: AnyArray = (np.rint(pixels) if first.dtype.kind in "iu" else pixels).astype(first.dtype)
+    return found
+
+
+def _share(step: int) -> float:
+    """Return how far a step goes, as a share of the first: ever less far.
+
+    Example:
+        >>> _share(0), _share(8)
+        (1.0, 0.625)
+    """
+    return 1.0 - (1.0 - _LAST) * step / _STEPS
+
+
+def _smoothed(gradient: FloatArray, image: Image) -> FloatArray:
+    """Return the sum of gradients smoothed at several scales, all of one size in each image; that size is 1."""
+    from scipy.ndimage import gaussian_filter  # Takes long to import, and few runs need it.
+
+    along = (1, 2) if image.channels_last else (2, 3)
+    side = min(image.height, image.width) / _SIDE
+    total = np.zeros_like(gradient)
+    for scale in _SCALES:
+        widths = [scale * side if axis in along else 0.0 for axis in range(gradient.ndim)]
+        total += _of_size_one(gaussian_filter(gradient, widths, mode="nearest"))
+    return _of_size_one(total)
+
+
+def _of_size_one(gradient: FloatArray) -> FloatArray:
+    """Return gradients with a root mean square of 1 in every image; where there is none, zeros."""
+    size = np.sqrt(np.square(gradient).mean(axis=tuple(range(1, gradient.ndim)), keepdims=True))
+    scaled: FloatArray = np.divide(gradient, size, out=np.zeros_like(gradient), where=size > 0)
+    return scaled
