@@ -66,17 +66,16 @@ def dream(
         RuntimeFailedError: ONNX Runtime could not run the network.
     """
     of_one = _PASSES * _STEPS * max(analysis.cost.macs, 1)
-    runs = int(min(macs / of_one, samples.count) // samples.batch)
-    if runs == 0 or len(images) != 1:
+    few = _first(samples, int(min(macs / of_one, samples.count)))
+    if few.count == 0 or len(images) != 1:
         return None
     name, image = next(iter(images.items()))
     graph = GraphView(for_samples(analysis.source.model, samples))
     value = _first_floats(analysis, name)
     if value is None:
         return None
-    few = replace(samples, arrays={n: array[: runs * samples.batch] for n, array in samples.arrays.items()})
     try:
-        if not isinstance(choose_loss(graph, few, provider), CrossEntropy):
+        if not isinstance(choose_loss(graph, _first(few, few.batch), provider), CrossEntropy):
             return None
         classes = np.random.default_rng([seed, few.count]).integers(0, _classes(analysis, graph), few.count)
         network = GradientNetwork(graph, few, [value], CrossEntropy(classes), provider)
@@ -85,6 +84,13 @@ def dream(
     moved = [_moved(network, feeds, name, value, image, run) for run, feeds in enumerate(network.samples.feeds())]
     array = np.concatenate([*moved, samples.arrays[name][few.count :]])
     return replace(samples, arrays={**samples.arrays, name: array})
+
+
+def _first(samples: Samples, count: int) -> Samples:
+    """Return about so many of the samples, in runs that may be smaller."""
+    batch = max(1, min(count, samples.batch)) if samples.divisible else samples.batch
+    arrays = {name: array[: count // batch * batch] for name, array in samples.arrays.items()}
+    return replace(samples, arrays=arrays, batch=batch, dims={n: (batch, *d[1:]) for n, d in samples.dims.items()})
 
 
 def _first_floats(analysis: Analysis, name: str) -> str | None:
