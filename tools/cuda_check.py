@@ -69,9 +69,10 @@ def compressed_cases() -> list[Case]:
             (1, 8, 8),
         ),
         Case(
-            "ResNet-18 (CIFAR, random weights), `--ratio 0.5`",
+            # Random weights have nothing that a reconstruction could bring back; the other network has one.
+            "ResNet-18 (CIFAR, random weights), `--ratio 0.5 --effort 0`",
             wide,
-            onnxfuse.compress(wide, ratio=0.5, provider="cuda"),
+            onnxfuse.compress(wide, ratio=0.5, effort=0, provider="cuda"),
             (3, 32, 32),
         ),
     ]
