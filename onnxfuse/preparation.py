@@ -188,7 +188,7 @@ def prepare(task: Task, clock: Clock, commands: Commands) -> Prepared:
     with clock.stage("load"):
         wanted = _wanted(task.plan, config)
         source = read_model(task.model)
-        refuse_overwriting(source, task.target)
+        refuse_overwriting(task.target, source.path, {"the calibration file": task.calibration, "the plan": task.plan})
         graph = GraphView(source.model)
         given = read_given(source, graph, task.calibration, config)
     notes = [given.samples.note]

@@ -1,14 +1,15 @@
 """What a run is refused for before anything changes: nothing to do, or an output that would be the input."""
 
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from onnxfuse.analysis import Analysis
 from onnxfuse.bodies import Bodies
 from onnxfuse.config import CompressionConfig
 from onnxfuse.errors import OutputError, UnsupportedGraphError
-from onnxfuse.graph.files import SourceModel
+from onnxfuse.graph.files import weight_files
 from onnxfuse.graph.view import GraphView
 from onnxfuse.planning.widths import GroupPlan
 
@@ -19,19 +20,26 @@ _MOST_REASONS = 3
 _LONGEST_REASON = 120
 
 
-def refuse_overwriting(source: SourceModel, target: Path | None) -> None:
-    """Refuse to write over the file that was read.
+def refuse_overwriting(target: Path | None, model: Path | None, others: Mapping[str, object]) -> None:
+    """Refuse to write over a file that is read.
 
     Args:
-        source: The model that was read.
         target: Where the result goes; None to keep it in memory.
+        model: The file of the model; None if there is none.
+        others: What else is read, by what messages call it; what is no path is no file.
 
     Raises:
         OutputError: They are the same file.
     """
-    if target is not None and source.path is not None and target.exists() and target.samefile(source.path):
-        what = "the output is the input file, which onnxfuse never changes"
-        raise OutputError(what, where=str(target), mend="choose another output path")
+    if target is None or not target.exists():
+        return
+    read = [("the input file", model)]
+    read += [("a file with the model's weights", file) for file in (weight_files(model) if model else [])]
+    read += [(word, Path(other)) for word, other in others.items() if isinstance(other, str | os.PathLike)]
+    for word, file in read:
+        if file is not None and file.exists() and target.samefile(file):
+            what = f"the output is {word}, which onnxfuse never changes"
+            raise OutputError(what, where=str(target), mend="choose another output path")
 
 
 def refuse_nothing(analysis: Analysis, plans: Sequence[GroupPlan], bodies: Bodies, config: CompressionConfig) -> None:

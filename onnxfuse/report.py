@@ -230,7 +230,7 @@ def frozen_reasons(groups: Sequence[GroupReport]) -> dict[str, dict[str, int]]:
 
 def versions() -> dict[str, str]:
     """Return the versions of onnxfuse and of everything that decides its results."""
-    found = {"onnxfuse": metadata.version("onnxfuse"), "python": platform.python_version(), "onnx": onnx.__version__}
+    found = {"onnxfuse": _own_version(), "python": platform.python_version(), "onnx": onnx.__version__}
     found["numpy"] = np.__version__
     for package in ("onnxruntime-gpu", "onnxruntime", "onnx-graphsurgeon", "scipy", "pot", "scikit-learn"):
         try:
@@ -238,6 +238,14 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _own_version() -> str:
+    """Return the version of onnxfuse; a checkout on the path works without being installed."""
+    try:
+        return metadata.version("onnxfuse")
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def metadata_of(
@@ -255,7 +263,7 @@ def metadata_of(
             g.name: [g.channels_before, g.channels_after] for g in groups if g.channels_after < g.channels_before
         },
     }
-    return {"onnxfuse.version": metadata.version("onnxfuse"), "onnxfuse.report": json.dumps(_plain(short))}
+    return {"onnxfuse.version": _own_version(), "onnxfuse.report": json.dumps(_plain(short))}
 
 
 def _plain(value: object) -> object:

@@ -17,14 +17,13 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from onnxfuse.cli import main
-from onnxfuse.proof.runtime import has_cuda
+from onnxfuse.proof.runtime import cuda_obstacle
 
 # How long an example takes says nothing on a machine that other work is running on too.
 settings.register_profile("onnxfuse", deadline=None)
 settings.load_profile("onnxfuse")
 
 _ROOT = Path(__file__).resolve().parent.parent
-_NO_CUDA = "needs an NVIDIA GPU that ONNX Runtime can really use, and there is none here"
 
 
 @dataclass(frozen=True)
@@ -67,9 +66,9 @@ def zoo_folder() -> Path:
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     """Skip tests marked ``cuda`` where CUDA does not work, and say why."""
     marked = [item for item in items if item.get_closest_marker("cuda")]
-    if marked and not has_cuda():
-        for item in marked:
-            item.add_marker(pytest.mark.skip(reason=_NO_CUDA))
+    obstacle = cuda_obstacle() if marked else ""
+    for item in marked if obstacle else ():
+        item.add_marker(pytest.mark.skip(reason=f"needs CUDA, which does not work here: {obstacle}"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 import onnxfuse
 from onnxfuse.graph.edits import SetAttribute, SetInput, apply_edits
@@ -172,6 +173,43 @@ def test_what_loses_its_last_reader_is_dropped() -> None:
     assert [n.op_type for n in result.graph.node] == ["MatMul"]
     # What nobody read before stays: that it is there was the user's choice.
     assert sorted(constants(result)) == ["absolute_fused", "unread"]
+
+
+@pytest.mark.parametrize(("bounds", "expected"), [("", [2, 3]), ("<start = 1>", [3]), ("<end = -1>", [2])])
+def test_a_weight_is_not_kept_for_its_shape_alone(bounds: str, expected: list[int]) -> None:
+    """What asks a weight for nothing but its shape goes on to get the one it had, and the old weight goes."""
+    graph = parsed(f"""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[1, 2] x) => (float[1, 3] y, int64[n] dims)
+        <float[2, 3] w = {{1, 2, 3, 4, 5, 6}}>
+        {{ y = MatMul (x, w)  dims = Shape {bounds} (w) }}""")
+    fused = np.array([[7, 8, 9]], np.float32)
+    result = apply_edits(graph, [SetInput(0, 1, fused)], {})
+    assert {name: value.tolist() for name, value in constants(result).items()} == {"w_fused": [[7, 8, 9]]}
+    feeds = {"x": np.ones((1, 1), np.float32)}
+    del result.graph.input[0].type.tensor_type.shape.dim[1]
+    y, dims = map(np.asarray, ReferenceEvaluator(result).run(None, feeds))
+    assert (y.tolist(), dims.tolist()) == ([[7, 8, 9]], expected)
+
+
+def test_a_weight_with_another_reader_stays_beside_its_shape() -> None:
+    """Where the old weight stays anyway, who asks for its shape does so as before."""
+    graph = parsed("""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[2, 2] x) => (float[2, 2] y, float[2, 2] z, int64[2] dims)
+        <float[2, 2] w = {1, 2, 3, 4}>
+        { y = MatMul (x, w)  z = MatMul (x, w)  dims = Shape (w) }""")
+    result = apply_edits(graph, [SetInput(0, 1, matrix(5, 6, 7, 8))], {})
+    assert set(constants(result)) == {"w", "w_fused"}
+    assert [node.op_type for node in result.graph.node] == ["MatMul", "MatMul", "Shape"]
+
+
+@pytest.mark.parametrize("name", ["digits_bn", "digits_folded", "digits_dynamo", "digits_dynamo_bn"])
+def test_what_is_written_has_the_weights_that_were_counted(models: Path, name: str) -> None:
+    """However a network was exported, nothing of what was fused stays in the file beside its successor."""
+    files = (models / f"{one}.onnx" for one in ("digits_bn", name))
+    plain, result = (onnxfuse.compress(file, method="prune", scope="hidden", ratio=0.25) for file in files)
+    assert result.report.after.parameters < 0.8 * result.report.before.parameters
+    shapes = [sorted(v.shape for v in constants(m).values() if v.ndim > 1) for m in (plain.model, result.model)]
+    assert shapes[0] == shapes[1]
 
 
 def test_attributes_are_set() -> None:

@@ -279,6 +279,8 @@ OUTPUTS = {
     "  at:   small.onnx\n  mend: choose another path for --report",
     ("-o", "s.onnx", "--calibration", "good.npz", "--report", "good.npz"): "the report and the calibration file are "
     "the same file\n  at:   good.npz\n  mend: choose another path for --report",
+    ("-o", "good.npz", "--calibration", "good.npz"): "the output is the calibration file, which onnxfuse never changes"
+    "\n  at:   good.npz\n  mend: choose another output path",
 }
 
 
@@ -288,6 +290,35 @@ def test_bad_outputs(cli: Command, place: Path, words: tuple[str, ...]) -> None:
     write_samples(place)
     before = contents(place)
     assert_refused(cli("compress", "digits.onnx", *words), 9, OUTPUTS[words], before, place)
+
+
+READ_AS_WELL = {
+    ("compress", "-o", "w.bin"): "the output is a file with the model's weights, which onnxfuse never changes\n"
+    "  at:   w.bin\n  mend: choose another output path",
+    ("compress", "-o", "s.onnx", "--report", "w.bin"): "the report and a file with the model's weights are the same "
+    "file\n  at:   w.bin\n  mend: choose another path for --report",
+    ("compress", "-o", "p.json", "--plan", "p.json"): "the output is the plan, which onnxfuse never changes\n"
+    "  at:   p.json\n  mend: choose another output path",
+    ("compress", "-o", "s.onnx", "--plan", "p.json", "--report", "p.json"): "the report and the plan are the same file"
+    "\n  at:   p.json\n  mend: choose another path for --report",
+    ("plan", "-o", "w.bin"): "the plan and a file with the model's weights are the same file\n  at:   w.bin\n"
+    "  mend: choose another path for --output",
+    ("plan", "-o", "m.onnx"): "the plan and the model are the same file\n  at:   m.onnx\n"
+    "  mend: choose another path for --output",
+}
+
+
+@pytest.mark.parametrize("words", READ_AS_WELL, ids=" ".join)
+def test_files_that_are_read_beside_the_model_are_not_written_over(
+    cli: Command, place: Path, words: tuple[str, ...]
+) -> None:
+    """Weights that lie beside a model, and a plan, are as much the user's as the model itself."""
+    loaded = onnx.load("digits.onnx")
+    onnx.save_model(loaded, "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    if "--plan" in words:
+        assert cli("plan", "m.onnx", "-o", "p.json", "--method", "prune").code == 0
+    before = contents(place)
+    assert_refused(cli(words[0], "m.onnx", *words[1:]), 9, READ_AS_WELL[words], before, place)
 
 
 @pytest.mark.skipif(

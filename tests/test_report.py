@@ -2,6 +2,7 @@
 
 import json
 import math
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +146,15 @@ def test_validation_counts_what_is_right(digits: Path, models: Path) -> None:
         logits = logits_of(path, arrays["image"])
         assert plain["accuracy"][word] == pytest.approx(np.mean(logits.argmax(axis=1) == arrays["labels"]))
     assert plain["drift"]["data"] == f"450 samples from {data}"
+
+
+def test_a_checkout_that_is_not_installed_works(make_mlp: MakeMlp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkout on the path works like an installed package."""
+
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", missing)
+    result = onnxfuse.compress(make_mlp(), method="prune")
+    assert result.report.versions["onnxfuse"] == "not installed"
+    assert {p.key: p.value for p in result.model.metadata_props}["onnxfuse.version"] == "not installed"

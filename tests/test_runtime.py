@@ -1,27 +1,39 @@
 """Running models: on the provider that was asked for and no other, with errors in plain words."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 import onnxfuse
 from onnxfuse.config import Provider
 from onnxfuse.errors import ProviderError, RuntimeFailedError
 from onnxfuse.proof import runtime
-from onnxfuse.proof.runtime import Session, has_cuda, runtime_version
+from onnxfuse.proof.runtime import Session, cuda_obstacle, has_cuda, runtime_version
 from tests.conftest import Command, MakeMlp
 
 CUDA_MEND = "install the libraries with `pip install 'onnxfuse[cuda]'` and a driver for the GPU, or use --provider cpu"
 
 
+# What ONNX Runtime says where there is a driver and no GPU.
+NO_DEVICE = (
+    "/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_call.cc:154 std::conditional_t<THRW, void, Status> "
+    "onnxruntime::CudaCall(ERRTYPE, const char*) CUDA failure 100: no CUDA-capable device is detected ; GPU=-1 ; "
+    "hostname=vm ; line=355 ; expr=cudaSetDevice(info_.device_id); \n"
+)
+TOO_OLD = "CUDA failure 209: no kernel image is available for execution on the device ; GPU=0 ; hostname=vm"
+
+
 class FakeSession:
     """A session of ONNX Runtime that says where it landed."""
 
-    def __init__(self, _source: object, _options: object, providers: list[str]) -> None:
+    def __init__(self, _source: object, _options: object, providers: list[str], **_words: int) -> None:
         """Note what was asked for."""
         self.providers = providers
 
@@ -34,7 +46,21 @@ class FakeSession:
         return []
 
 
-def refuse_cuda(_source: object, _options: object, providers: list[str]) -> FakeSession:
+class OldGpu(FakeSession):
+    """A session that is made on CUDA without a complaint, and can't run there."""
+
+    def get_providers(self) -> list[str]:
+        """Say what was asked for."""
+        return self.providers
+
+    def run(self, _names: object, _feeds: object) -> list[object]:
+        """Fail on CUDA."""
+        if any("CUDA" in name for name in self.providers):
+            raise RuntimeError(TOO_OLD)
+        return []
+
+
+def refuse_cuda(_source: object, _options: object, providers: list[str], **_words: int) -> FakeSession:
     """Fail as ONNX Runtime does where a library is missing, but not on the CPU."""
     if any("CUDA" in name for name in providers):
         message = "libcublasLt.so.12: cannot open shared object file\nmore lines"
@@ -42,10 +68,26 @@ def refuse_cuda(_source: object, _options: object, providers: list[str]) -> Fake
     return FakeSession(_source, _options, providers)
 
 
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    """Let every test find out anew what this machine can do, and leave nothing of what it made up."""
+    cuda_obstacle.cache_clear()
+    yield
+    cuda_obstacle.cache_clear()
+
+
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let it look as if nothing stood in the way of CUDA."""
-    monkeypatch.setattr(runtime, "_cuda_obstacle", lambda: "")
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr("ctypes.CDLL", lambda _name: None)
+    monkeypatch.setattr("onnxruntime.preload_dlls", lambda: None)
+
+
+@pytest.fixture
+def works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let it look as if CUDA had been tried, and worked."""
+    monkeypatch.setattr(runtime, "cuda_obstacle", lambda: "")
 
 
 def test_the_cpu_is_always_there(make_mlp: MakeMlp) -> None:
@@ -152,7 +194,7 @@ def test_what_is_lacking_for_cuda_is_said(
 def test_a_silent_fall_back_is_noticed(make_mlp: MakeMlp, monkeypatch: pytest.MonkeyPatch) -> None:
     """A silent fall back is noticed."""
     monkeypatch.setattr("onnxruntime.InferenceSession", FakeSession)
-    with pytest.raises(ProviderError, match="does not work here: ONNX Runtime fell back to the CPU") as caught:
+    with pytest.raises(ProviderError, match="does not work here: ONNX Runtime fell back to the CPU, as") as caught:
         Session(make_mlp(), Provider.CUDA)
     assert caught.value.mend == CUDA_MEND
     assert Session(make_mlp(), Provider.AUTO).provider is Provider.CPU
@@ -169,6 +211,74 @@ def test_a_refusal_of_cuda_is_passed_on(make_mlp: MakeMlp, monkeypatch: pytest.M
         "CUDA was asked for, but does not work here: libcublasLt.so.12: cannot open shared object file"
     )
     assert Session(make_mlp(), Provider.AUTO).provider is Provider.CPU
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_gpu_without_kernels_is_no_cuda(make_mlp: MakeMlp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that is too old gets a session and fails when it runs: that is found out before anything depends on it."""
+    monkeypatch.setattr("onnxruntime.InferenceSession", OldGpu)
+    with pytest.raises(ProviderError) as caught:
+        Session(make_mlp(), Provider.CUDA)
+    assert caught.value.what == (
+        "CUDA was asked for, but does not work here: "
+        "CUDA failure 209: no kernel image is available for execution on the device"
+    )
+    assert Session(make_mlp(), Provider.AUTO).provider is Provider.CPU
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_refusal_is_not_printed_by_the_runtime(
+    make_mlp: MakeMlp, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX Runtime's own second try prints to standard output, where only results go, and hides the reason."""
+    original = vars(onnxruntime.InferenceSession)["_create_inference_session"]
+
+    def create(self: Any, providers: list[str], *others: object) -> None:
+        vars(self)["_fallback_providers"] = ["CPUExecutionProvider"]
+        if "CUDAExecutionProvider" in providers:
+            raise RuntimeError(NO_DEVICE)
+        original(self, providers, *others)
+
+    monkeypatch.setattr("onnxruntime.InferenceSession._create_inference_session", create)
+    assert Session(make_mlp(), Provider.AUTO).provider is Provider.CPU
+    with pytest.raises(ProviderError) as caught:
+        Session(make_mlp(), Provider.CUDA)
+    assert caught.value.what == (
+        "CUDA was asked for, but does not work here: CUDA failure 100: no CUDA-capable device is detected"
+    )
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("works")
+def test_a_model_that_is_at_fault_itself_is_not_put_down_to_cuda() -> None:
+    """What the CPU refuses as well says nothing of CUDA."""
+    with pytest.raises(RuntimeFailedError, match="ONNX Runtime refuses the model"):
+        Session(onnx.ModelProto(), Provider.CUDA)
+
+
+@pytest.mark.usefixtures("works")
+def test_a_run_that_fails_on_cuda_does_not_go_on_elsewhere(
+    make_mlp: MakeMlp, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A session stays where it was made: one that moved on to the CPU in the middle of a run would not say so."""
+
+    class Failing:
+        """What the session is inside: it fails as CUDA does where it is at fault."""
+
+        def is_webgpu_graph_capture_enabled(self) -> bool:
+            return False
+
+        def run(self, *_arguments: object) -> None:
+            raise import_module("onnxruntime.capi.onnxruntime_pybind11_state").EPFail(TOO_OLD)
+
+    monkeypatch.setattr("onnxruntime.InferenceSession.get_providers", lambda _self: ["CUDAExecutionProvider"])
+    session = Session(make_mlp(), Provider.AUTO)
+    monkeypatch.setattr(vars(session)["_session"], "_sess", Failing())
+    with pytest.raises(RuntimeFailedError) as caught:
+        session.run({"x": np.ones((2, 8), np.float32)})
+    assert "CUDA failure 209: no kernel image" in caught.value.what
+    assert caught.value.mend.endswith(", or use --provider cpu")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_version_is_that_of_the_report(make_mlp: MakeMlp) -> None:
@@ -189,13 +299,15 @@ def test_cuda_is_used_when_asked_for(make_mlp: MakeMlp) -> None:
 
 
 @pytest.mark.cuda
-def test_cuda_and_the_cpu_agree(digits: Path) -> None:
-    """CUDA and the CPU agree."""
-    results = {p: onnxfuse.compress(digits, provider=p).report.drift for p in ("cpu", "cuda")}
-    assert {p: drift.provider for p, drift in results.items()} == {"cpu": "cpu", "cuda": "cuda"}
-    cpu, cuda = results["cpu"].outputs[0], results["cuda"].outputs[0]
-    assert cuda.mean_abs == pytest.approx(cpu.mean_abs, rel=1e-2)
-    assert cuda.cosine == pytest.approx(cpu.cosine, abs=1e-3)
+def test_cuda_and_the_cpu_agree(digits: Path, models: Path) -> None:
+    """The same two models are as far apart on CUDA as on the CPU, but for rounding, TF32 included."""
+    small = onnxfuse.compress(digits, provider="cuda", effort=0).model
+    data = models / "digits_test.npz"
+    cpu, cuda = (onnxfuse.validate(digits, small, data=data, provider=p) for p in ("cpu", "cuda"))
+    assert (cpu.provider, cuda.provider) == ("cpu", "cuda")
+    y, z = cpu.drift.outputs[0], cuda.drift.outputs[0]
+    assert z.mean_abs == pytest.approx(y.mean_abs, rel=1e-2)
+    assert z.cosine == pytest.approx(y.cosine, abs=1e-3)
 
 
 @pytest.mark.cuda

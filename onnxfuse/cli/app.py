@@ -24,7 +24,7 @@ from onnxfuse.cli.render import compression_tables, inspection_tables, method_ta
 from onnxfuse.config import CompressionConfig, Pixels, Provider
 from onnxfuse.errors import ConfigError, InvariantError, OnnxFuseError, OutputError
 from onnxfuse.fusion.options import FusionOptions
-from onnxfuse.graph.files import check_output_path
+from onnxfuse.graph.files import check_output_path, weight_files
 from onnxfuse.pipeline import compress as run_compress
 from onnxfuse.pipeline import inspect as run_inspect
 from onnxfuse.pipeline import plan as run_plan
@@ -136,7 +136,8 @@ def compress(
     """
     config = config or CompressionConfig()
     if report is not None:
-        _check_report_path(report, {"the model": model, "the output": output, "the calibration file": calibration})
+        read = {"the model": model, "the calibration file": calibration, "the plan": plan}
+        _check_report_path(report, {**read, "the output": output})
     with shown_progress(quiet=quiet) as progress:
         result = run_compress(model, output, config=config, calibration=calibration, plan=plan, progress=progress)
     if report is not None:
@@ -170,7 +171,7 @@ def plan(
     """
     del verbose  # Read by `main`, which shows errors.
     if output is not None:
-        _check_report_path(output, {"the model": model, "the calibration file": calibration})
+        _check_report_path(output, {"the model": model, "the calibration file": calibration}, "the plan", "--output")
     with shown_progress(quiet=quiet) as progress:
         found = run_plan(model, config=config or CompressionConfig(), calibration=calibration, progress=progress)
     if output is None:
@@ -323,17 +324,28 @@ def _drop_stdout() -> None:
     os.close(sink)
 
 
-def _check_report_path(path: Path, others: Mapping[str, Path | None]) -> None:
+def _check_report_path(
+    path: Path, others: Mapping[str, Path | None], word: str = "the report", flag: str = "--report"
+) -> None:
     """Refuse a report that could not be written in the end, or that would overwrite something else.
 
+    Args:
+        path: Where it is to be written.
+        others: What it must not be, by what messages call it; one is "the model".
+        word: What messages call it.
+        flag: What it was given with.
+
     Raises:
-        OutputError: It can't be written, or it is one of ``others``.
+        OutputError: It can't be written, or it is one of ``others`` or of the files with the model's weights.
     """
     target = check_output_path(path, replaced=False)
-    for word, other in others.items():
-        if other is not None and target.resolve() == other.resolve():
-            what = f"the report and {word} are the same file"
-            raise OutputError(what, where=str(path), mend="choose another path for --report")
+    taken = [*others.items()]
+    if target.exists() and (model := others["the model"]) is not None:
+        taken += [("a file with the model's weights", file) for file in weight_files(model)]
+    for other, file in taken:
+        if file is not None and target.resolve() == file.resolve():
+            what = f"{word} and {other} are the same file"
+            raise OutputError(what, where=str(path), mend=f"choose another path for {flag}")
 
 
 def _write_report(path: Path, text: str) -> None:

@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxfuse.errors import InvariantError
-from onnxfuse.graph.view import GraphView, NodeView
+from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView
 
 __all__ = ["Edit", "SetAttribute", "SetInput", "apply_edits"]
 
@@ -78,6 +78,7 @@ def apply_edits(graph: GraphView, edits: Sequence[Edit], dims: Mapping[str, Sequ
             rewriter.set_inputs([edit for edit in edits if isinstance(edit, SetInput)])
             exported = gs.export_onnx(surgeon)
         _graft(model, exported, rewriter)
+        _state_shapes(model, graph, rewriter.released)
         _drop_unused(model, graph, rewriter.released)
     if not graph.is_sorted:
         _sort_nodes(model, graph)
@@ -228,6 +229,23 @@ def _graft_node(
     target.attribute.extend(source.attribute)
     if target.op_type == "Constant" and target.output[0] in narrow:
         target.attribute[0].t.CopyFrom(narrow[target.output[0]])
+
+
+def _state_shapes(model: onnx.ModelProto, graph: GraphView, released: set[str]) -> None:
+    """Let nodes state the shape of a constant that nothing else reads any more, so that it need not stay for that."""
+    for name in released & set(graph.constants):
+        readers = [node for node in model.graph.node if name in node.input]
+        if all(node.op_type == "Shape" and node.domain == DEFAULT_DOMAIN for node in readers):
+            for node in readers:
+                bounds = {a.name: a.i for a in node.attribute}
+                dims = graph.constants[name].dims[bounds.get("start", 0) : bounds.get("end")]
+                del node.input[:], node.attribute[:]
+                node.op_type = "Constant"
+                node.attribute.append(onnx.helper.make_attribute("value", _int64s(node.output[0], dims)))
+
+
+def _int64s(name: str, numbers: Sequence[int]) -> onnx.TensorProto:
+    return onnx.numpy_helper.from_array(np.array(numbers, np.int64), name)
 
 
 def _drop_unused(model: onnx.ModelProto, graph: GraphView, released: set[str]) -> None:

@@ -17,7 +17,7 @@ from onnx import external_data_helper, inliner
 from onnxfuse.errors import ModelError, OutputError
 from onnxfuse.graph.branches import without_decided_ifs
 
-__all__ = ["SourceModel", "check_output_path", "read_model", "staged", "write_model"]
+__all__ = ["SourceModel", "check_output_path", "read_model", "staged", "weight_files", "write_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +81,16 @@ def read_model(source: str | os.PathLike[str] | onnx.ModelProto) -> SourceModel:
     for tensor in outside:
         digest.update(tensor.raw_data)
     return SourceModel(_in_one_graph(model), path, size, digest.hexdigest())
+
+
+def weight_files(path: Path) -> list[Path]:
+    """Return the files beside a model that its weights lie in; none if it can't be read."""
+    try:
+        model = onnx.load_model_from_string(_read_bytes(path))
+    except (DecodeError, ModelError):
+        return []
+    tensors = (t for t in _tensors(model.graph) if external_data_helper.uses_external_data(t))
+    return [path.parent / name for name in sorted({external_data_helper.ExternalDataInfo(t).location for t in tensors})]
 
 
 def _in_one_graph(model: onnx.ModelProto) -> onnx.ModelProto:

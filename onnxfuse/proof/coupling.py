@@ -10,7 +10,7 @@ shows in which role each weight takes part (`onnxfuse.proof.scaling`).
 
 Outputs can be deaf: a sigmoid that saturates, a label instead of scores. So the values just before the outputs are
 watched as well, and a value counts only as far as it stands out of the rounding noise, which is measured by running the
-original with ONNX Runtime's optimisations and without.
+original with ONNX Runtime's optimisations, twice, and without.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -99,10 +99,11 @@ def prove_coupling(
     original = Session(_with_outputs(model, watched), provider, name="the original model")
     expected = _numeric(original.run(feeds))
     again = _numeric(original.run(feeds))
-    if any(_distance(y, again[name]) > 0 for name, y in expected.items()):
+    # Sums that a GPU takes in whatever order its threads end differ by rounding alone, which is allowed for.
+    if any(_distance(y, again[name]) > _NOISIEST for name, y in expected.items()):
         return CouplingProof(0, {}, "its outputs differ from run to run on the same inputs")
     plain = Session(_with_outputs(model, watched), Provider.CPU, optimise=False, name="the original model").run(feeds)
-    tolerances = {name: _tolerance(y, plain[name]) for name, y in expected.items()}
+    tolerances = {name: _tolerance(y, (plain[name], again[name])) for name, y in expected.items()}
     if not any(tolerances.values()):
         return CouplingProof(0, {}, "its outputs hardly depend on the inputs, so that they would not show a change")
     refuted: dict[str, str] = {}
@@ -160,12 +161,12 @@ class _Trial:
         return ""
 
 
-def _tolerance(y: AnyArray, plain: AnyArray) -> float:
-    """Return the relative change that rounding may explain; 0 for a value that can't be judged by."""
+def _tolerance(y: AnyArray, others: Sequence[AnyArray]) -> float:
+    """Return the relative change that rounding may explain, by what other runs gave; 0 for what can't be judged by."""
     values = y.astype(np.float64)
     if y.size < 2 or not np.isfinite(values).all() or np.ptp(values) == 0:
         return 0.0
-    noise = _distance(y, plain)
+    noise = max(_distance(y, other) for other in others)
     if not noise <= _NOISIEST:
         return 0.0
     return max(_TOLERANCE.get(y.dtype.itemsize, 0.5), _NOISE_FACTOR * noise)

@@ -7,10 +7,12 @@ work. So a session's own list of providers is read after it was made. This is th
 import ctypes
 import io
 import logging
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -22,7 +24,7 @@ from onnxfuse.config import Provider
 from onnxfuse.errors import ProviderError, RuntimeFailedError
 from onnxfuse.graph.files import write_model
 
-__all__ = ["Feeds", "Session", "has_cuda", "runtime_version"]
+__all__ = ["Feeds", "Session", "cuda_obstacle", "has_cuda", "runtime_version"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,9 @@ Feeds: TypeAlias = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
 
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
+_FELL_BACK = "ONNX Runtime fell back to the CPU, as it does where a library of CUDA is missing"
+# What matters in messages that begin with places in the sources of ONNX Runtime.
+_CUDA_FAILURE = re.compile(r"CU[A-Z]+ failure -?[0-9]+:[^;\n]*")
 _FATAL_ONLY, _WARNINGS = 4, 2
 _LARGEST_MESSAGE = 2**31 - 1
 
@@ -75,7 +80,7 @@ class Session:
         self.providers = tuple(self._session.get_providers())
         self.provider = Provider.CUDA if _CUDA in self.providers else Provider.CPU
         if provider is Provider.CUDA and self.provider is not Provider.CUDA:
-            _refuse_cuda("ONNX Runtime fell back to the CPU")
+            _refuse_cuda(_FELL_BACK)
         self.output_names = tuple(o.name for o in self._session.get_outputs())
 
     def run(self, feeds: Feeds) -> dict[str, Any]:
@@ -85,20 +90,45 @@ class Session:
             RuntimeFailedError: The run failed.
         """
         try:
-            results = self._session.run(None, dict(feeds))
-        except Exception as error:
-            what = f"ONNX Runtime can't run {self.name}: {_first_line(error)}"
+            with _failures():
+                results = self._session.run(None, dict(feeds))
+        except RuntimeFailedError as error:
+            what = f"ONNX Runtime can't run {self.name}: {error.what}"
             mend = "check that the inputs have the shapes and values that the model expects"
+            mend += ", or use --provider cpu" if self.provider is Provider.CUDA else ""
             raise RuntimeFailedError(what, mend=mend) from error
         return dict(zip(self.output_names, results, strict=True))
 
 
 def has_cuda() -> bool:
     """Return whether ONNX Runtime can really run a model on CUDA here."""
+    return not cuda_obstacle()
+
+
+@cache
+def cuda_obstacle() -> str:
+    """Return why no model can run on CUDA here; empty if a small one did. What a machine can do is found out once."""
+    if _CUDA not in ort.get_available_providers():
+        return "this build of ONNX Runtime has no CUDA"
     try:
-        return Session(_tiny_model(), Provider.CUDA).provider is Provider.CUDA
-    except (ProviderError, RuntimeFailedError):
-        return False
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return "there is no NVIDIA driver"
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        # Finds the CUDA libraries that pip installs, where there are any.
+        ort.preload_dlls()
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL_ONLY
+    try:
+        session = _load(_tiny_model().SerializeToString(), options, [_CUDA, _CPU])
+        if _CUDA not in session.get_providers():
+            return _FELL_BACK
+        # A GPU that is too old for the build gets its session, and fails here.
+        with _failures():
+            session.run(None, {"x": np.ones(1, np.float32)})
+    except RuntimeFailedError as error:
+        return error.what
+    return ""
 
 
 def runtime_version() -> str:
@@ -107,47 +137,51 @@ def runtime_version() -> str:
 
 
 def _open(source: str | bytes, options: ort.SessionOptions, provider: Provider, name: str) -> ort.InferenceSession:
-    obstacle = "" if provider is Provider.CPU else _cuda_obstacle()
+    obstacle = "" if provider is Provider.CPU else cuda_obstacle()
     if provider is Provider.CUDA and obstacle:
         _refuse_cuda(obstacle)
+    refused = ""
+    if provider is not Provider.CPU and not obstacle:
+        try:
+            return _load(source, options, [_CUDA, _CPU])
+        except RuntimeFailedError as error:
+            # The model may be at fault, or too large for the GPU: the CPU tells.
+            refused = error.what
+            logger.debug("CUDA refuses %s: %s", name, refused)
     try:
-        if provider is Provider.CPU or obstacle:
-            return ort.InferenceSession(source, options, providers=[_CPU])
-        with _quiet():
-            return ort.InferenceSession(source, options, providers=[_CUDA, _CPU])
-    except Exception as error:
-        if provider is Provider.CUDA:
-            _refuse_cuda(_first_line(error))
-        if provider is Provider.AUTO and not obstacle:
-            logger.debug("CUDA was tried and refused: %s", _first_line(error))
-            return _open(source, options, Provider.CPU, name)
-        what = f"ONNX Runtime refuses {name}: {_first_line(error)}"
+        session = _load(source, options, [_CPU])
+    except RuntimeFailedError as error:
+        what = f"ONNX Runtime refuses {name}: {error.what}"
         mend = "check that it runs in ONNX Runtime as it is; onnxfuse needs that for its proof"
         raise RuntimeFailedError(what, mend=mend) from error
+    if provider is Provider.CUDA:
+        _refuse_cuda(refused)
+    return session
 
 
-def _cuda_obstacle() -> str:
-    """Return why CUDA can't work here, as far as that can be told without trying; empty if it may."""
-    if _CUDA not in ort.get_available_providers():
-        return "this build of ONNX Runtime has no CUDA"
+def _load(source: str | bytes, options: ort.SessionOptions, providers: list[str]) -> ort.InferenceSession:
+    """Load a model without ONNX Runtime's complaints on the terminal, and without a second try on the CPU.
+
+    Its own second try would hide why the first one failed, and print it to standard output.
+
+    Raises:
+        RuntimeFailedError: It was refused; the error says no more than why.
+    """
+    ort.set_default_logger_severity(_FATAL_ONLY)
     try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return "there is no NVIDIA driver"
-    return ""
+        with _failures():
+            return ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
+    finally:
+        ort.set_default_logger_severity(_WARNINGS)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Let ONNX Runtime try CUDA without its complaints on the terminal; what came of it is checked afterwards."""
-    ort.set_default_logger_severity(_FATAL_ONLY)
+def _failures() -> Iterator[None]:
+    """Turn whatever ONNX Runtime raises into one kind of error, with the part that matters."""
     try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            # Finds the CUDA libraries that pip installs, where there are any.
-            ort.preload_dlls()
         yield
-    finally:
-        ort.set_default_logger_severity(_WARNINGS)
+    except Exception as error:
+        raise RuntimeFailedError(_told(error)) from error
 
 
 def _refuse_cuda(why: str) -> NoReturn:
@@ -156,8 +190,12 @@ def _refuse_cuda(why: str) -> NoReturn:
     raise ProviderError(what, where="--provider cuda", mend=mend)
 
 
-def _first_line(error: Exception) -> str:
+def _told(error: Exception) -> str:
+    """Return the first line of what an error says, or what CUDA says if that is in it."""
     text = str(error).strip()
+    found = _CUDA_FAILURE.search(text)
+    if found:
+        return found[0].strip()
     return text.splitlines()[0] if text else type(error).__name__
 
 
