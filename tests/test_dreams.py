@@ -58,6 +58,9 @@ def test_images_are_found_in_all_classes() -> None:
     """The network finds in them, with more certainty than before, each class about as often as any other."""
     _, before, after = digits()
     (old,), (new,) = before.arrays.values(), after.arrays.values()
+    changed = (old != new).any(axis=(1, 2, 3))
+    assert changed.sum() == len(old) // 2
+    old, new = old[changed], new[changed]
     sure_before, even_before = certainty(DIGITS, old)
     sure_after, even_after = certainty(DIGITS, new)
     assert sure_after > sure_before
@@ -72,19 +75,22 @@ def test_images_stay_near_and_in_range() -> None:
     assert new.shape == old.shape
     assert old.min() <= new.min() < new.max() <= old.max()
     assert 0.05 * old.std() < (new - old).std() < old.std()
+    # Those that are held back are like the others.
+    changed = (old != new).any(axis=(1, 2, 3))
+    assert all(
+        0.35 < part.mean() < 0.65 for part in (changed[3::4], changed[: len(old) // 2], changed[len(old) // 2 :])
+    )
 
 
 def test_a_budget_moves_the_first_images() -> None:
-    """With less to spend fewer images are moved; with nothing, none."""
+    """With less to spend fewer images are moved, in whole runs; with nothing, none."""
     analysis, before, _ = digits()
     assert before.batch == 64
     for count, expected in ((40, 40), (100, 64), (1, 1)):
-        some = moved(analysis, before, macs=3 * 16 * (count + 0.5) * analysis.cost.macs)
+        some = moved(analysis, before, macs=3 * 8 * (count + 0.5) * analysis.cost.macs)
         assert some is not None
         (old,), (new,) = before.arrays.values(), some.arrays.values()
-        changed = (old != new).any(axis=(1, 2, 3))
-        assert changed[:expected].all()
-        assert not changed[expected:].any()
+        assert (old != new).any(axis=(1, 2, 3)).sum() == expected
     assert moved(analysis, before, macs=0.0) is None
 
 
