@@ -34,17 +34,32 @@ class Atom:
         parallel: Whether products of computed tensors run index by index over it (the heads of an attention).
         statistic: Which node computes a statistic over its indices; empty if none does.
         structural: Whether it counts parts that an operator's form gives (gates, groups, blocks) and not channels.
+        entangled: Whether what is computed for one index may depend on others, so far as is known.
         binding: The layout that it was found to equal, or None.
     """
 
-    __slots__ = ("binding", "label", "parallel", "reason", "residual", "size", "statistic", "structural", "unmixable")
+    __slots__ = (
+        "binding",
+        "entangled",
+        "label",
+        "parallel",
+        "reason",
+        "residual",
+        "size",
+        "statistic",
+        "structural",
+        "unmixable",
+    )
 
-    def __init__(self, size: int, label: str = "", reason: str = "", *, structural: bool = False) -> None:
-        """Make an atom that nothing else is equal to yet."""
+    def __init__(
+        self, size: int, label: str = "", reason: str = "", *, structural: bool = False, entangled: bool | None = None
+    ) -> None:
+        """Make an atom that nothing else is equal to yet; what is frozen from the start is entangled by default."""
         self.size = size
         self.label = label
         self.reason = reason
         self.structural = structural
+        self.entangled = bool(reason) if entangled is None else entangled
         self.residual = False
         self.unmixable = ""
         self.parallel = False
@@ -120,10 +135,17 @@ class Unifier:
             case Product(factors):
                 return self._product(self.resolve(factor) for factor in factors)
 
-    def freeze(self, layout: Layout, reason: str) -> None:
-        """Fix the size of every atom in ``layout``; the first reason given to an atom stays."""
+    def freeze(self, layout: Layout, reason: str, *, apart: bool = False) -> None:
+        """Fix the size of every atom in ``layout``; the first reason given to an atom stays.
+
+        Args:
+            layout: What keeps its size.
+            reason: Why.
+            apart: Whether it is only the size that matters, and what is computed for one index depends on no other.
+        """
         for atom in leaves(self.resolve(layout)):
             atom.reason = atom.reason or reason
+            atom.entangled = atom.entangled or not apart
 
     def mark_residual(self, layout: Layout) -> None:
         """Note that an addition of computed tensors ties the atoms of ``layout``."""
@@ -219,7 +241,7 @@ class Unifier:
             what = f"{atom.label or 'an axis'} would be part of itself"
             raise LayoutMismatchError(what)
         if atom.reason:
-            self.freeze(layout, atom.reason)
+            self.freeze(layout, atom.reason, apart=not atom.entangled)
         if atom.residual:
             self.mark_residual(layout)
         if atom.parallel:
@@ -335,7 +357,7 @@ class Unifier:
 
     @staticmethod
     def _like(atom: Atom, size: int) -> Atom:
-        part = Atom(size, atom.label, atom.reason)
+        part = Atom(size, atom.label, atom.reason, entangled=atom.entangled)
         part.residual, part.unmixable, part.statistic = atom.residual, atom.unmixable, atom.statistic
         part.structural, part.parallel = atom.structural, atom.parallel
         return part
