@@ -139,13 +139,16 @@ def with_copies(analysis: Analysis, group: CouplingGroup, labels: IntArray) -> o
     Args:
         analysis: The analysis of the model.
         group: The group.
-        labels: One for every channel of all sets, set by set, different in different sets.
+        labels: One for every channel, the same in every set of channels; or one for every channel of all sets, set by
+            set, different in different sets.
 
     Returns:
         The model with other weights; None if some of them are not stored as they are read.
     """
     values = initializers(analysis.source.model)
     changed: dict[str, AnyArray] = {}
+    if len(labels) < group.sets * group.channels:
+        labels = np.concatenate([labels + number * group.channels for number in range(group.sets)])
     first = np.array([np.flatnonzero(labels == label)[0] for label in labels])
     for parameter in group.parameters:
         if parameter.role is Role.CONSUMER:

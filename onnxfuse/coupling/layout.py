@@ -51,15 +51,13 @@ class Atom:
         "unmixable",
     )
 
-    def __init__(
-        self, size: int, label: str = "", reason: str = "", *, structural: bool = False, entangled: bool | None = None
-    ) -> None:
+    def __init__(self, size: int, label: str = "", reason: str = "", *, structural: bool = False) -> None:
         """Make an atom that nothing else is equal to yet; what is frozen from the start is entangled by default."""
         self.size = size
         self.label = label
         self.reason = reason
         self.structural = structural
-        self.entangled = bool(reason) if entangled is None else entangled
+        self.entangled = bool(reason)
         self.residual = False
         self.unmixable = ""
         self.parallel = False
@@ -104,6 +102,9 @@ def leaves(layout: Layout) -> Iterator[Atom]:
 class Unifier:
     """Solves equations between layouts by binding atoms.
 
+    Attributes:
+        apart: Atoms of which it was said that what is computed for one index depends on no other.
+
     Example:
         >>> u = Unifier()
         >>> channels, flat = Atom(3, "channels"), Atom(12, "flat")
@@ -111,6 +112,10 @@ class Unifier:
         >>> u.resolve(flat).factors[0] is channels
         True
     """
+
+    def __init__(self) -> None:
+        """Start without equations."""
+        self.apart: set[Atom] = set()
 
     def size(self, layout: Layout) -> int:
         """Return the number of indices of ``layout``."""
@@ -146,6 +151,8 @@ class Unifier:
         for atom in leaves(self.resolve(layout)):
             atom.reason = atom.reason or reason
             atom.entangled = atom.entangled or not apart
+            if apart:
+                self.apart.add(atom)
 
     def mark_residual(self, layout: Layout) -> None:
         """Note that an addition of computed tensors ties the atoms of ``layout``."""
@@ -161,6 +168,7 @@ class Unifier:
         """Note that computed tensors are multiplied index by index over ``layout``, so that indices can't be mixed."""
         for atom in leaves(self.resolve(layout)):
             atom.parallel = True
+            self.apart.add(atom)
         self.forbid_mixing(layout, reason)
 
     def mark_statistic(self, layout: Layout, reason: str) -> None:
@@ -357,9 +365,9 @@ class Unifier:
 
     @staticmethod
     def _like(atom: Atom, size: int) -> Atom:
-        part = Atom(size, atom.label, atom.reason, entangled=atom.entangled)
+        part = Atom(size, atom.label, atom.reason)
         part.residual, part.unmixable, part.statistic = atom.residual, atom.unmixable, atom.statistic
-        part.structural, part.parallel = atom.structural, atom.parallel
+        part.structural, part.parallel, part.entangled = atom.structural, atom.parallel, atom.entangled
         return part
 
     def _product(self, factors: Iterable[Layout]) -> Layout:

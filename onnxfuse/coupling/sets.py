@@ -113,17 +113,22 @@ class SetFinder:
 
     Args:
         layouts: The resolved layouts of every operand.
+        apart: Atoms of which it was said that what is computed for one index depends on no other.
     """
 
-    def __init__(self, layouts: Mapping[Operand, Layouts]) -> None:
-        """Note where atoms are that may tell sets apart, and whether each is on one axis of every operand."""
+    def __init__(self, layouts: Mapping[Operand, Layouts], apart: Iterable[Atom]) -> None:
+        """Note which atoms may tell sets apart, and where all atoms are."""
         self._layouts = layouts
+        self._fit: frozenset[Atom] = frozenset()
+        told = [atom for atom in apart if _may_tell(atom)]
+        if not told:
+            return
         self._atoms = {operand: frozenset(chain(*map(leaves, axes))) for operand, axes in layouts.items()}
         self._holders: dict[Atom, list[Operand]] = {}
         for operand, atoms in self._atoms.items():
             for atom in atoms:
                 self._holders.setdefault(atom, []).append(operand)
-        self._fit = frozenset(a for a in self._holders if _may_tell(a) and self._has_one_axis(a))
+        self._fit = frozenset(atom for atom in told if atom in self._holders and self._has_one_axis(atom))
 
     def _has_one_axis(self, atom: Atom) -> bool:
         """Whether an atom is on one axis of every operand; a matrix with two may mix its indices."""
@@ -136,8 +141,11 @@ class SetFinder:
         """Return the atoms that tell apart the sets of channels that ``atom`` stands for, in the order of the graph."""
         if not self._fit or atom.parallel:
             return ()
-        holders = self._holders.get(atom, [])
-        common = frozenset.intersection(self._fit, *(self._atoms[operand] for operand in holders)) - {atom}
+        holders, common = self._holders.get(atom, []), self._fit - {atom}
+        for operand in holders:
+            common &= self._atoms[operand]
+            if not common:
+                return ()
         order = dict.fromkeys(a for operand in holders for layout in self._layouts[operand] for a in leaves(layout))
         found = tuple(a for a in order if a in common and all(self._tells(a, atom, self._layouts[o]) for o in holders))
         return found if all(self._is_even(found, atom, operand) for operand in holders) else ()
@@ -178,5 +186,5 @@ class SetFinder:
 
 
 def _may_tell(atom: Atom) -> bool:
-    """Whether indices of an atom are strangers to each other: its size stays, or it is dropped index by index."""
+    """Whether nothing speaks against that an atom tells sets apart."""
     return atom.size > 1 and not (atom.entangled or atom.statistic) and bool(atom.reason or atom.parallel)

@@ -132,7 +132,8 @@ class _Solver:
         groups = tuple(self._groups())
         resolve = self.unifier.resolve
         layouts = {operand: tuple(resolve(axis) for axis in axes) for operand, axes in self.axes.items()}
-        finder = SetFinder(layouts)
+        apart = {atom for told in self.unifier.apart for atom in leaves(resolve(told))}
+        finder = SetFinder(layouts, apart)
         groups = tuple(group if group.frozen else replace(group, over=finder.over(group.atom)) for group in groups)
         sizes = [self._resolved(entry) for entry in self.sizes]
         targets = {key: target for key, target in self.targets.items() if target is not None}
@@ -347,8 +348,9 @@ class _Solver:
                 return self.axes[operand][axis]
             case Fresh():
                 if expr not in self.fresh:
-                    is_fixed, entangled = bool(expr.fixed), bool(expr.fixed) and not expr.apart
-                    self.fresh[expr] = Atom(expr.size, expr.label, expr.fixed, structural=is_fixed, entangled=entangled)
+                    self.fresh[expr] = Atom(expr.size, expr.label, structural=bool(expr.fixed))
+                    if expr.fixed:
+                        self.unifier.freeze(self.fresh[expr], expr.fixed, apart=expr.apart)
                 return self.fresh[expr]
             case Cat(parts):
                 return Concat(tuple(self._layout(part) for part in parts))
