@@ -133,7 +133,9 @@ def _replaced(model: onnx.ModelProto, values: Mapping[str, AnyArray]) -> onnx.Mo
     return copy
 
 
-def with_copies(analysis: Analysis, group: CouplingGroup, labels: IntArray) -> onnx.ModelProto | None:
+def with_copies(
+    analysis: Analysis, group: CouplingGroup, labels: IntArray, *, readers: bool = False
+) -> onnx.ModelProto | None:
     """Make the channels of a group copies of each other where their labels are equal.
 
     Args:
@@ -141,6 +143,7 @@ def with_copies(analysis: Analysis, group: CouplingGroup, labels: IntArray) -> o
         group: The group.
         labels: One for every channel, the same in every set of channels; or one for every channel of all sets, set by
             set, different in different sets.
+        readers: Whether what reads copies is made alike too.
 
     Returns:
         The model with other weights; None if some of them are not stored as they are read.
@@ -151,7 +154,7 @@ def with_copies(analysis: Analysis, group: CouplingGroup, labels: IntArray) -> o
         labels = np.concatenate([labels + number * group.channels for number in range(group.sets)])
     first = np.array([np.flatnonzero(labels == label)[0] for label in labels])
     for parameter in group.parameters:
-        if parameter.role is Role.CONSUMER:
+        if parameter.role is Role.CONSUMER and not readers:
             continue
         name = parameter.operand.name
         if name not in values:
