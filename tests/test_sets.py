@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 import onnxfuse
 from onnxfuse.arrays import IntArray, block_diagonal
+from onnxfuse.calibration.judge import judge_groups
+from onnxfuse.config import Provider
 from onnxfuse.coupling.groups import CouplingGroup, product_partners
 from onnxfuse.coupling.layout import Atom, Concat, Layout, Product
 from onnxfuse.coupling.sets import places
@@ -22,6 +24,8 @@ from onnxfuse.fusion.candidates import CANDIDATES, Known
 from onnxfuse.fusion.mapping import map_axes
 from onnxfuse.fusion.maps import ChannelMap
 from onnxfuse.fusion.methods import METHODS
+from onnxfuse.graph.view import GraphView
+from onnxfuse.proof.samples import load_samples
 from onnxfuse.statistics.channels import ObservedChannels
 from onnxfuse.statistics.damage import Reading, greedy_order, judged_map, selection_damage, within_sets
 from onnxfuse.statistics.features import ChannelFeatures, MemberFeatures, Role
@@ -204,6 +208,21 @@ def test_sets_that_there_are(build: Callable[[Net], None]) -> None:
     for seed in range(3):
         moved = fuse(analysis, {"made": shuffles(group, seed)})
         assert_same_outputs(want, run_ort(moved.model, net.feeds))
+
+
+@pytest.mark.parametrize("build", HAVE)
+def test_copies_merge_in_every_set(build: Callable[[Net], None]) -> None:
+    """Copies merge without error, at different places in different sets, whatever is between."""
+    net, rng = built(build), np.random.default_rng(0)
+    analysis = analysis_of(net.model())
+    group = group_called(analysis, "made")
+    kept = group.channels // 2
+    pairs = [rng.permutation(np.arange(group.channels) % kept) + kept * number for number in range(group.sets)]
+    labels = np.concatenate(pairs)
+    model = with_copies(analysis, group, labels)
+    assert model is not None
+    merged = fuse(analysis_of(model), {"made": ChannelMap.clusters(labels, kept * group.sets)})
+    assert_same_outputs(run_ort(model, net.feeds), run_ort(merged.model, net.feeds))
 
 
 @pytest.mark.parametrize("build", HAVE_NONE)
@@ -402,6 +421,29 @@ def test_sets_apart_are_as_if_each_were_alone(seed: int, size: int) -> None:
         inside = order[order // size == number] - number * size
         assert inside.tolist() == own.tolist()
     np.testing.assert_allclose(damage[::3], sum(lost for _, lost in alone), atol=1e-8 * damage[0])
+
+
+@given(st.integers(0, 99), st.integers(2, 4))
+def test_damages_of_fused_sets_add_up(seed: int, size: int) -> None:
+    """Where readers hear each set apart, J of fused channels is the sum of what each set alone would lose."""
+    seen, rng = reading(seed, 3, size, apart=True), np.random.default_rng(seed)
+    outputs = [rng.normal(size=(size - 1, size)) for _ in range(3)]
+    parts = [seen.part(slice(start, start + size)) for start in range(0, 3 * size, size)]
+    alone = sum(judged_map([part], output)[0] for part, output in zip(parts, outputs, strict=True))
+    # The ridge is relative to the mean of all sets, or of one.
+    assert judged_map([seen], block_diagonal(outputs))[0] == pytest.approx(alone, rel=1e-2)
+
+
+@pytest.mark.parametrize(("name", "apart"), [("first", True), ("grouped", False)])
+def test_what_stands_in_for_what_is_lost(name: str, *, apart: bool) -> None:
+    """A grouped convolution gets nothing from channels of other groups; what reads all groups may."""
+    net, _ = copies_in_groups(4)
+    analysis, samples = analysis_of(net.model()), load_samples(net.feeds, GraphView(net.model()))
+    judgement = judge_groups(analysis, [group_called(analysis, name)], samples, Provider.CPU, 0)[name]
+    found = judgement.channel_map(2)
+    assert (found.kept, found.is_selection) == (6, False)
+    assert np.array_equal(found.input, within_sets(found.input, 3)) == apart
+    assert len(judgement.damage) == group_called(analysis, name).channels + 1
 
 
 @pytest.mark.parametrize("name", CANDIDATES)
