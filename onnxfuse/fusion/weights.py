@@ -113,6 +113,9 @@ class WeightState:
         sets = self._sets(group)
         if sets > 1 and channel_map.channels == group.channels:
             channel_map = ChannelMap.side_by_side([channel_map] * sets)
+        if channel_map.channels != sets * self.widths.get(group.atom, group.channels):
+            what = f"a map of {channel_map.channels} channels is not for {sets} sets of {group.channels}"
+            raise InvariantError(what, where=group.name)
         widths = {**self.widths, group.atom: channel_map.kept // sets}
         norms = [n for n in self.channels.normalising if any(p.operand.node == n for p in group.parameters)]
         before = {n: self._norm(n) for n in norms}

@@ -12,7 +12,7 @@ from onnxfuse.registry import Registry
 __all__ = ["CANDIDATES", "DEFAULT_CANDIDATES", "Candidate", "Known"]
 
 CANDIDATES: Registry[Candidate] = Registry("candidate")
-CANDIDATES.register("descent")(descent)
+CANDIDATES.register("descent")(set_by_set(descent))
 CANDIDATES.register("principal")(set_by_set(principal))
 CANDIDATES.register("transport")(set_by_set(balanced_transport))
 CANDIDATES.register("unbalanced-transport")(set_by_set(unbalanced_transport))
