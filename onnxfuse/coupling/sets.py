@@ -54,7 +54,8 @@ def places(
         Axes and places; for a group of one set as `positions` has them.
 
     Example:
-        >>> groups, inside, taps = Atom(2), Atom(3), Atom(1)
+        >>> from onnxfuse.coupling.layout import Product
+        >>> groups, inside = Atom(2), Atom(3)
         >>> group = CouplingGroup("", 3, (), "", False, "", "", inside, (groups,))
         >>> outputs = Product((groups, Atom(2)))
         >>> places((outputs, inside), 1, group, {}).index.tolist()
