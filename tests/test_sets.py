@@ -21,6 +21,8 @@ from onnxfuse.coupling.groups import CouplingGroup, product_partners
 from onnxfuse.coupling.layout import Atom, Concat, Layout, Product
 from onnxfuse.coupling.sets import places
 from onnxfuse.fusion.candidates import CANDIDATES, Known
+from onnxfuse.fusion.candidates.choice import best_candidate
+from onnxfuse.fusion.candidates.protocol import set_by_set
 from onnxfuse.fusion.mapping import map_axes
 from onnxfuse.fusion.maps import ChannelMap
 from onnxfuse.fusion.methods import METHODS
@@ -454,7 +456,7 @@ def test_candidates_mix_nothing_across_sets(name: str, *, apart: bool) -> None:
     selected = np.sort(greedy_order([seen], 3)[0][:6])
     member = MemberFeatures("reader", Role.CONSUMER, seen.weights)
     known = Known(ChannelFeatures(12, (member,)), (seen,), selected, 3)
-    found = list(CANDIDATES[name](known, np.random.default_rng(0)))
+    found = list(set_by_set(CANDIDATES[name])(known, np.random.default_rng(0)))
     assert found
     for output in found:
         assert output.shape == (6, 12)
@@ -462,3 +464,19 @@ def test_candidates_mix_nothing_across_sets(name: str, *, apart: bool) -> None:
         fitted = judged_map([seen], output)[1]
         across = np.abs(fitted - within_sets(fitted, 3)).max()
         assert (across == 0.0) == apart
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_choice_keeps_to_sets(*, apart: bool) -> None:
+    """What is chosen in the end mixes nothing across sets either, and loses less than the selection by its own word."""
+    seen = reading(2, 3, 6, apart=apart)
+    selected = np.sort(greedy_order([seen], 3)[0][:6])
+    member = MemberFeatures("reader", Role.CONSUMER, seen.weights)
+    known = Known(ChannelFeatures(18, (member,)), (seen,), selected, 3)
+    choice = best_candidate(known, list(CANDIDATES), np.random.default_rng(0))
+    assert choice is not None
+    output = choice.channel_map.output
+    np.testing.assert_array_equal(output, within_sets(output, 3))
+    losses = [judged_map([seen], one)[0] for one in (output, known.selection)]
+    assert losses[0] < losses[1]
+    assert choice.gain == pytest.approx(losses[0] / losses[1], rel=0.02)

@@ -5,18 +5,18 @@ Each member of `CANDIDATES` is a `Candidate`. To add one, write it in a module o
 
 from onnxfuse.fusion.candidates.descended import descent
 from onnxfuse.fusion.candidates.principal import principal
-from onnxfuse.fusion.candidates.protocol import Candidate, Known, set_by_set
+from onnxfuse.fusion.candidates.protocol import Candidate, Known
 from onnxfuse.fusion.candidates.transported import balanced_transport, partial_transport, unbalanced_transport
 from onnxfuse.registry import Registry
 
 __all__ = ["CANDIDATES", "DEFAULT_CANDIDATES", "Candidate", "Known"]
 
 CANDIDATES: Registry[Candidate] = Registry("candidate")
-CANDIDATES.register("descent")(set_by_set(descent))
-CANDIDATES.register("principal")(set_by_set(principal))
-CANDIDATES.register("transport")(set_by_set(balanced_transport))
-CANDIDATES.register("unbalanced-transport")(set_by_set(unbalanced_transport))
-CANDIDATES.register("partial-transport")(set_by_set(partial_transport))
+CANDIDATES.register("descent")(descent)
+CANDIDATES.register("principal")(principal)
+CANDIDATES.register("transport")(balanced_transport)
+CANDIDATES.register("unbalanced-transport")(unbalanced_transport)
+CANDIDATES.register("partial-transport")(partial_transport)
 
 # What pays where nothing else is said: docs/experiments.md has the figures.
 DEFAULT_CANDIDATES = ("descent", "principal")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxfuse.fusion.candidates import CANDIDATES, Known
+from onnxfuse.fusion.candidates.protocol import set_by_set
 from onnxfuse.fusion.maps import ChannelMap
 from onnxfuse.statistics.damage import judged_map
 
@@ -54,7 +55,7 @@ def best_candidate(known: Known, names: Sequence[str], rng: np.random.Generator)
     best, selected = None, least
     least *= _BETTER
     for name in names:
-        for output in CANDIDATES[name](known, rng):
+        for output in set_by_set(CANDIDATES[name])(known, rng):
             damage, fitted = judged_map(known.readings, output)
             if damage < least:
                 least, best = (

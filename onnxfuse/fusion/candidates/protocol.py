@@ -49,7 +49,7 @@ class Candidate(Protocol):
 
     Members of `onnxfuse.fusion.candidates.CANDIDATES` keep these laws: what they yield is finite, of the shape (K, C),
     and the same for the same state of ``rng``; a permutation of the channels permutes it (up to ties, the order of
-    the fused channels, and rounding). Where there are sets, nothing is mixed across them (see `set_by_set`).
+    the fused channels, and rounding). They are asked for each set of channels by itself (`set_by_set`).
     """
 
     def __call__(self, known: Known, rng: np.random.Generator, /) -> Iterator[FloatArray]:
