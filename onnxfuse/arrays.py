@@ -4,6 +4,7 @@ Work is done in float64 and cast once, when a weight is written. Large matrices 
 what is computed in between stays small.
 """
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,8 +15,10 @@ __all__ = [
     "FloatArray",
     "IntArray",
     "add_products",
+    "block_diagonal",
     "finite_rows",
     "is_finite",
+    "join_axes",
     "mirror",
     "project_rows",
     "row_coordinates",
@@ -31,6 +34,21 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 _STRIP = 1024
 # Dimensions of a random projection.
 _PROJECTED = 256
+
+
+def block_diagonal(blocks: Sequence[FloatArray]) -> FloatArray:
+    """Return a matrix with blocks along its diagonal, and zeros around them.
+
+    Example:
+        >>> block_diagonal([np.ones((1, 2)), np.full((1, 1), 2.0)]).tolist()
+        [[1.0, 1.0, 0.0], [0.0, 0.0, 2.0]]
+    """
+    whole = np.zeros((sum(len(block) for block in blocks), sum(block.shape[1] for block in blocks)))
+    row = column = 0
+    for block in blocks:
+        whole[row : row + len(block), column : column + block.shape[1]] = block
+        row, column = row + len(block), column + block.shape[1]
+    return whole
 
 
 def unit_rows(x: FloatArray) -> FloatArray:
@@ -75,6 +93,23 @@ def finite_rows(*arrays: np.ndarray[Any, np.dtype[Any]]) -> list[np.ndarray[Any,
     arrays = tuple(a.astype(np.float32) if a.dtype == np.float16 else a for a in arrays)
     whole = np.logical_and.reduce([np.isfinite(a).all(axis=tuple(range(1, a.ndim))) for a in arrays])
     return list(arrays) if whole.all() else [a[whole] for a in arrays]
+
+
+def join_axes(
+    array: np.ndarray[Any, np.dtype[Any]], axes: Sequence[int], *, last: bool = False
+) -> np.ndarray[Any, np.dtype[Any]]:
+    """Return an array with some of its axes as one, row-major, which is the first, or the last; a view if possible.
+
+    Example:
+        >>> join_axes(np.zeros((2, 3, 4)), (2, 0)).shape, join_axes(np.zeros((2, 3, 4)), (1,), last=True).shape
+        ((8, 3), (2, 4, 3))
+    """
+    count = len(axes)
+    if last:
+        moved = np.moveaxis(array, axes, range(-count, 0))
+        return moved.reshape(*moved.shape[:-count], -1)
+    moved = np.moveaxis(array, axes, range(count))
+    return moved.reshape(-1, *moved.shape[count:])
 
 
 def project_rows(x: FloatArray) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -12,6 +12,7 @@ from onnxfuse.analysis import Analysis, enough_samples
 from onnxfuse.calibration.judge import Judgement
 from onnxfuse.config import CompressionConfig, Order
 from onnxfuse.coupling.groups import CouplingGroup
+from onnxfuse.coupling.sets import sets_first
 from onnxfuse.errors import OnnxFuseError, UnsupportedGraphError
 from onnxfuse.fusion.candidates import Known
 from onnxfuse.fusion.candidates.choice import best_candidate
@@ -45,20 +46,23 @@ def prove_groups(
         The analysis with the groups that failed frozen, and what a reader should know; empty if all is well.
     """
 
-    def permutation(group: CouplingGroup, rng: np.random.Generator) -> ChannelMap:
+    def cycle(channels: int, rng: np.random.Generator) -> ChannelMap:
         # One random cycle moves every channel; a random permutation of a few may move none.
-        order = rng.permutation(group.channels)
+        order = rng.permutation(channels)
         return ChannelMap.permutation(np.roll(order, 1)[np.argsort(order)])
+
+    def permutation(group: CouplingGroup, rng: np.random.Generator) -> ChannelMap:
+        return ChannelMap.side_by_side([cycle(group.channels, rng) for _ in range(group.sets)])
 
     def scaling(group: CouplingGroup, rng: np.random.Generator) -> ChannelMap:
         # Powers of two, so that nothing is rounded, whatever the weights are stored in.
-        factors = 2.0 ** rng.choice([-1, 1], group.channels)
-        return ChannelMap(np.diag(factors), np.diag(1 / factors), np.arange(group.channels))
+        factors = 2.0 ** rng.choice([-1, 1], group.sets * group.channels)
+        return ChannelMap(np.diag(factors), np.diag(1 / factors), np.arange(len(factors)))
 
     def change(chosen: Sequence[CouplingGroup], find_map: FindMap) -> onnx.ModelProto:
         state = WeightState(analysis.graph, analysis.shapes, analysis.channels)
         rng = np.random.default_rng(config.seed)
-        for group in chosen:
+        for group in sets_first(chosen, lambda group: group):
             state.fuse(group, find_map(group, rng))
         edits = collect_edits(analysis.graph, analysis.shapes, analysis.channels, state)
         return apply_edits(analysis.graph, edits, {})
@@ -161,6 +165,7 @@ def fuse_groups(
     work = sorted((p for p in plans if p.kept < p.group.channels), key=lambda p: _last_producer(p.group))
     if config.order is Order.BACKWARD:
         work.reverse()
+    work = sets_first(work, lambda p: p.group)
     for done, plan in enumerate(work):
         progress(done, len(work))
         rng = np.random.default_rng([config.seed, plans.index(plan)])
@@ -189,7 +194,8 @@ def _find_map(
         judgement = judgements[plan.group.name]
         if plan.group.unmixable:
             return "least-damage", judgement.selection(plan.kept), 1.0
-        known = Known(state.features(plan.group), judgement.readings, np.sort(judgement.order[: plan.kept]))
+        selected = judgement.selected(plan.kept)
+        known = Known(state.features(plan.group), judgement.readings, selected, judgement.sets)
         choice = best_candidate(known, config.fusion.candidates or (), rng)
         if choice is not None:
             return choice.name, choice.channel_map, choice.gain
@@ -198,8 +204,9 @@ def _find_map(
     if plan.group.unmixable:
         # Channels that may not be mixed are dropped instead, by the same importance.
         name = "prune"
-    features = replace(state.features(plan.group), activations=activations)
-    return _told(name, features, plan.kept), METHODS[name](features, plan.kept, config.fusion, rng), 1.0
+    features = replace(state.features(plan.group), activations=activations).sets(plan.group.sets)
+    maps = [METHODS[name](one, plan.kept, config.fusion, rng) for one in features]
+    return _told(name, features[0], plan.kept), ChannelMap.side_by_side(maps), 1.0
 
 
 def _told(name: str, features: ChannelFeatures, kept: int) -> str:

@@ -13,8 +13,9 @@ import onnx
 from onnxfuse.analysis import Analysis, analyse
 from onnxfuse.arrays import IntArray
 from onnxfuse.coupling.constraints import Rule
-from onnxfuse.coupling.groups import CouplingGroup, ParameterAxis, positions
+from onnxfuse.coupling.groups import CouplingGroup, ParameterAxis
 from onnxfuse.coupling.rules import DEFAULT_RULES
+from onnxfuse.coupling.sets import Places, places, sets_first
 from onnxfuse.coupling.solve import solve_coupling
 from onnxfuse.fusion.maps import ChannelMap
 from onnxfuse.fusion.rewrite import collect_edits, new_dims
@@ -87,7 +88,7 @@ def group_called(analysis: Analysis, name: str) -> CouplingGroup:
 def fuse(analysis: Analysis, maps: Mapping[str, ChannelMap]) -> Fused:
     """Apply maps, by the name of the group, and rewrite the model."""
     state = WeightState(analysis.graph, analysis.shapes, analysis.channels)
-    for group in analysis.channels.groups:
+    for group in sets_first(analysis.channels.groups, lambda group: group):
         if group.name in maps:
             state.fuse(group, maps[group.name])
     edits = collect_edits(analysis.graph, analysis.shapes, analysis.channels, state)
@@ -105,10 +106,18 @@ def fused_outputs(
 # Networks of which something is known -------------------------------------------------------------------------------
 
 
-def _where(analysis: Analysis, group: CouplingGroup, parameter: ParameterAxis) -> IntArray:
-    where = positions(analysis.channels.layouts[parameter.operand][parameter.axis], group.atom, {})
-    assert where.size, "the group is from another analysis"
+def _where(analysis: Analysis, group: CouplingGroup, parameter: ParameterAxis) -> Places:
+    where = places(analysis.channels.layouts[parameter.operand], parameter.axis, group, {})
+    assert where.index.size, "the group is from another analysis"
     return where
+
+
+def _change_rows(array: AnyArray, where: Places, change: Callable[[AnyArray], None]) -> None:
+    """Let a function change an array in place, seen with the axes of the channels as one, which is the first."""
+    moved = np.moveaxis(array, where.axes, range(len(where.axes)))
+    rows = moved.reshape(-1, *moved.shape[len(where.axes) :]).copy()
+    change(rows)
+    moved[...] = rows.reshape(moved.shape)
 
 
 def _replaced(model: onnx.ModelProto, values: Mapping[str, AnyArray]) -> onnx.ModelProto:
@@ -124,30 +133,44 @@ def _replaced(model: onnx.ModelProto, values: Mapping[str, AnyArray]) -> onnx.Mo
     return copy
 
 
-def with_copies(analysis: Analysis, group: CouplingGroup, labels: IntArray) -> onnx.ModelProto | None:
+def with_copies(
+    analysis: Analysis, group: CouplingGroup, labels: IntArray, *, readers: bool = False
+) -> onnx.ModelProto | None:
     """Make the channels of a group copies of each other where their labels are equal.
+
+    Args:
+        analysis: The analysis of the model.
+        group: The group.
+        labels: One for every channel, the same in every set of channels; or one for every channel of all sets, set by
+            set, different in different sets.
+        readers: Whether what reads copies is made alike too.
 
     Returns:
         The model with other weights; None if some of them are not stored as they are read.
     """
     values = initializers(analysis.source.model)
     changed: dict[str, AnyArray] = {}
+    if len(labels) < group.sets * group.channels:
+        labels = np.concatenate([labels + number * group.channels for number in range(group.sets)])
     first = np.array([np.flatnonzero(labels == label)[0] for label in labels])
     for parameter in group.parameters:
-        if parameter.role is Role.CONSUMER:
+        if parameter.role is Role.CONSUMER and not readers:
             continue
         name = parameter.operand.name
         if name not in values:
             return None
         array = changed.setdefault(name, values[name].copy())
-        rows = np.moveaxis(array, parameter.axis, 0)
         where = _where(analysis, group, parameter)
-        rows[where.ravel()] = rows[where[first].ravel()]
+
+        def copy(rows: AnyArray, index: IntArray = where.index) -> None:
+            rows[index.ravel()] = rows[index[first].ravel()]
+
+        _change_rows(array, where, copy)
     return _replaced(analysis.source.model, changed)
 
 
 def with_unread(analysis: Analysis, group: CouplingGroup, dropped: IntArray) -> onnx.ModelProto | None:
-    """Make the consumers' weights for some channels zero, so that nothing reads them.
+    """Make the consumers' weights for some channels, of all sets in a row, zero, so that nothing reads them.
 
     Returns:
         The model with other weights; None if some of them are not stored as they are read.
@@ -161,7 +184,12 @@ def with_unread(analysis: Analysis, group: CouplingGroup, dropped: IntArray) -> 
         if name not in values:
             return None
         array = changed.setdefault(name, values[name].copy())
-        np.moveaxis(array, parameter.axis, 0)[_where(analysis, group, parameter)[dropped].ravel()] = 0
+        where = _where(analysis, group, parameter)
+
+        def forget(rows: AnyArray, index: IntArray = where.index[dropped]) -> None:
+            rows[index.ravel()] = 0
+
+        _change_rows(array, where, forget)
     return _replaced(analysis.source.model, changed)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
 
 import onnxfuse
+from onnxfuse.arrays import IntArray
 from onnxfuse.errors import UnsupportedGraphError
 from onnxfuse.fusion.maps import ChannelMap
 from onnxfuse.fusion.methods import METHODS
@@ -44,23 +45,42 @@ def laws(examples: int) -> settings:
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-def permutations(fused_names: list[tuple[str, int]], seed: int) -> dict[str, ChannelMap]:
-    """Make a random permutation for every group."""
+class Size(NamedTuple):
+    """A group that may change: how many channels each of its sets has, and how many sets there are."""
+
+    name: str
+    channels: int
+    sets: int
+
+    def each(self, find: Callable[[int], ChannelMap]) -> ChannelMap:
+        """Return a map of all sets: of what is found for so many channels, one after the other."""
+        return ChannelMap.side_by_side([find(self.channels) for _ in range(self.sets)])
+
+    def labels(self, find: Callable[[int], IntArray], kept: int) -> IntArray:
+        """Return labels from 0 to ``kept`` for the channels of each set, made different in different sets."""
+        return np.concatenate([find(self.channels) + number * kept for number in range(self.sets)])
+
+
+def permutations(groups: list[Size], seed: int) -> dict[str, ChannelMap]:
+    """Make a random permutation for every set of every group."""
     rng = np.random.default_rng(seed)
-    return {name: ChannelMap.permutation(rng.permutation(channels)) for name, channels in fused_names}
+    return {g.name: g.each(lambda channels: ChannelMap.permutation(rng.permutation(channels))) for g in groups}
 
 
-def sizes(model: onnx.ModelProto, *, exact: bool = False) -> list[tuple[str, int]]:
-    """Return name and width of every group that may change; ``exact`` leaves out those with statistics over them."""
+def sizes(model: onnx.ModelProto, *, exact: bool = False) -> list[Size]:
+    """Return every group that may change; ``exact`` leaves out those with statistics over them."""
     groups = free_groups(analysis_of(model))
-    return [(g.name, g.channels) for g in groups if not exact or not (g.unmixable or g.statistic)]
+    return [Size(g.name, g.channels, g.sets) for g in groups if not exact or not (g.unmixable or g.statistic)]
 
 
 def halves(model: onnx.ModelProto, seed: int) -> Fused:
-    """Keep a random half of every group."""
+    """Keep a random half of every set of every group."""
     rng = np.random.default_rng(seed)
-    kept = {name: ChannelMap.selection(np.sort(rng.permutation(c)[: max(1, c // 2)]), c) for name, c in sizes(model)}
-    return fuse(analysis_of(model), kept)
+
+    def half(channels: int) -> ChannelMap:
+        return ChannelMap.selection(np.sort(rng.permutation(channels)[: max(1, channels // 2)]), channels)
+
+    return fuse(analysis_of(model), {g.name: g.each(half) for g in sizes(model)})
 
 
 def chain(opset: int = 17) -> Net:
@@ -81,8 +101,8 @@ class TestPermutation:
     def test_every_group_alone(self, net: RandomNet, seed: int) -> None:
         """The channels of one group after the other are permuted."""
         want = run_ort(net.model, net.larger)
-        for name, channels in sizes(net.model):
-            fused = fuse(analysis_of(net.model), permutations([(name, channels)], seed))
+        for size in sizes(net.model):
+            fused = fuse(analysis_of(net.model), permutations([size], seed))
             assert_same_outputs(want, run_ort(fused.model, net.larger))
 
     @laws(30)
@@ -132,14 +152,18 @@ class TestCopies:
     def test_clusters(self, net: RandomNet, seed: int) -> None:
         """Channels are made copies of each other, and then merged."""
         rng = np.random.default_rng(seed)
-        for name, channels in sizes(net.model, exact=True):
+        for size in sizes(net.model, exact=True):
             analysis = analysis_of(net.model)
-            kept = (channels + 1) // 2
-            labels = rng.permutation(np.concatenate([np.arange(kept), rng.integers(0, kept, channels - kept)]))
-            doubled = with_copies(analysis, group_called(analysis, name), labels)
+            kept = (size.channels + 1) // 2
+
+            def kinds(channels: int, kept: int = kept) -> IntArray:
+                return rng.permutation(np.concatenate([np.arange(kept), rng.integers(0, kept, channels - kept)]))
+
+            labels = size.labels(kinds, kept)
+            doubled = with_copies(analysis, group_called(analysis, size.name), labels)
             if doubled is None:
                 continue
-            merged = fuse(analysis_of(doubled), {name: ChannelMap.clusters(labels, kept)})
+            merged = fuse(analysis_of(doubled), {size.name: ChannelMap.clusters(labels, kept * size.sets)})
             want = run_ort(doubled, net.larger)
             assert_same_outputs(want, run_ort(merged.model, net.larger), tolerance=net.rounding)
 
@@ -149,12 +173,12 @@ class TestCopies:
         """Copies in every group, merged in one go."""
         rng = np.random.default_rng(seed)
         model, maps = net.model, {}
-        for name, channels in sizes(net.model, exact=True):
-            analysis = analysis_of(model)
-            labels = rng.permutation(np.arange(channels) // 2)
-            doubled = with_copies(analysis, group_called(analysis, name), labels)
+        for size in sizes(net.model, exact=True):
+            analysis, kept = analysis_of(model), (size.channels + 1) // 2
+            labels = size.labels(lambda channels: rng.permutation(np.arange(channels) // 2), kept)
+            doubled = with_copies(analysis, group_called(analysis, size.name), labels)
             if doubled is not None:
-                model, maps[name] = doubled, ChannelMap.clusters(labels, (channels + 1) // 2)
+                model, maps[size.name] = doubled, ChannelMap.clusters(labels, kept * size.sets)
         # Copies of one group need not survive those of the next where they share a weight: keep to what is true.
         maps = {name: m for name, m in maps.items() if _holds(model, name, m)}
         merged = fuse(analysis_of(model), maps)
@@ -165,14 +189,14 @@ class TestCopies:
     def test_unread_channels(self, net: RandomNet, seed: int) -> None:
         """Channels that no consumer weighs are dropped, and nothing changes."""
         rng = np.random.default_rng(seed)
-        for name, channels in sizes(net.model, exact=True):
+        for size in sizes(net.model, exact=True):
             analysis = analysis_of(net.model)
-            kept = np.sort(rng.permutation(channels)[: (channels + 1) // 2])
-            unread = np.setdiff1d(np.arange(channels), kept)
-            model = with_unread(analysis, group_called(analysis, name), unread)
+            kept = size.each(lambda c: ChannelMap.selection(np.sort(rng.permutation(c)[: (c + 1) // 2]), c))
+            unread = np.setdiff1d(np.arange(kept.channels), kept.anchors)
+            model = with_unread(analysis, group_called(analysis, size.name), unread)
             if model is None:
                 continue
-            pruned = fuse(analysis_of(model), {name: ChannelMap.selection(kept, channels)})
+            pruned = fuse(analysis_of(model), {size.name: kept})
             assert_same_outputs(run_ort(model, net.larger), run_ort(pruned.model, net.larger))
 
 
@@ -208,7 +232,7 @@ class TestPredictions:
     def test_interface(self, net: RandomNet, seed: int) -> None:
         """Graph inputs and outputs are never resized, however small the groups get."""
         analysis = analysis_of(net.model)
-        ones = {name: ChannelMap.selection(np.array([seed % c]), c) for name, c in sizes(net.model)}
+        ones = {name: ChannelMap.selection(np.array([seed % c]), c) for name, c, _ in sizes(net.model)}
         fused = fuse(analysis, ones)
         assert_same_shapes(run_ort(net.model, net.larger), run_ort(fused.model, net.larger))
         assert_predicted(fused, net.feeds)
@@ -237,7 +261,7 @@ class TestCompress:
             try:
                 result = onnxfuse.compress(net.model, ratio=0.5, method=method, provider="cpu")
             except UnsupportedGraphError:
-                assert all(channels == 1 for _, channels in sizes(net.model))
+                assert all(size.channels == 1 for size in sizes(net.model))
                 return
             assert_valid(result.model)
             assert_only_weights_differ(net.model, result.model)

@@ -48,11 +48,11 @@ def every(examples: list[Example] | tuple[Example, ...]) -> pytest.MarkDecorator
 
 
 def permuted(example: Example, seed: int) -> dict[str, ChannelMap]:
-    """Permute every group by chance, and not by the identity."""
+    """Permute every set of channels of every group by chance."""
     rng = np.random.default_rng(seed)
     groups = free_groups(analysis_of(example.net().model(), feeds=observed(example)))
-    orders = {g.name: np.roll(rng.permutation(g.channels), 1) for g in groups}
-    return {name: ChannelMap.permutation(np.roll(order, 1)) for name, order in orders.items()}
+    orders = {g.name: [rng.permutation(g.channels) for _ in range(g.sets)] for g in groups}
+    return {name: ChannelMap.side_by_side([*map(ChannelMap.permutation, found)]) for name, found in orders.items()}
 
 
 def uncovered(examples: tuple[Example, ...]) -> set[tuple[str, str]]:
@@ -141,7 +141,11 @@ def test_copies(example: Example) -> None:
         if group.unmixable or group.statistic:
             continue
         analysis = analysis_of(net.model(), feeds=observed(example))
-        labels = np.arange(group.channels) % ((group.channels + 1) // 2)
+        kinds = (group.channels + 1) // 2
+        # Copies are at different places in different sets.
+        labels = np.concatenate(
+            [np.roll(np.arange(group.channels) % kinds, number) + kinds * number for number in range(group.sets)]
+        )
         doubled = with_copies(analysis, group_called(analysis, group.name), labels)
         assert doubled is not None
         merged = fuse(
@@ -158,13 +162,14 @@ def test_unread_channels(example: Example) -> None:
         if group.unmixable or group.statistic:
             continue
         analysis = analysis_of(net.model(), feeds=observed(example))
-        kept = np.arange(0, group.channels, 2)
-        unread = np.setdiff1d(np.arange(group.channels), kept)
+        evens, channels = np.arange(0, group.channels, 2), group.channels
+        kept = ChannelMap.side_by_side(
+            [ChannelMap.selection(np.sort((evens + number) % channels), channels) for number in range(group.sets)]
+        )
+        unread = np.setdiff1d(np.arange(kept.channels), kept.anchors)
         model = with_unread(analysis, group_called(analysis, group.name), unread)
         assert model is not None
-        pruned = fuse(
-            analysis_of(model, feeds=observed(example)), {group.name: ChannelMap.selection(kept, group.channels)}
-        )
+        pruned = fuse(analysis_of(model, feeds=observed(example)), {group.name: kept})
         assert_same_outputs(run_ort(model, net.feeds), run_ort(pruned.model, net.feeds))
 
 

@@ -7,11 +7,13 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from onnxfuse.analysis import Analysis
-from onnxfuse.arrays import FloatArray, IntArray
+from onnxfuse.arrays import FloatArray, join_axes
 from onnxfuse.calibration.batches import for_samples
 from onnxfuse.calibration.observe import observe_readings, read_at, stream_values
 from onnxfuse.config import Provider
-from onnxfuse.coupling.groups import CouplingGroup, ParameterAxis, positions
+from onnxfuse.coupling.groups import CouplingGroup, ParameterAxis
+from onnxfuse.coupling.sets import Places, places
+from onnxfuse.fusion.mapping import rows_of
 from onnxfuse.fusion.weights import WeightState
 from onnxfuse.gradient import Loss, stream_gradients
 from onnxfuse.graph.view import GraphView, Operand
@@ -71,8 +73,7 @@ def observe_activations(
 class _Norms:
     """Sums over samples and places of one group's channels in one value."""
 
-    axis: int
-    where: IntArray
+    places: Places
     independence: bool
     count: int = 0
     maps: int = 0
@@ -81,20 +82,20 @@ class _Norms:
     nuclear: FloatArray = field(init=False)
 
     def __post_init__(self) -> None:
-        self.magnitude, self.square, self.nuclear = (np.zeros(len(self.where)) for _ in range(3))
+        self.magnitude, self.square, self.nuclear = (np.zeros(len(self.places.index)) for _ in range(3))
 
     def add(self, array: AnyArray, samples: int) -> None:
         # (..., C, ...) -> (C, places in the axis, rest)
-        moved = np.moveaxis(array, self.axis, 0)[self.where].astype(np.float64)
-        rows = moved.reshape(len(self.where), -1)
+        moved = join_axes(array, self.places.axes)[self.places.index].astype(np.float64)
+        rows = moved.reshape(len(moved), -1)
         self.count += rows.shape[1]
         self.magnitude += np.abs(rows).sum(axis=1)
         self.square += np.square(rows).sum(axis=1)
         if not self.independence:
             return
-        batched = self.axis > 0 and len(array) == samples
+        batched = 0 not in self.places.axes and len(array) == samples
         for one in np.moveaxis(moved, 2, 0) if batched else moved[None]:
-            matrix = one.reshape(len(self.where), -1)
+            matrix = one.reshape(len(moved), -1)
             if self.maps < max(_FEWEST_MAPS, _INDEPENDENCE_WORK // independence_work(*matrix.shape)):
                 self.maps += 1
                 self.nuclear += channel_independence(matrix)
@@ -106,8 +107,8 @@ def _norms(
     norms: dict[str, dict[tuple[str, int], _Norms]] = {}
     for group in groups:
         for value, axis in _places(analysis, group):
-            where = positions(analysis.channels.layouts[Operand(value)][axis], group.atom, {})
-            norms.setdefault(group.name, {})[value, axis] = _Norms(axis, where, independence)
+            where = places(analysis.channels.layouts[Operand(value)], axis, group, {})
+            norms.setdefault(group.name, {})[value, axis] = _Norms(where, independence)
     names = [value for found in norms.values() for value, _ in found]
     for batch, values in stream_values(analysis, names, samples, provider):
         for found in norms.values():
@@ -159,9 +160,9 @@ def _sensitivities(
 
     def sensitivity(parameter: ParameterAxis, group: CouplingGroup) -> FloatArray:
         product = np.abs(state.array(parameter.operand) * totals[_differentiable(analysis, parameter.operand)])
-        where = positions(analysis.channels.layouts[parameter.operand][parameter.axis], group.atom, {})
-        rows: FloatArray = np.moveaxis(product, parameter.axis, 0)[where].reshape(group.channels, -1).sum(axis=1)
-        return rows
+        where = places(analysis.channels.layouts[parameter.operand], parameter.axis, group, {})
+        scores: FloatArray = rows_of(product, where).sum(axis=1)
+        return scores
 
     return {
         group.name: ActivationFeatures(sensitivity=_mean([sensitivity(p, group) for p in members[group.name]]))

@@ -23,25 +23,32 @@ class Judgement:
 
     Attributes:
         readings: What each reader sees of the channels.
-        order: The channels, those first that leave the least damage; shape (C,).
-        damage: The damage J with the first k of them kept, shape (C + 1,): relative to the variance of what the
+        order: The channels, those first that leave the least damage; shape (S C,), where every S of them are one of
+            each set of channels.
+        damage: The damage J with the first k of each set kept, shape (C + 1,): relative to the variance of what the
             readers' results end in.
+        sets: The number of sets, S.
     """
 
     readings: tuple[Reading, ...]
     order: IntArray
     damage: FloatArray
+    sets: int = 1
 
     def channel_map(self, kept: int) -> ChannelMap:
-        """Return the map that keeps the first channels of the order, and has readers rebuild the others from them."""
+        """Return the map that keeps the first so many of each set, and has readers rebuild the others from them."""
         selection = self.selection(kept)
         if selection.is_identity:
             return selection
         return ChannelMap(selection.output, best_input_map(self.readings, selection.output), selection.anchors)
 
     def selection(self, kept: int) -> ChannelMap:
-        """Return the map that keeps the first channels of the order and does without the others."""
-        return ChannelMap.selection(np.sort(self.order[:kept]), len(self.order))
+        """Return the map that keeps the first so many of each set and does without the others."""
+        return ChannelMap.selection(self.selected(kept), len(self.order))
+
+    def selected(self, kept: int) -> IntArray:
+        """Return the first so many channels of each set, ascending, and so set by set."""
+        return np.sort(self.order[: kept * self.sets])
 
 
 def judge_groups(
@@ -63,4 +70,9 @@ def judge_groups(
         RuntimeFailedError: ONNX Runtime could not run the network.
     """
     readings = observe_readings(analysis, groups, samples, provider, seed)
-    return {name: Judgement(found, *greedy_order(found)) for name, found in readings.items() if found}
+    return {group.name: _judgement(group, found) for group in groups if (found := readings[group.name])}
+
+
+def _judgement(group: CouplingGroup, readings: tuple[Reading, ...]) -> Judgement:
+    order, damage = greedy_order(readings, group.sets)
+    return Judgement(readings, order, damage[:: group.sets], group.sets)

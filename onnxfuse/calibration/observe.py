@@ -1,5 +1,6 @@
 """What the readers of every group see of its channels, on samples: second moments, streamed through ONNX Runtime."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -7,21 +8,23 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from onnxfuse.analysis import Analysis
-from onnxfuse.arrays import FloatArray, IntArray, add_products, finite_rows, mirror, row_coordinates, strips
+from onnxfuse.arrays import FloatArray, add_products, finite_rows, join_axes, mirror, row_coordinates, strips
 from onnxfuse.calibration.activation_paths import ActivationPath, PathFunction, activation_path
 from onnxfuse.calibration.batches import for_samples
 from onnxfuse.calibration.linear import LinearNode, ending_of, linear_nodes
 from onnxfuse.config import Provider
-from onnxfuse.coupling.groups import CouplingGroup, ParameterAxis, positions
+from onnxfuse.coupling.groups import CouplingGroup, ParameterAxis
 from onnxfuse.coupling.layout import leaves
 from onnxfuse.coupling.scales_behind import scale_behind
+from onnxfuse.coupling.sets import Places, has_sets_elsewhere
+from onnxfuse.coupling.sets import places as places_in
 from onnxfuse.fusion.weights import WeightState
 from onnxfuse.gradient.forward import with_outputs
 from onnxfuse.graph.view import NodeView, Operand
 from onnxfuse.proof.runtime import Session
 from onnxfuse.proof.samples import Samples
 from onnxfuse.statistics.channels import Channels, ObservedChannels
-from onnxfuse.statistics.damage import Reading, shrunk
+from onnxfuse.statistics.damage import Reading, shrunk, within_sets
 from onnxfuse.statistics.features import Role
 from onnxfuse.statistics.gaussian import Elementwise
 
@@ -45,28 +48,28 @@ class _Moments:
     """Sums over rows of one group's channels in one value."""
 
     value: str
-    axis: int
-    where: IntArray
+    places: Places
     count: int = 0
     independent: float = 0.0
     total: FloatArray = field(init=False)
     products: FloatArray = field(init=False)
 
     def __post_init__(self) -> None:
-        channels = len(self.where)
+        channels = len(self.places.index)
         self.total, self.products = np.zeros(channels), np.zeros((channels, channels))
 
     def add(self, array: AnyArray, samples: int, share: float, rng: np.random.Generator) -> None:
         # Neighbouring places of one sample are alike; the root of their number is a fair guess of how many count.
-        moved = np.atleast_2d(np.moveaxis(array, self.axis, -1))
-        places = array.size // array.shape[self.axis]
+        where = self.places.index
+        moved = np.atleast_2d(join_axes(array, self.places.axes, last=True))
+        places = array.size // moved.shape[-1]
         self.independent += samples * float(np.sqrt(max(places // samples, 1)))
         wanted = max(2, int(np.ceil(share * places)))
         # Places are chosen first, so that nothing else is copied.
         chosen = rng.choice(places, wanted, replace=False) if wanted < places else np.arange(places)
         rows = moved[np.unravel_index(chosen, moved.shape[:-1])]
         # (rows, C, places in the axis) -> (rows x places, C)
-        part = finite_rows(rows[:, self.where].transpose(0, 2, 1).reshape(-1, len(self.where)))[0]
+        part = finite_rows(rows[:, where].transpose(0, 2, 1).reshape(-1, len(where)))[0]
         self.count += len(part)
         self.total += part.sum(axis=0, dtype=np.float64)
         # Squares of large numbers may overflow; what is not finite in the end is left out.
@@ -125,28 +128,27 @@ class _Rows:
     """Rows of one group's channels before their activation, in two halves from different samples."""
 
     value: str
-    axis: int
-    where: IntArray
+    places: Places
     wanted: int
     halves: tuple[list[AnyArray], list[AnyArray]] = field(default_factory=lambda: ([], []))
     seen: int = 0
 
     def add(self, array: AnyArray, samples: int, total: int, rng: np.random.Generator) -> None:
         """Take rows of a run that has so many of all samples."""
-        parts = np.moveaxis(array, self.axis, -1)
+        where, parts = self.places.index, join_axes(array, self.places.axes, last=True)
         # Where samples are not along the first axis, a whole run counts as one.
-        parts = parts.reshape(samples if len(parts) % samples == 0 else 1, -1, array.shape[self.axis])
+        parts = parts.reshape(samples if len(parts) % samples == 0 else 1, -1, parts.shape[-1])
         places = -(-self.wanted * samples // (total * len(parts)))
         for part in parts:
             rows = part[rng.integers(0, len(part), min(places, len(part)))]
-            spread = rows[:, self.where].transpose(0, 2, 1).reshape(-1, len(self.where))
+            spread = rows[:, where].transpose(0, 2, 1).reshape(-1, len(where))
             self.halves[self.seen % 2].append(finite_rows(spread)[0])
             self.seen += 1
 
     def channels(self, function: Elementwise) -> tuple[Channels, Channels] | None:
         """Return both halves; None where there are too few samples for two."""
         rows = [np.concatenate(half).astype(np.float32) if half else np.empty((0, 0)) for half in self.halves]
-        if min(len(half) for half in rows) < _FEWEST_CHANNEL_ROWS * len(self.where):
+        if min(len(half) for half in rows) < _FEWEST_CHANNEL_ROWS * len(self.places.index):
             return None
         first, second = (ObservedChannels(function, half) for half in rows)
         return first, second
@@ -161,6 +163,7 @@ class _Place:
     end: str
     has_shift: bool
     path: ActivationPath | None
+    is_apart: bool
 
 
 def observe_readings(
@@ -190,8 +193,8 @@ def observe_readings(
     for group in groups:
         for place in places[group.name]:
             value, axis = place.moments
-            layout = analysis.channels.layouts[Operand(value)][axis]
-            moments[group.name, value, axis] = _Moments(value, axis, positions(layout, group.atom, {}))
+            where = places_in(analysis.channels.layouts[Operand(value)], axis, group, {})
+            moments[group.name, value, axis] = _Moments(value, where)
             spreads[place.end] = _Spread(_channel_axis(analysis, place.end))
         if all(place.path is not None for place in places[group.name]):
             rows.update(
@@ -204,34 +207,36 @@ def observe_readings(
         for place in found
         if place.path is not None and (taken := rows.get((name, place.path.before))) is not None
     }
-    return {
-        group.name: tuple(_readings(group.name, places[group.name], moments, spreads, channels)) for group in groups
-    }
+    return {group.name: tuple(_readings(group, places[group.name], moments, spreads, channels)) for group in groups}
 
 
 def _readings(
-    group: str,
+    group: CouplingGroup,
     places: Sequence[_Place],
     moments: Mapping[tuple[str, str, int], _Moments],
     spreads: Mapping[str, _Spread],
     channels: Mapping[tuple[str, ActivationPath], tuple[Channels, Channels] | None],
 ) -> Iterator[Reading]:
-    """Yield what every reader of a group sees; readers of one value share its covariance."""
+    """Yield what every reader of a group sees; readers of one value share its covariance.
+
+    Where one reader can't hear a channel of one set in place of one of another, none does: they share an input map.
+    """
+    sets = group.sets if any(place.is_apart for place in places) else 1
     estimates: dict[tuple[str, int], tuple[FloatArray, FloatArray]] = {}
     for place in places:
         if place.moments not in estimates:
-            seen = moments[group, *place.moments]
+            seen = moments[group.name, *place.moments]
             if not seen.is_sound:
                 continue
             centred = any(other.has_shift for other in places if other.moments == place.moments)
-            estimates[place.moments] = seen.estimates(centred=centred)
+            covariance, second = seen.estimates(centred=centred)
+            estimates[place.moments] = within_sets(covariance, sets), within_sets(second, sets)
         covariance, second = estimates[place.moments]
         variance = spreads[place.end].variance
         weights = place.weights / (np.sqrt(variance) if np.isfinite(variance) and variance > 0 else 1.0)
-        before = None if place.path is None else channels.get((group, place.path))
-        yield Reading(
-            covariance if place.has_shift else second, second, row_coordinates(weights), place.has_shift, before
-        )
+        before = None if place.path is None else channels.get((group.name, place.path))
+        seen_by_it = covariance if place.has_shift else second
+        yield Reading(seen_by_it, second, row_coordinates(weights), place.has_shift, before, sets)
 
 
 def _places(
@@ -252,12 +257,13 @@ def _places(
             has_shift = state.output_shift(node) is not None
         elif (behind := scale_behind(analysis.graph, node)) is not None:
             end = behind.result
-        yield _Place(features.weights, where, end, has_shift, _path(analysis, group, where[0]))
+        is_apart = has_sets_elsewhere(analysis.channels.layouts[parameter.operand], parameter.axis, group)
+        yield _Place(features.weights, where, end, has_shift, _path(analysis, group, where[0]), is_apart)
 
 
 def _path(analysis: Analysis, group: CouplingGroup, value: str) -> ActivationPath | None:
     """Return the path to what a reader reads; None also for groups whose channels may not be mixed, or are too many."""
-    if group.unmixable or group.channels > _MOST_CHANNEL_ROWS / (2 * _FEWEST_CHANNEL_ROWS):
+    if group.unmixable or group.sets * group.channels > _MOST_CHANNEL_ROWS / (2 * _FEWEST_CHANNEL_ROWS):
         return None
     return activation_path(analysis, group, value)
 
@@ -265,8 +271,8 @@ def _path(analysis: Analysis, group: CouplingGroup, value: str) -> ActivationPat
 def _rows(analysis: Analysis, group: CouplingGroup, path: ActivationPath) -> _Rows:
     layouts = analysis.channels.layouts[Operand(path.before)]
     axis = next(axis for axis, layout in enumerate(layouts) if group.atom in set(leaves(layout)))
-    where = positions(layouts[axis], group.atom, {})
-    return _Rows(path.before, axis, where, min(_CHANNEL_ROWS * len(where), _MOST_CHANNEL_ROWS))
+    where = places_in(layouts, axis, group, {})
+    return _Rows(path.before, where, min(_CHANNEL_ROWS * len(where.index), _MOST_CHANNEL_ROWS))
 
 
 def read_at(
@@ -308,8 +314,9 @@ def _run(
     names.update(dict.fromkeys(name for value in list(names) for name in _parameters(analysis, value)))
     for batch, outputs in stream_values(analysis, names, samples, provider):
         for moment in moments.values():
-            per_sample = int(np.prod(dims[moment.value])) // max(dims[moment.value][moment.axis], 1) / analysis.batch
-            wanted = max(_FEWEST_ROWS, _ROWS_PER_CHANNEL * len(moment.where))
+            entries = math.prod(dims[moment.value][axis] for axis in moment.places.axes)
+            per_sample = math.prod(dims[moment.value]) // max(entries, 1) / analysis.batch
+            wanted = max(_FEWEST_ROWS, _ROWS_PER_CHANNEL * len(moment.places.index))
             share = min(1.0, wanted / max(per_sample * samples.count, 1))
             moment.add(_numbers(analysis, moment.value, outputs), batch, share, rng)
         for taken in rows.values():

@@ -20,6 +20,7 @@ from onnxfuse.calibration.linear import Ending, LinearNode, ending_of
 from onnxfuse.calibration.side_by_side import Applied, SideBySide
 from onnxfuse.calibration.walk import Walk
 from onnxfuse.config import Provider
+from onnxfuse.coupling.layout import Product
 from onnxfuse.fusion.weights import WeightState
 from onnxfuse.graph.view import Operand
 from onnxfuse.proof.samples import Samples
@@ -40,6 +41,8 @@ _LONGEST_ROW = 6_912
 _MOST_LONG_ROWS = 4_096
 # One sample in so many is held back.
 _HELD_BACK = 4
+# What is on the first axis of rows: none of the channels.
+_ROWS = Product(())
 # Less than this share of the targets' variance is rounding: there is nothing to fit.
 _ROUNDING = 1e-9
 
@@ -205,7 +208,7 @@ class _Refitting:
         for run, x in enumerate(reads):
             samples, places = counts[run]
             chosen = _random_places(samples, places, -(-wanted * samples * places // total), rng)
-            target = self.sides.fused(ends(run, chosen), 1, layout)
+            target = self.sides.fused(ends(run, chosen), (_ROWS, layout))
             if others is not None:
                 target = target - linear.outputs(others[run], chosen)
             # Rows of one sample are alike: they are held back together, unless there are too few samples.

@@ -10,11 +10,13 @@ from onnxfuse.calibration.batches import for_samples
 from onnxfuse.calibration.linear import LinearNode, linear_nodes
 from onnxfuse.calibration.walk import Walk
 from onnxfuse.config import Provider
-from onnxfuse.coupling.groups import CouplingGroup, positions
+from onnxfuse.coupling.groups import CouplingGroup
 from onnxfuse.coupling.layout import Atom, Layout, leaves
+from onnxfuse.coupling.sets import has_sets_elsewhere, places
+from onnxfuse.fusion.mapping import map_axes
 from onnxfuse.fusion.maps import ChannelMap
 from onnxfuse.fusion.rewrite import collect_edits
-from onnxfuse.fusion.weights import WeightState, map_axis
+from onnxfuse.fusion.weights import WeightState
 from onnxfuse.graph.edits import apply_edits
 from onnxfuse.graph.view import BIAS_SLOTS, Operand
 from onnxfuse.proof.samples import Samples
@@ -59,27 +61,35 @@ class SideBySide:
     def nodes(self) -> Iterator[LinearNode]:
         """Yield the nodes to fit: those behind the first change that have the form of a regression."""
         changed: set[str] = set()
-        fused = {group.atom for group, _ in self.applied}
         readers = {p.operand.node for group, _ in self.applied for p in group.parameters}
         linear = {node.node.index: node for node in linear_nodes(self.graph, self.analysis.channels)}
         for node in self.graph.nodes:
             is_behind = any(name in changed for name in (*node.inputs, *node.captured))
             if is_behind or node.index in readers:
                 changed.update(node.outputs)
-            if is_behind and node.index in linear and self._is_plain(linear[node.index], fused):
+            if is_behind and node.index in linear and self._is_plain(linear[node.index]):
                 yield linear[node.index]
 
-    def _is_plain(self, linear: LinearNode, fused: set[Atom]) -> bool:
+    def _is_plain(self, linear: LinearNode) -> bool:
         """Whether the channels lie on the one axis where the node's algebra has them."""
         data = self.analysis.channels.layouts.get(Operand(linear.node.inputs[0]), ())
         result = self.analysis.channels.layouts.get(Operand(linear.result), ())
-        axis = 1 if linear.is_convolution else -1
-        for layouts in (data, result):
-            if not layouts or any(fused & set(leaves(x)) for i, x in enumerate(layouts) if i != axis % len(layouts)):
-                return False
+        if not data or not result or not all(self._is_on_one_axis(linear, layouts) for layouts in (data, result)):
+            return False
         bias = self.bias(linear)
         is_known = bias is None or bias.name in self.graph.constants or bias.name in self.analysis.shapes.static
         return is_known and self.state.array(linear.weight).size > 0
+
+    def _is_on_one_axis(self, linear: LinearNode, layouts: Sequence[Layout]) -> bool:
+        axis = (1 if linear.is_convolution else -1) % len(layouts)
+        here, elsewhere = (
+            set(leaves(layouts[axis])),
+            {a for x in (*layouts[:axis], *layouts[axis + 1 :]) for a in leaves(x)},
+        )
+        return all(
+            group.atom not in elsewhere and (group.atom not in here or not has_sets_elsewhere(layouts, axis, group))
+            for group, _ in self.applied
+        )
 
     def bias(self, linear: LinearNode) -> Operand | None:
         """Return the bias of a linear node: a constant, integers behind it, or what is put together from constants."""
@@ -87,23 +97,27 @@ class SideBySide:
         bias = self.graph.decoded_operand(linear.node, slot)
         return bias if bias is None or bias.is_constant else Operand(bias.name, linear.node.index, slot)
 
-    def fused(self, rows: AnyArray, axis: int, layout: Layout) -> AnyArray:
-        """Return what the fused channels should be where the original's are ``rows``, along one axis of them."""
+    def fused(self, values: AnyArray, layouts: Sequence[Layout]) -> AnyArray:
+        """Return what values should be in the compressed network, given the original's.
+
+        Args:
+            values: Any shape.
+            layouts: What is on each axis.
+        """
         widths: dict[Atom, int] = {}
-        inside = set(leaves(layout))
+        inside = [set(leaves(layout)) for layout in layouts]
         for group, channel_map in self.applied:
-            if group.atom in inside:
-                old = positions(layout, group.atom, widths)
-                widths[group.atom] = channel_map.kept
-                new = positions(layout, group.atom, widths)
-                rows = map_axis(rows, axis, old, new, channel_map.output.astype(rows.dtype))
-        return rows
+            kept = channel_map.kept // group.sets
+            for axis in (axis for axis, atoms in enumerate(inside) if group.atom in atoms):
+                old, new = (places(layouts, axis, group, widths, count) for count in (None, kept))
+                values = map_axes(values, old.axes, old.index, new.index, channel_map.output.astype(values.dtype))
+            widths[group.atom] = kept
+        return values
 
     def fused_value(self, value: AnyArray, name: str) -> AnyArray:
         """Return what a whole value should be in the compressed network, given the original's."""
-        for axis, layout in enumerate(self.analysis.channels.layouts.get(Operand(name), ())):
-            value = self.fused(value, axis, layout)
-        return value
+        layouts = self.analysis.channels.layouts.get(Operand(name))
+        return value if layouts is None else self.fused(value, layouts)
 
     def tell(self, linear: LinearNode, operand: Operand) -> None:
         """Let the compressed network go on with a changed constant of a linear node, or of one behind it."""

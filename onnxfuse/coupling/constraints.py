@@ -59,11 +59,13 @@ class Fresh:
         size: Number of indices, >= 0.
         label: What it is, for messages.
         fixed: Why its size may not change; empty if it may.
+        apart: Whether only the size is fixed, and what is computed for one index depends on no other.
     """
 
     size: int
     label: str
     fixed: str = ""
+    apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +105,17 @@ class Equal:
 
 @dataclass(frozen=True, slots=True)
 class Freeze:
-    """The expression keeps its size, for a reason that is shown to the user."""
+    """The expression keeps its size, for a reason that is shown to the user.
+
+    Attributes:
+        expr: What keeps its size.
+        reason: Why.
+        apart: Whether what is computed for one index depends on no other, so that each may have channels of its own.
+    """
 
     expr: Expr
     reason: str
+    apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """The result of the coupling analysis: which channels must change together, and where they are stored."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -53,6 +54,8 @@ class CouplingGroup:
         unmixable: Why they may be dropped but not mixed; empty if they may be mixed.
         statistic: Which node computes a statistic over them, which fewer channels can only approximate; empty if none.
         atom: The atom that stands for them in layouts.
+        over: Atoms for each of whose indices there are so many channels, which may be mapped in a way of their own (see
+            `onnxfuse.coupling.sets`).
     """
 
     name: str
@@ -63,6 +66,12 @@ class CouplingGroup:
     unmixable: str
     statistic: str
     atom: Atom = field(repr=False)
+    over: tuple[Atom, ...] = field(default=(), repr=False)
+
+    @property
+    def sets(self) -> int:
+        """How many sets of channels there are, S."""
+        return math.prod(atom.size for atom in self.over)
 
     @property
     def producers(self) -> tuple[ParameterAxis, ...]:

@@ -34,17 +34,30 @@ class Atom:
         parallel: Whether products of computed tensors run index by index over it (the heads of an attention).
         statistic: Which node computes a statistic over its indices; empty if none does.
         structural: Whether it counts parts that an operator's form gives (gates, groups, blocks) and not channels.
+        entangled: Whether what is computed for one index may depend on others, so far as is known.
         binding: The layout that it was found to equal, or None.
     """
 
-    __slots__ = ("binding", "label", "parallel", "reason", "residual", "size", "statistic", "structural", "unmixable")
+    __slots__ = (
+        "binding",
+        "entangled",
+        "label",
+        "parallel",
+        "reason",
+        "residual",
+        "size",
+        "statistic",
+        "structural",
+        "unmixable",
+    )
 
     def __init__(self, size: int, label: str = "", reason: str = "", *, structural: bool = False) -> None:
-        """Make an atom that nothing else is equal to yet."""
+        """Make an atom that nothing else is equal to yet; what is frozen from the start is entangled by default."""
         self.size = size
         self.label = label
         self.reason = reason
         self.structural = structural
+        self.entangled = bool(reason)
         self.residual = False
         self.unmixable = ""
         self.parallel = False
@@ -89,6 +102,9 @@ def leaves(layout: Layout) -> Iterator[Atom]:
 class Unifier:
     """Solves equations between layouts by binding atoms.
 
+    Attributes:
+        apart: Atoms of which it was said that what is computed for one index depends on no other.
+
     Example:
         >>> u = Unifier()
         >>> channels, flat = Atom(3, "channels"), Atom(12, "flat")
@@ -96,6 +112,10 @@ class Unifier:
         >>> u.resolve(flat).factors[0] is channels
         True
     """
+
+    def __init__(self) -> None:
+        """Start without equations."""
+        self.apart: set[Atom] = set()
 
     def size(self, layout: Layout) -> int:
         """Return the number of indices of ``layout``."""
@@ -120,10 +140,19 @@ class Unifier:
             case Product(factors):
                 return self._product(self.resolve(factor) for factor in factors)
 
-    def freeze(self, layout: Layout, reason: str) -> None:
-        """Fix the size of every atom in ``layout``; the first reason given to an atom stays."""
+    def freeze(self, layout: Layout, reason: str, *, apart: bool = False) -> None:
+        """Fix the size of every atom in ``layout``; the first reason given to an atom stays.
+
+        Args:
+            layout: What keeps its size.
+            reason: Why.
+            apart: Whether it is only the size that matters, and what is computed for one index depends on no other.
+        """
         for atom in leaves(self.resolve(layout)):
             atom.reason = atom.reason or reason
+            atom.entangled = atom.entangled or not apart
+            if apart:
+                self.apart.add(atom)
 
     def mark_residual(self, layout: Layout) -> None:
         """Note that an addition of computed tensors ties the atoms of ``layout``."""
@@ -139,6 +168,7 @@ class Unifier:
         """Note that computed tensors are multiplied index by index over ``layout``, so that indices can't be mixed."""
         for atom in leaves(self.resolve(layout)):
             atom.parallel = True
+            self.apart.add(atom)
         self.forbid_mixing(layout, reason)
 
     def mark_statistic(self, layout: Layout, reason: str) -> None:
@@ -219,7 +249,7 @@ class Unifier:
             what = f"{atom.label or 'an axis'} would be part of itself"
             raise LayoutMismatchError(what)
         if atom.reason:
-            self.freeze(layout, atom.reason)
+            self.freeze(layout, atom.reason, apart=not atom.entangled)
         if atom.residual:
             self.mark_residual(layout)
         if atom.parallel:
@@ -337,7 +367,7 @@ class Unifier:
     def _like(atom: Atom, size: int) -> Atom:
         part = Atom(size, atom.label, atom.reason)
         part.residual, part.unmixable, part.statistic = atom.residual, atom.unmixable, atom.statistic
-        part.structural, part.parallel = atom.structural, atom.parallel
+        part.structural, part.parallel, part.entangled = atom.structural, atom.parallel, atom.entangled
         return part
 
     def _product(self, factors: Iterable[Layout]) -> Layout:

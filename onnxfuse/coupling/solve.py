@@ -51,6 +51,7 @@ from onnxfuse.coupling.layout import Atom, Concat, Layout, LayoutMismatchError, 
 from onnxfuse.coupling.rearranged import moved_axis
 from onnxfuse.coupling.rules import DEFAULT_RULES
 from onnxfuse.coupling.scales_behind import scale_behind
+from onnxfuse.coupling.sets import SetFinder
 from onnxfuse.coupling.shape_values import Origin, ShapeTrace, SizeOf, Stated, trace_shape_values
 from onnxfuse.coupling.target_shapes import Int64Array, constant_target
 from onnxfuse.graph.shapes import Shapes
@@ -131,6 +132,9 @@ class _Solver:
         groups = tuple(self._groups())
         resolve = self.unifier.resolve
         layouts = {operand: tuple(resolve(axis) for axis in axes) for operand, axes in self.axes.items()}
+        apart = {atom for told in self.unifier.apart for atom in leaves(resolve(told))}
+        finder = SetFinder(layouts, apart)
+        groups = tuple(group if group.frozen else replace(group, over=finder.over(group.atom)) for group in groups)
         sizes = [self._resolved(entry) for entry in self.sizes]
         targets = {key: target for key, target in self.targets.items() if target is not None}
         defaults = [replace(entry, layout=resolve(entry.layout)) for entry in self.defaults]
@@ -240,8 +244,8 @@ class _Solver:
         match constraint:
             case Equal(left, right):
                 self._equate(node, self._layout(left), self._layout(right))
-            case Freeze(expr, reason):
-                self.unifier.freeze(self._layout(expr), reason)
+            case Freeze(expr, reason, apart):
+                self.unifier.freeze(self._layout(expr), reason, apart=apart)
             case Residual() | SelectOnly() | Parallel() | Statistic():
                 self._mark(node, constraint)
             case Weight(axis, role):
@@ -344,7 +348,9 @@ class _Solver:
                 return self.axes[operand][axis]
             case Fresh():
                 if expr not in self.fresh:
-                    self.fresh[expr] = Atom(expr.size, expr.label, expr.fixed, structural=bool(expr.fixed))
+                    self.fresh[expr] = Atom(expr.size, expr.label, structural=bool(expr.fixed))
+                    if expr.fixed:
+                        self.unifier.freeze(self.fresh[expr], expr.fixed, apart=expr.apart)
                 return self.fresh[expr]
             case Cat(parts):
                 return Concat(tuple(self._layout(part) for part in parts))
@@ -586,7 +592,8 @@ class _Solver:
                         self.unifier.freeze(a, "it multiplies with itself")
                     elif _producer(members.get(a, ())) and _producer(members.get(b, ())):
                         kept, other = (a, b) if a.size < b.size else (b, a)
-                        self.unifier.freeze(kept, f"it multiplies with {other.size} channels that are fused instead")
+                        reason = f"it multiplies with {other.size} channels that are fused instead"
+                        self.unifier.freeze(kept, reason, apart=True)
 
     def _foldable(self) -> Mapping[int, tuple[int, ...]]:
         """Find for every batch normalisation the nodes that it folds into, where that is exact."""

@@ -6,12 +6,13 @@ channels are rebuilt from K as :math:`B h'`. Dropping channels, folding clusters
 differ only in A and B.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
 
-from onnxfuse.arrays import FloatArray, IntArray, strips
+from onnxfuse.arrays import FloatArray, IntArray, block_diagonal, strips
 from onnxfuse.errors import InvariantError
 
 __all__ = ["ChannelMap", "OutputNorm"]
@@ -161,6 +162,24 @@ class ChannelMap:
         given = _rows_to_one(plan)
         output = _rows_to_one(given.T) if output_norm == "mean" else given.T.copy()
         return cls(output, given, anchors.astype(np.int64))
+
+    @classmethod
+    def side_by_side(cls, maps: Sequence["ChannelMap"]) -> "ChannelMap":
+        """Return the map that acts on sets of channels, one after the other, with a map for each.
+
+        Args:
+            maps: At least one.
+
+        Example:
+            >>> maps = [ChannelMap.permutation(np.array([1, 0])), ChannelMap.selection(np.array([1]), 2)]
+            >>> ChannelMap.side_by_side(maps).output.tolist()
+            [[0.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
+        """
+        if len(maps) == 1:
+            return maps[0]
+        starts = np.cumsum([0, *(m.channels for m in maps)])
+        anchors = np.concatenate([m.anchors + start for m, start in zip(maps, starts, strict=False)])
+        return cls(block_diagonal([m.output for m in maps]), block_diagonal([m.input for m in maps]), anchors)
 
     @property
     def channels(self) -> int:

@@ -6,91 +6,34 @@ weights (the paper's equation 1, with the epsilon that the operator adds), and t
 and a normalisation whose composition is the fused layer exactly: the network keeps its nodes, and no statistic is lost.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from onnxfuse.arrays import FloatArray, IntArray
 from onnxfuse.coupling.constraints import Encoded
-from onnxfuse.coupling.groups import ChannelGraph, CouplingGroup, ParameterAxis, positions
+from onnxfuse.coupling.groups import ChannelGraph, CouplingGroup, ParameterAxis
 from onnxfuse.coupling.layout import Atom
 from onnxfuse.coupling.scales_behind import scale_behind
+from onnxfuse.coupling.sets import Places, has_sets_elsewhere, places
 from onnxfuse.errors import InvariantError
+from onnxfuse.fusion.mapping import along, map_axes, rows_of
 from onnxfuse.fusion.maps import ChannelMap
+from onnxfuse.fusion.normalised import Norm, mapped_norm
 from onnxfuse.fusion.quantised import Encoding, decode, encode, fitting_encoding, integer_range, pack, unpack
 from onnxfuse.graph.shapes import Shapes
 from onnxfuse.graph.view import BIAS_SLOTS, DEFAULT_DOMAIN, GraphView, NodeView, Operand
 from onnxfuse.statistics.features import ChannelFeatures, MemberFeatures, Role
 
-__all__ = ["WeightState", "map_axis"]
+__all__ = ["WeightState"]
 
 _SCALE, _SHIFT, _MEAN, _VARIANCE = 1, 2, 3, 4
 _DEFAULT_EPSILON = 1e-5
 _NO_SCALE = 1e-200
-# From so many entries on it is worth while to see whether a map is sparse: that is, has at most such a share of others
-# than zeros.
-_WORTH_A_LOOK, _SPARSE = 2**16, 0.02
 # Weights of more entries are not kept as float64 before they change.
 _LARGE = 2**22
-
-
-def map_axis(array: FloatArray, axis: int, old: IntArray, new: IntArray, matrix: FloatArray) -> FloatArray:
-    """Apply a channel map to the part of an axis that belongs to a group; the rest of the axis moves along unchanged.
-
-    Args:
-        array: Any shape, float64.
-        axis: The axis that holds the channels.
-        old: Shape (C, m): indices of the axis that belong to each channel.
-        new: Shape (K, m): where the fused channels go on the new axis.
-        matrix: Shape (K, C).
-
-    Returns:
-        A new array; its axis has (K - C) m more entries (so fewer).
-    """
-    moved = np.moveaxis(array, axis, 0)
-    rest_shape = moved.shape[1:]
-    block = moved[old.ravel()].reshape(old.shape[0], -1)
-    fused = _product(matrix, block).reshape(new.size, *rest_shape)
-    if old.size == moved.shape[0]:
-        result = np.empty((new.size, *rest_shape), fused.dtype)
-    else:
-        result = np.empty((moved.shape[0] - old.size + new.size, *rest_shape), fused.dtype)
-        result[np.delete(np.arange(len(result)), new.ravel())] = np.delete(moved, old.ravel(), axis=0)
-    result[new.ravel()] = fused
-    return np.moveaxis(result, 0, axis)
-
-
-def _product(matrix: FloatArray, block: FloatArray) -> FloatArray:
-    """Multiply a map that may be nearly all zeros, as selections and transport plans are."""
-    if matrix.dtype == np.float16:
-        # There is no fast code for half precision, and its sums overflow.
-        return _product(matrix.astype(np.float32), block.astype(np.float32)).astype(np.float16)
-    if matrix.size < _WORTH_A_LOOK or np.count_nonzero(matrix) > _SPARSE * matrix.size:
-        return matrix @ block
-    from scipy.sparse import csr_array
-
-    by_columns = matrix.flags.f_contiguous
-    sparse = csr_array(matrix.T).T if by_columns else csr_array(matrix)
-    return np.asarray(sparse @ block)
-
-
-@dataclass(frozen=True, slots=True)
-class _Norm:
-    """A batch normalisation: y = scale (z - mean) / sqrt(variance + epsilon) + shift, all vectors of shape (C,)."""
-
-    scale: FloatArray
-    shift: FloatArray
-    mean: FloatArray
-    variance: FloatArray
-    epsilon: float
-
-    @property
-    def factor(self) -> FloatArray:
-        """What the input is multiplied by; an epsilon of 0 on a variance of 0 gives factor 0, not infinity."""
-        deviation = np.sqrt(self.variance + self.epsilon)
-        return np.divide(self.scale, deviation, out=np.zeros_like(self.scale), where=deviation > 0)
 
 
 class WeightState:
@@ -105,12 +48,14 @@ class WeightState:
         widths: Present size of every atom that has been changed.
     """
 
+    widths: dict[Atom, int]
+
     def __init__(self, graph: GraphView, shapes: Shapes, channels: ChannelGraph) -> None:
         """Start from the original weights; nothing is converted before it is needed."""
         self.graph = graph
         self.shapes = shapes
         self.channels = channels
-        self.widths: dict[Atom, int] = {}
+        self.widths = {}
         self._arrays: dict[Operand, FloatArray] = {}
         self._changed: set[Operand] = set()
         self._mixed: set[Operand] = set()
@@ -142,33 +87,36 @@ class WeightState:
             yield operand, values[operand].astype(self._original(operand).dtype)
 
     def features(self, group: CouplingGroup) -> ChannelFeatures:
-        """Return what importances and costs may see of a group, on the weights as they are now."""
+        """Return what importances and costs may see of a group, on the weights as they are now, set by set."""
         biases = self._biases(group)
         members = []
         for parameter in group.parameters:
             if parameter.role not in {Role.PRODUCER, Role.CONSUMER}:
                 continue
-            where = self._positions(parameter, group.atom)
-            rows = np.moveaxis(self._folded(parameter.operand), parameter.axis, 0)[where.ravel()]
+            where = self._places(parameter, group)
+            rows = rows_of(self._folded(parameter.operand), where)
             bn_scale = bias = None
             if parameter.role is Role.PRODUCER:
-                bn_scale = self._bn_scale(parameter.operand.node, where)
+                bn_scale = self._bn_scale(parameter.operand.node, where.index)
                 bias = biases.pop(parameter.operand.node, None)
-            members.append(
-                MemberFeatures(parameter.node, parameter.role, rows.reshape(group.channels, -1), bias, bn_scale)
-            )
-        return ChannelFeatures(group.channels, tuple(members))
+            members.append(MemberFeatures(parameter.node, parameter.role, rows, bias, bn_scale))
+        return ChannelFeatures(self._sets(group) * group.channels, tuple(members))
 
     def fuse(self, group: CouplingGroup, channel_map: ChannelMap, *, readers: bool = True) -> None:
         """Let a map act on every weight of a group.
 
         Args:
             group: The group.
-            channel_map: The map.
+            channel_map: The map: of all its sets of channels, one after the other, or one that acts in each set alike.
             readers: Whether it acts on the consumers too; without, they keep reading the original channels.
         """
-        atom = group.atom
-        widths = {**self.widths, atom: channel_map.kept}
+        sets = self._sets(group)
+        if sets > 1 and channel_map.channels == group.channels:
+            channel_map = ChannelMap.side_by_side([channel_map] * sets)
+        if channel_map.channels != sets * self.widths.get(group.atom, group.channels):
+            what = f"a map of {channel_map.channels} channels is not for {sets} sets of {group.channels}"
+            raise InvariantError(what, where=group.name)
+        widths = {**self.widths, group.atom: channel_map.kept // sets}
         norms = [n for n in self.channels.normalising if any(p.operand.node == n for p in group.parameters)]
         before = {n: self._norm(n) for n in norms}
         # A selection copies numbers, so it needs no folding; without it, what is kept stays bit-identical.
@@ -176,16 +124,16 @@ class WeightState:
         for norm, makers in folded.items():
             self._scale_outputs(makers, self._factor_inside(norm, group), group)
         results: dict[Operand, FloatArray] = {}
-        for parameter in group.parameters:
+        # Where other axes tell the sets apart, these must not have changed yet.
+        for parameter in sorted(group.parameters, key=lambda p: not self._has_sets_elsewhere(p, group)):
             if parameter.operand.node in norms or (parameter.role is Role.CONSUMER and not readers):
                 continue
-            matrix = _matrix(channel_map, parameter.role)
             current = results.get(parameter.operand, self.array(parameter.operand))
-            results[parameter.operand] = self._mapped(current, parameter, atom, widths, matrix)
+            results[parameter.operand] = self._mapped(current, parameter, group, channel_map)
             if not channel_map.is_selection:
                 self._mixed.add(parameter.operand)
         for norm in norms:
-            results.update(self._mapped_norm(norm, group, channel_map, widths, before[norm]))
+            results.update(self._mapped_norm(norm, group, channel_map, before[norm]))
         self._arrays.update(results)
         self._changed.update(results)
         self.widths = widths
@@ -291,17 +239,23 @@ class WeightState:
             return self.graph.array(operand.name)
         return self.shapes.static[operand.name]
 
-    def _positions(self, parameter: ParameterAxis, atom: Atom, widths: Mapping[Atom, int] | None = None) -> IntArray:
-        layout = self.channels.layouts[parameter.operand][parameter.axis]
-        return positions(layout, atom, self.widths if widths is None else widths)
+    def _places(self, parameter: ParameterAxis, group: CouplingGroup, kept: int | None = None) -> Places:
+        return places(self.channels.layouts[parameter.operand], parameter.axis, group, self.widths, kept)
 
-    def _norm(self, node: int) -> _Norm:
+    def _has_sets_elsewhere(self, parameter: ParameterAxis, group: CouplingGroup) -> bool:
+        return has_sets_elsewhere(self.channels.layouts[parameter.operand], parameter.axis, group)
+
+    def _sets(self, group: CouplingGroup) -> int:
+        """Return how many sets of channels a group has by now."""
+        return math.prod(self.widths.get(atom, atom.size) for atom in group.over)
+
+    def _norm(self, node: int) -> Norm:
         names = self.graph.nodes[node].inputs
         scale, shift, mean, variance = (
             self.array(Operand(names[s], node, s)) for s in (_SCALE, _SHIFT, _MEAN, _VARIANCE)
         )
         epsilon = float(self.graph.nodes[node].attributes.get("epsilon", _DEFAULT_EPSILON))
-        return _Norm(scale, shift, mean, variance, epsilon)
+        return Norm(scale, shift, mean, variance, epsilon)
 
     def _folded(self, operand: Operand) -> FloatArray:
         """Return a weight with the normalisation after its node folded into its outputs (the paper's equation 1).
@@ -312,7 +266,7 @@ class WeightState:
         axis = self._output_axis.get(operand)
         if after is None or axis is None:
             return value
-        return value * _along(self._norm(after).factor, axis, value.ndim)
+        return value * along(self._norm(after).factor, axis, value.ndim)
 
     def _bn_scale(self, node: int, where: IntArray) -> FloatArray | None:
         """Return the magnitude of the scale that a normalisation after ``node`` gives every channel."""
@@ -321,28 +275,27 @@ class WeightState:
 
     def _biases(self, group: CouplingGroup) -> dict[int, FloatArray]:
         """Return the producers' biases, normalisation folded in, by the node of the producer's weight."""
-        makers = {p.operand.node: self._positions(p, group.atom) for p in group.producers}
+        makers = {p.operand.node: self._places(p, group) for p in group.producers}
         # A bias that a node of its own adds belongs to the producer before it, or else to the first without one.
         found: dict[int, FloatArray] = {}
         homeless: list[FloatArray] = []
         for parameter in (p for p in group.parameters if p.role is Role.BIAS):
-            value = np.moveaxis(self.array(parameter.operand), parameter.axis, 0)
-            value = value[self._positions(parameter, group.atom).ravel()].reshape(group.channels, -1)
+            value = rows_of(self.array(parameter.operand), self._places(parameter, group))
             home = self._home(parameter.operand.node, makers)
             if home is None:
                 homeless.append(value)
             else:
                 found[home] = value
         found.update(zip([n for n in makers if n not in found], homeless, strict=False))
-        for node, where in makers.items():
+        for node, place in makers.items():
             after = self._norm_after.get(node)
             if after is not None:
-                norm = self._norm(after)
+                norm, where = self._norm(after), place.index
                 bias = found.get(node, np.zeros(where.shape))
                 found[node] = norm.factor[where] * (bias - norm.mean[where]) + norm.shift[where]
         return found
 
-    def _home(self, node: int, makers: Mapping[int, IntArray]) -> int | None:
+    def _home(self, node: int, makers: Mapping[int, Places]) -> int | None:
         """The producer whose bias node ``node`` adds: itself, or the one that it reads from."""
         if node in makers:
             return node
@@ -459,11 +412,11 @@ class WeightState:
     # Writing ----------------------------------------------------------------------------------------------------
 
     def _mapped(
-        self, value: FloatArray, parameter: ParameterAxis, atom: Atom, widths: Mapping[Atom, int], matrix: FloatArray
+        self, value: FloatArray, parameter: ParameterAxis, group: CouplingGroup, channel_map: ChannelMap
     ) -> FloatArray:
-        old = self._positions(parameter, atom)
-        new = self._positions(parameter, atom, widths)
-        return map_axis(value, parameter.axis, old, new, matrix)
+        old = self._places(parameter, group)
+        new = self._places(parameter, group, channel_map.kept // self._sets(group))
+        return map_axes(value, old.axes, old.index, new.index, _matrix(channel_map, parameter.role))
 
     def _makers(self, norm: int) -> tuple[int, ...]:
         return self.channels.batch_norms.get(norm, ())
@@ -477,7 +430,7 @@ class WeightState:
         inside = np.zeros(len(factor), bool)
         for parameter in group.parameters:
             if parameter.operand.node == norm:
-                inside[self._positions(parameter, group.atom).ravel()] = True
+                inside[self._places(parameter, group).index.ravel()] = True
         return np.where(factor == 0, np.where(inside, zero, 1.0), factor)
 
     def _scale_outputs(self, makers: tuple[int, ...], factor: FloatArray, group: CouplingGroup) -> None:
@@ -485,54 +438,18 @@ class WeightState:
         for parameter in group.parameters:
             if parameter.operand.node in makers and parameter.role is not Role.CONSUMER:
                 value = self.array(parameter.operand)
-                self._arrays[parameter.operand] = value * _along(factor, parameter.axis, value.ndim)
+                self._arrays[parameter.operand] = value * along(factor, parameter.axis, value.ndim)
 
     def _mapped_norm(
-        self, node: int, group: CouplingGroup, channel_map: ChannelMap, widths: Mapping[Atom, int], norm: _Norm
+        self, node: int, group: CouplingGroup, channel_map: ChannelMap, norm: Norm
     ) -> dict[Operand, FloatArray]:
-        """Carry a normalisation through a map: its scale as a mean, its shift like a bias, its function exactly.
-
-        Written as y = f z + t, the map makes t' = A t. Where the normalisation is folded, f acts before the map, so
-        any f' will do as long as the layer before is divided by it: that of the anchor channel keeps selections
-        bit-identical. Otherwise z' = A z is given, and f' is the mean of f weighted by the map.
-        """
+        """Return what the parameters of a normalisation become."""
         operands = {p.operand.slot: p for p in group.parameters if p.operand.node == node}
-        any_axis = operands[_SCALE]
-        old, new = self._positions(any_axis, group.atom), self._positions(any_axis, group.atom, widths)
-
-        def mapped(values: FloatArray, matrix: FloatArray) -> FloatArray:
-            return map_axis(values, 0, old, new, matrix)
-
-        factor, anchor = norm.factor, old[channel_map.anchors]
-        if channel_map.is_selection:
-            scale, shift, mean, variance = (
-                _select(v, old, new, anchor) for v in (norm.scale, norm.shift, norm.mean, norm.variance)
-            )
-        elif self._makers(node):
-            anchor = self._strongest(channel_map, factor, old)
-            scale, variance = _select(norm.scale, old, new, anchor), _select(norm.variance, old, new, anchor)
-            new_factor = _Norm(scale, scale, scale, variance, norm.epsilon).factor
-            shift = mapped(norm.shift, channel_map.output)
-            folded_mean = mapped(factor * norm.mean, channel_map.output)
-            # Outside the group, and where the factor is 0 so that the mean does not matter, the mean stays.
-            mean = _select(norm.mean, old, new, anchor)
-            inside = new.ravel()[new_factor[new.ravel()] != 0]
-            mean[inside] = folded_mean[inside] / new_factor[inside]
-        else:
-            variance = _select(norm.variance, old, new, anchor)
-            new_factor = mapped(factor, channel_map.carried)
-            mean = mapped(norm.mean, channel_map.output)
-            scale = new_factor * np.sqrt(variance + norm.epsilon)
-            shift = mapped(norm.shift - factor * norm.mean, channel_map.output) + new_factor * mean
-        values = {_SCALE: scale, _SHIFT: shift, _MEAN: mean, _VARIANCE: variance}
+        old = self._places(operands[_SCALE], group).index
+        new = self._places(operands[_SCALE], group, channel_map.kept // self._sets(group)).index
+        found = mapped_norm(norm, channel_map, old, new, is_folded=bool(self._makers(node)))
+        values = {_SCALE: found.scale, _SHIFT: found.shift, _MEAN: found.mean, _VARIANCE: found.variance}
         return {operands[slot].operand: value for slot, value in values.items()}
-
-    @staticmethod
-    def _strongest(channel_map: ChannelMap, factor: FloatArray, old: IntArray) -> IntArray:
-        """For every fused channel the place of the source that contributes most to it, which is never a dead one."""
-        share = np.abs(channel_map.output[:, :, None] * factor[old][None])
-        best = np.where(share.max(axis=1) > 0, share.argmax(axis=1), channel_map.anchors[:, None])
-        return np.take_along_axis(old, best, axis=0)
 
 
 def _matrix(channel_map: ChannelMap, role: Role) -> FloatArray:
@@ -543,15 +460,3 @@ def _matrix(channel_map: ChannelMap, role: Role) -> FloatArray:
             return channel_map.input.T
         case Role.CARRIED | Role.ENCODING:
             return channel_map.carried
-
-
-def _along(vector: FloatArray, axis: int, rank: int) -> FloatArray:
-    return vector.reshape([-1 if i == axis else 1 for i in range(rank)])
-
-
-def _select(vector: FloatArray, old: IntArray, new: IntArray, anchor: IntArray) -> FloatArray:
-    """Keep the entries of other groups, and put those at ``anchor`` where the fused channels go."""
-    result = np.empty(len(vector) - old.size + new.size)
-    result[np.delete(np.arange(len(result)), new.ravel())] = np.delete(vector, old.ravel())
-    result[new] = vector[anchor]
-    return result

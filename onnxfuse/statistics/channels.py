@@ -57,6 +57,9 @@ class Channels(Protocol):
             output: A, shape (K, C), float64.
         """
 
+    def part(self, some: slice, /) -> "Channels":
+        """Return some of the channels."""
+
 
 @dataclass(frozen=True, slots=True)
 class GaussianChannels:
@@ -83,6 +86,10 @@ class GaussianChannels:
         mean, covariance = gaussian_moments(self.function, np.concatenate([self.mean, output @ self.mean]), joint)
         return _split(mean, covariance, len(self.mean))
 
+    def part(self, some: slice, /) -> "GaussianChannels":
+        """Return some of the channels."""
+        return GaussianChannels(self.function, self.mean[some], self.covariance[some, some])
+
 
 @dataclass(frozen=True, slots=True)
 class ObservedChannels:
@@ -107,6 +114,10 @@ class ObservedChannels:
         mean = values.mean(axis=0)
         values = values - mean
         return _split(mean, values.T @ values / len(values), rows.shape[1])
+
+    def part(self, some: slice, /) -> "ObservedChannels":
+        """Return some of the channels."""
+        return ObservedChannels(self.function, self.rows[:, some])
 
 
 def _split(mean: FloatArray, covariance: FloatArray, channels: int) -> FusedMoments:

@@ -28,6 +28,7 @@ __all__ = [
     "lone_damage",
     "selection_damage",
     "shrunk",
+    "within_sets",
 ]
 
 # Residual variances below this share of the original are rounding.
@@ -55,6 +56,8 @@ class Reading:
         has_shift: Whether something can make a mean good, behind the reader.
         channels: The channels before their activation, twice: as the input map is fitted to them, and as what it misses
             is measured. Two independent halves of what was observed; None where they do not have the form of f(z).
+        sets: Into how many sets of equal size the channels fall, one after the other, of which none can stand in for
+            another: the reader's results are made of one set each. Covariances between sets are zero then.
     """
 
     covariance: FloatArray
@@ -62,16 +65,24 @@ class Reading:
     weights: FloatArray
     has_shift: bool = True
     channels: tuple[Channels, Channels] | None = None
+    sets: int = 1
 
     @property
     def strength(self) -> FloatArray:
         """V V^T divided by the variance of what the reader's result ends in, shape (C, C), float64."""
-        return self.weights @ self.weights.T
+        return within_sets(self.weights @ self.weights.T, self.sets)
 
     @property
     def damage(self) -> float:
         """J if all channels went, relative to the variance of what the result ends in."""
         return float(np.vdot(self.covariance @ self.weights, self.weights))
+
+    def part(self, some: slice) -> "Reading":
+        """Return the same view of some of the channels, all of one set or of them all."""
+        channels = None if self.channels is None else (self.channels[0].part(some), self.channels[1].part(some))
+        return Reading(
+            self.covariance[some, some], self.moments[some, some], self.weights[some], self.has_shift, channels
+        )
 
 
 def shrunk(covariance: FloatArray, count: float) -> FloatArray:
@@ -105,7 +116,20 @@ def shrunk(covariance: FloatArray, count: float) -> FloatArray:
     return result
 
 
-def greedy_order(readings: Sequence[Reading]) -> tuple[IntArray, FloatArray]:
+def within_sets(matrix: FloatArray, sets: int) -> FloatArray:
+    """Return a matrix over channels, or fused channels, without what it says of two of different sets.
+
+    Example:
+        >>> within_sets(np.ones((4, 2)), 2).tolist()
+        [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]
+    """
+    if sets == 1:
+        return matrix
+    rows, columns = (np.repeat(np.arange(sets), size // sets) for size in matrix.shape)
+    return np.where(rows[:, None] == columns, matrix, 0.0)
+
+
+def greedy_order(readings: Sequence[Reading], sets: int = 1) -> tuple[IntArray, FloatArray]:
     """Order channels so that the first K of them, for any K, leave a small damage with the best input map.
 
     Every step keeps the channel that reduces the summed J most, given those that are kept already (forward selection).
@@ -113,6 +137,8 @@ def greedy_order(readings: Sequence[Reading]) -> tuple[IntArray, FloatArray]:
 
     Args:
         readings: At least one; all of the same C.
+        sets: Into how many sets of equal size the channels fall, one after the other; after every round of so many
+            steps each set has as many channels that are kept.
 
     Returns:
         Channels in order, shape (C,), int64, and the damage that is left with the first k kept, shape (C + 1,).
@@ -123,12 +149,15 @@ def greedy_order(readings: Sequence[Reading]) -> tuple[IntArray, FloatArray]:
     order = np.empty(channels, np.int64)
     # The channel of every row that the residuals still have, and whether it is left to be chosen.
     rows, left = np.arange(channels), np.ones(channels, bool)
+    waits = np.ones(sets, bool)
     for step in range(channels):
         gains = sum(residual.gains() for residual in residuals) + np.zeros(len(rows))
-        gains[~left] = -1.0
+        gains[~left | ~waits[rows * sets // channels]] = -1.0
         best = int(np.argmax(gains))
         order[step] = rows[best]
-        left[best] = False
+        left[best] = waits[order[step] * sets // channels] = False
+        if not waits.any():
+            waits[:] = True
         lost = sum(residual.eliminate(best) for residual in residuals)
         damage.append(max(damage[-1] - lost, 0.0))
         if residuals[0].pending == _BLOCK and step + 1 < channels:
@@ -363,7 +392,8 @@ def fused_input_map(
     seen = [(share, found.about_zero()) for share, found in zip(_shares(readings), moments, strict=True)]
     cross = np.sum([share * found.cross for share, found in seen], axis=0)
     inside = np.sum([share * found.inside for share, found in seen], axis=0)
-    found = _input_map(cross, inside)
+    sets = max(reading.sets for reading in readings)
+    found = _input_map(within_sets(cross, sets), within_sets(inside, sets))
     return _exact_where_kept(found, output) if exact else found
 
 

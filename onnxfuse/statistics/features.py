@@ -52,6 +52,11 @@ class MemberFeatures:
     bias: FloatArray | None = None
     bn_scale: FloatArray | None = None
 
+    def part(self, some: slice) -> "MemberFeatures":
+        """Return the view of some of the channels."""
+        bias, bn_scale = _part(self.bias, some), _part(self.bn_scale, some)
+        return MemberFeatures(self.node, self.role, self.weights[some], bias, bn_scale)
+
 
 @dataclass(frozen=True, slots=True)
 class ActivationFeatures:
@@ -71,6 +76,16 @@ class ActivationFeatures:
     independence: FloatArray | None = None
     readings: tuple[Reading, ...] = ()
 
+    def part(self, some: slice) -> "ActivationFeatures":
+        """Return what samples say of some of the channels."""
+        return ActivationFeatures(
+            _part(self.magnitude, some),
+            _part(self.square, some),
+            _part(self.sensitivity, some),
+            _part(self.independence, some),
+            tuple(reading.part(some) for reading in self.readings),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ChannelFeatures:
@@ -85,6 +100,18 @@ class ChannelFeatures:
     channels: int
     members: tuple[MemberFeatures, ...]
     activations: ActivationFeatures | None = None
+
+    def sets(self, count: int) -> list["ChannelFeatures"]:
+        """Return what may be seen of each of so many sets of channels, which are of one size and stand set by set."""
+        if count == 1:
+            return [self]
+        size = self.channels // count
+        return [self._part(slice(start, start + size)) for start in range(0, self.channels, size)]
+
+    def _part(self, some: slice) -> "ChannelFeatures":
+        members = tuple(member.part(some) for member in self.members)
+        activations = None if self.activations is None else self.activations.part(some)
+        return ChannelFeatures(len(members[0].weights), members, activations)
 
     def vectors(self, *, with_bias: bool = False) -> FloatArray:
         """Concatenate the members' rows into one feature vector per channel.
@@ -102,3 +129,7 @@ class ChannelFeatures:
         if with_bias:
             parts += [member.bias for member in self.members if member.bias is not None]
         return np.concatenate(parts, axis=1)
+
+
+def _part(vector: FloatArray | None, some: slice) -> FloatArray | None:
+    return None if vector is None else vector[some]

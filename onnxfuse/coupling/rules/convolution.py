@@ -64,7 +64,8 @@ def convolution(
     if group > 1:
         yield AttributeSize("group", groups)
         if w.dims[1] > 1:
-            yield Freeze(groups, f"the groups of {site.node.title} are kept; channels are fused inside each group")
+            reason = f"the groups of {site.node.title} are kept; channels are fused inside each group"
+            yield Freeze(groups, reason, apart=True)
 
 
 def deform_conv(site: Site) -> Iterator[Constraint]:
@@ -100,7 +101,8 @@ def conv_transpose(site: Site) -> Iterator[Constraint]:
     if group > 1:
         yield AttributeSize("group", groups)
         if w.dims[0] > group:
-            yield Freeze(groups, f"the groups of {site.node.title} are kept; channels are fused inside each group")
+            reason = f"the groups of {site.node.title} are kept; channels are fused inside each group"
+            yield Freeze(groups, reason, apart=True)
 
 
 def _outputs(site: Site, outputs: int, inputs: int, group: int) -> Fresh:

@@ -83,7 +83,7 @@ def group_normalization(site: Site) -> Iterator[Constraint]:
     for axis_x, axis_y in zip(x.axes, y.axes, strict=True):
         yield Equal(axis_x, axis_y)
     count = int(site.attribute("num_groups"))
-    groups = Fresh(count, "groups", f"the groups of {site.node.title} are kept")
+    groups = Fresh(count, "groups", f"the groups of {site.node.title} are kept", apart=True)
     inside = Fresh(x.dims[1] // count, "channels of a group")
     yield Equal(x[1], prod(groups, inside))
     yield Statistic(inside, f"the statistics of {site.node.title} run over it")

@@ -6,11 +6,11 @@ from typing import Protocol
 
 import numpy as np
 
-from onnxfuse.arrays import FloatArray, IntArray
+from onnxfuse.arrays import FloatArray, IntArray, block_diagonal
 from onnxfuse.statistics.damage import Reading
 from onnxfuse.statistics.features import ChannelFeatures
 
-__all__ = ["Candidate", "Known"]
+__all__ = ["Candidate", "Known", "set_by_set"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,11 +21,22 @@ class Known:
         features: The weights around the group's C channels.
         readings: What each reader sees of them, all with `Reading.channels`; at least one.
         selected: The K channels that selection keeps, shape (K,), int64, ascending.
+        sets: Into how many sets the channels fall, one after the other, all of one size and with as many selected
+            channels: a fused channel is made of one set.
     """
 
     features: ChannelFeatures
     readings: tuple[Reading, ...]
     selected: IntArray
+    sets: int = 1
+
+    def parts(self) -> Iterator["Known"]:
+        """Yield what may be looked at of each set, as if there were no other."""
+        for number, features in enumerate(self.features.sets(self.sets)):
+            some = slice(number * features.channels, (number + 1) * features.channels)
+            inside = self.selected[(self.selected >= some.start) & (self.selected < some.stop)]
+            readings = tuple(reading.part(some) for reading in self.readings)
+            yield Known(features, readings, inside - some.start)
 
     @property
     def selection(self) -> FloatArray:
@@ -38,7 +49,7 @@ class Candidate(Protocol):
 
     Members of `onnxfuse.fusion.candidates.CANDIDATES` keep these laws: what they yield is finite, of the shape (K, C),
     and the same for the same state of ``rng``; a permutation of the channels permutes it (up to ties, the order of
-    the fused channels, and rounding).
+    the fused channels, and rounding). They are asked for each set of channels by itself (`set_by_set`).
     """
 
     def __call__(self, known: Known, rng: np.random.Generator, /) -> Iterator[FloatArray]:
@@ -51,3 +62,16 @@ class Candidate(Protocol):
         Yields:
             A, shape (K, C), float64; none where there is nothing to propose.
         """
+
+
+def set_by_set(candidate: Candidate) -> Candidate:
+    """Return a candidate that proposes for each set of channels what another one proposes for that set alone."""
+
+    def together(known: Known, rng: np.random.Generator, /) -> Iterator[FloatArray]:
+        if known.sets == 1:
+            yield from candidate(known, rng)
+            return
+        for outputs in zip(*(candidate(part, rng) for part in known.parts()), strict=False):
+            yield block_diagonal(outputs)
+
+    return together

@@ -1,0 +1,73 @@
+"""How a channel map acts on an array: on the entries of some axes that belong to a group; the others move along."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnxfuse.arrays import FloatArray, IntArray, join_axes
+from onnxfuse.coupling.sets import Places
+
+__all__ = ["along", "map_axes", "rows_of"]
+
+# From so many entries on it is worth while to see whether a map is sparse: that is, has at most such a share of others
+# than zeros.
+_WORTH_A_LOOK, _SPARSE = 2**16, 0.02
+
+
+def map_axes(array: FloatArray, axes: Sequence[int], old: IntArray, new: IntArray, matrix: FloatArray) -> FloatArray:
+    """Apply a channel map to the part of some axes that belongs to a group; the rest moves along unchanged.
+
+    Args:
+        array: Any shape, float64.
+        axes: The axis that holds the channels, behind those that are looked at as one axis with it.
+        old: Shape (C, m): indices of that one axis that belong to each channel.
+        new: Shape (K, m): where the fused channels go on it.
+        matrix: Shape (K, C).
+
+    Returns:
+        A new array; the last of the axes has (K - C) m more entries (so fewer), over the size of the others.
+
+    Example:
+        >>> whole, pair = np.arange(4.0).reshape(2, 2), np.array([[0], [1], [2], [3]])
+        >>> kept = np.array([[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
+        >>> map_axes(whole, (0, 1), pair, pair[:2], kept).tolist()
+        [[1.0], [2.0]]
+    """
+    moved = join_axes(array, axes)
+    outer, rest = [array.shape[axis] for axis in axes[:-1]], moved.shape[1:]
+    block = moved[old.ravel()].reshape(old.shape[0], -1)
+    fused = _product(matrix, block).reshape(new.size, *rest)
+    if old.size == moved.shape[0]:
+        result = np.empty((new.size, *rest), fused.dtype)
+    else:
+        result = np.empty((moved.shape[0] - old.size + new.size, *rest), fused.dtype)
+        result[np.delete(np.arange(len(result)), new.ravel())] = np.delete(moved, old.ravel(), axis=0)
+    result[new.ravel()] = fused
+    result = result.reshape(*outer, len(result) // math.prod(outer), *rest)
+    return np.moveaxis(result, range(len(axes)), axes)
+
+
+def rows_of(array: FloatArray, where: Places) -> FloatArray:
+    """Return everything in an array that belongs to each channel, shape (C, D)."""
+    rows: FloatArray = join_axes(array, where.axes)[where.index.ravel()].reshape(len(where.index), -1)
+    return rows
+
+
+def _product(matrix: FloatArray, block: FloatArray) -> FloatArray:
+    """Multiply a map that may be nearly all zeros, as selections and transport plans are."""
+    if matrix.dtype == np.float16:
+        # There is no fast code for half precision, and its sums overflow.
+        return _product(matrix.astype(np.float32), block.astype(np.float32)).astype(np.float16)
+    if matrix.size < _WORTH_A_LOOK or np.count_nonzero(matrix) > _SPARSE * matrix.size:
+        return matrix @ block
+    from scipy.sparse import csr_array
+
+    by_columns = matrix.flags.f_contiguous
+    sparse = csr_array(matrix.T).T if by_columns else csr_array(matrix)
+    return np.asarray(sparse @ block)
+
+
+def along(vector: FloatArray, axis: int, rank: int) -> FloatArray:
+    """Return a vector as an array of some rank that is longer than 1 along one axis alone."""
+    return vector.reshape([-1 if i == axis else 1 for i in range(rank)])
