@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from onnxfuse.arrays import FloatArray
@@ -99,6 +99,7 @@ def test_inputs_that_never_change_give_the_prior() -> None:
     centred=st.booleans(),
     ridge=st.sampled_from([1e-3, 0.1, 10.0]),
 )
+@example(size=(7, 1, 1, 1), centred=True, ridge=1e-3).via("an input that hardly varies, far from zero")
 def test_rows_and_sums_give_the_same_fit(*, size: tuple[int, int, int, int], centred: bool, ridge: float) -> None:
     """The dual of the regression is the regression, with fewer rows than numbers in a row and with more."""
     seed, groups, inputs, outputs = size

@@ -192,17 +192,20 @@ class RegressionRows:
 
     Attributes:
         centred: Whether the node can shift its outputs.
-        x: Shape (n, D), float32.
+        offset: What was taken from every row, shape (D,): near their mean, so that float32 is precise enough for what
+            is left of rows that vary little; 0 where nothing shifts the outputs.
+        x: Shape (n, D), float32, less the offset.
         y: Shape (n, O), float64.
     """
 
     centred: bool
+    offset: FloatArray = field(init=False)
     x: np.ndarray[Any, np.dtype[np.float32]] = field(init=False)
     y: FloatArray = field(init=False)
 
     def __post_init__(self) -> None:
         """Start from nothing."""
-        self.x, self.y = np.zeros((0, 0), np.float32), np.zeros((0, 0))
+        self.x, self.y, self.offset = np.zeros((0, 0), np.float32), np.zeros((0, 0)), np.zeros(0)
 
     @property
     def count(self) -> int:
@@ -218,20 +221,36 @@ class RegressionRows:
         """Add rows, shape (n, 1, D), and their targets, shape (n, 1, O), of any float type; all finite ones count."""
         x, y = finite_rows(x[:, 0], y[:, 0])
         first = not self.count
-        self.x = x.astype(np.float32) if first else np.concatenate([self.x, x.astype(np.float32)])
+        if first:
+            mean = x.mean(axis=0, dtype=np.float64) if len(x) else np.zeros(x.shape[1])
+            self.offset = mean if self.centred else np.zeros_like(mean)
+        rows = (x - self.offset).astype(np.float32)
+        self.x = rows if first else np.concatenate([self.x, rows])
         self.y = y.astype(np.float64) if first else np.concatenate([self.y, y])
 
     def merged(self, other: Self) -> Self:
         """Return both collections of rows."""
         both = type(self)(self.centred)
-        both.x, both.y = np.concatenate([self.x, other.x]), np.concatenate([self.y, other.y])
+        both.offset = self.offset
+        moved = (other.x + (other.offset - self.offset)).astype(np.float32)
+        both.x, both.y = np.concatenate([self.x, moved]), np.concatenate([self.y, other.y])
         return both
 
     @property
     def means(self) -> tuple[FloatArray, FloatArray]:
         """Mean row, shape (1, D), and mean target, shape (1, O); zeros where nothing shifts the outputs."""
-        means = self.x.mean(axis=0, dtype=np.float64)[None], self.y.mean(axis=0)[None]
-        return means if self.centred else (np.zeros_like(means[0]), np.zeros_like(means[1]))
+        return self._mean_left[None] + self.offset, self._mean_target[None]
+
+    @property
+    def _mean_left(self) -> FloatArray:
+        """What rows have in the mean, beside the offset; 0 where nothing shifts the outputs."""
+        mean: FloatArray = self.x.mean(axis=0, dtype=np.float64)
+        return mean if self.centred else np.zeros_like(mean)
+
+    @property
+    def _mean_target(self) -> FloatArray:
+        mean: FloatArray = self.y.mean(axis=0)
+        return mean if self.centred else np.zeros_like(mean)
 
     def best_ridge(self, held: Self, prior: FloatArray, ridges: Iterable[float]) -> tuple[float, float]:
         """Return what the best of some fits misses of other rows, and its ridge; no weight is worked out for that."""
@@ -255,7 +274,7 @@ class RegressionRows:
         """
         dual = self._dual(self._products(self), self._gap(prior), ridge * self._scale())
         # Every row less the mean row.
-        step = dual.astype(np.float32).T @ self.x - np.outer(dual.sum(axis=0), self.means[0][0])
+        step = dual.astype(np.float32).T @ self.x - np.outer(dual.sum(axis=0), self._mean_left)
         fitted: FloatArray = prior + step
         return fitted
 
@@ -265,23 +284,23 @@ class RegressionRows:
 
     def variance(self) -> float:
         """Return the mean square of the targets about their mean, over all outputs."""
-        return float(np.square(self.y - self.means[1]).sum() / self.count)
+        return float(np.square(self.y - self._mean_target).sum() / self.count)
 
     def _gap(self, weight: FloatArray) -> FloatArray:
         """Return what a weight misses of every target, shape (n, O)."""
-        mean_x, mean_y = self.means
-        gap: FloatArray = self.y - mean_y - (self.x @ weight[0].T.astype(np.float32) - mean_x @ weight[0].T)
+        left = self.x @ weight[0].T.astype(np.float32) - self._mean_left @ weight[0].T
+        gap: FloatArray = self.y - self._mean_target - left
         return gap
 
     def _products(self, other: Self) -> FloatArray:
         """Return the products of these rows with others, each less its own mean, shape (n, m)."""
         products = (self.x @ other.x.T).astype(np.float64)
-        ours, theirs = self.means[0], other.means[0]
+        ours, theirs = self._mean_left[None], other._mean_left[None]
         return products - self.x @ theirs.T - ours @ other.x.T + ours @ theirs.T
 
     def _scale(self) -> float:
         """Return the mean square of an input; 1 if none ever changes."""
-        squares = np.square(self.x, dtype=np.float64).mean(axis=0) - np.square(self.means[0][0])
+        squares = np.square(self.x, dtype=np.float64).mean(axis=0) - np.square(self._mean_left)
         scale = float(squares.mean())
         return scale if scale > 0 else 1.0
 
