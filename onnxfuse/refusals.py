@@ -9,7 +9,7 @@ from onnxfuse.analysis import Analysis
 from onnxfuse.bodies import Bodies
 from onnxfuse.config import CompressionConfig
 from onnxfuse.errors import OutputError, UnsupportedGraphError
-from onnxfuse.graph.files import weight_files
+from onnxfuse.graph.files import data_path, weight_files
 from onnxfuse.graph.view import GraphView
 from onnxfuse.planning.widths import GroupPlan
 
@@ -31,15 +31,19 @@ def refuse_overwriting(target: Path | None, model: Path | None, others: Mapping[
     Raises:
         OutputError: They are the same file.
     """
-    if target is None or not target.exists():
+    if target is None:
         return
     read = [("the input file", model)]
     read += [("a file with the model's weights", file) for file in (weight_files(model) if model else [])]
     read += [(word, Path(other)) for word, other in others.items() if isinstance(other, str | os.PathLike)]
     for word, file in read:
-        if file is not None and file.exists() and target.samefile(file):
-            what = f"the output is {word}, which onnxfuse never changes"
-            raise OutputError(what, where=str(target), mend="choose another output path")
+        if file is None or not file.exists():
+            continue
+        # A large model is written with its weights in a file beside it.
+        for place, said in ((target, "the output"), (data_path(target), "the file of weights beside the output")):
+            if place.exists() and place.samefile(file):
+                what = f"{said} is {word}, which onnxfuse never changes"
+                raise OutputError(what, where=str(place), mend="choose another output path")
 
 
 def refuse_nothing(analysis: Analysis, plans: Sequence[GroupPlan], bodies: Bodies, config: CompressionConfig) -> None:

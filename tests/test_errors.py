@@ -321,6 +321,16 @@ def test_files_that_are_read_beside_the_model_are_not_written_over(
     assert_refused(cli(words[0], "m.onnx", *words[1:]), 9, READ_AS_WELL[words], before, place)
 
 
+def test_weights_beside_the_output_are_not_those_of_the_input(cli: Command, place: Path) -> None:
+    """Where a large result would have its weights, there may be those of the input."""
+    loaded = onnx.load("digits.onnx")
+    onnx.save_model(loaded, "m.onnx", save_as_external_data=True, location="s.onnx.data", size_threshold=0)
+    before = contents(place)
+    message = "the file of weights beside the output is a file with the model's weights, which onnxfuse never changes\n"
+    message += "  at:   s.onnx.data\n  mend: choose another output path"
+    assert_refused(cli("compress", "m.onnx", "-o", "s.onnx"), 9, message, before, place)
+
+
 @pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() == 0,
     reason="the superuser may write everywhere, and Windows has no modes",

@@ -17,7 +17,7 @@ from onnx import external_data_helper, inliner
 from onnxfuse.errors import ModelError, OutputError
 from onnxfuse.graph.branches import without_decided_ifs
 
-__all__ = ["SourceModel", "check_output_path", "read_model", "staged", "weight_files", "write_model"]
+__all__ = ["SourceModel", "check_output_path", "data_path", "read_model", "staged", "weight_files", "write_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -190,13 +190,23 @@ def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise OutputError(what, where=str(target), mend="choose another output path") from error
 
 
+def data_path(path: Path) -> Path:
+    """Return where the weights of a model go that is too large for one file.
+
+    Example:
+        >>> data_path(Path("large.onnx")).name
+        'large.onnx.data'
+    """
+    return path.with_name(path.name + ".data")
+
+
 def write_model(model: onnx.ModelProto, path: Path) -> int:
     """Write a model, with its weights beside it where one file can't hold them; return the bytes written.
 
     Raises:
         OutputError: The disk is full or the path can't be written.
     """
-    data_path = path.with_name(path.name + ".data")
+    beside = data_path(path)
     try:
         if model.ByteSize() <= _LARGEST_FILE:
             path.write_bytes(model.SerializeToString())
@@ -205,9 +215,9 @@ def write_model(model: onnx.ModelProto, path: Path) -> int:
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
         onnx.save_model(
-            copy, str(path), save_as_external_data=True, location=data_path.name, size_threshold=_EXTERNAL_FROM
+            copy, str(path), save_as_external_data=True, location=beside.name, size_threshold=_EXTERNAL_FROM
         )
-        return path.stat().st_size + data_path.stat().st_size
+        return path.stat().st_size + beside.stat().st_size
     except OSError as error:
         what = f"the model can't be written: {error.strerror or error}"
         raise OutputError(what, where=str(path), mend="free some space or choose another output path") from error
