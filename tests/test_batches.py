@@ -136,4 +136,21 @@ def test_samples_in_runs_of_a_stated_size_are_not_divided() -> None:
     model = net.model()
     samples = given(model)
     assert samples.in_batches(2) is samples
-    assert replace(samples, divisible=True).in_batches(3).batch == 2
+    assert replace(samples, divisible=True).in_batches(3).batch == 3
+
+
+def test_few_samples_in_a_run_are_still_for_an_opened_network() -> None:
+    """Smaller runs, down to one sample, go through the same network; few samples are left out."""
+    model = network()
+    larger = in_larger_runs(analysis_of(model), given(model, 53), Provider.CPU)
+    assert larger.batch == 53
+    for most, count in ((19, 52), (7, 52), (1, 53)):
+        fewer = larger.in_batches(most)
+        assert (fewer.batch <= most, fewer.count, fewer.divisible) == (True, count, True)
+        assert for_samples(model, fewer) is not model
+
+
+def test_a_reconstruction_of_a_closed_network_takes_any_number_of_samples() -> None:
+    """A prime number of samples is cut into other runs on the way."""
+    made = onnxfuse.compress(network(), calibration={"x0": images(53)}, ratio=0.5, prove=False, provider="cpu")
+    assert made.report.reconstructions

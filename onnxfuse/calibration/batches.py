@@ -98,8 +98,8 @@ def in_larger_runs(analysis: Analysis, samples: Samples, provider: Provider) -> 
 
 
 def for_samples(model: onnx.ModelProto, samples: Samples) -> onnx.ModelProto:
-    """Return the model, or one that takes as many samples at once as there are in a run of ``samples``."""
-    if samples.batch > 1 and any(_states_one(info) for info in model.graph.input if info.name in samples.batched):
+    """Return the model, or one that takes any number of samples, where those at hand ask for that."""
+    if samples.divisible and any(_states_one(info) for info in model.graph.input if info.name in samples.batched):
         return open_batch(model)
     return model
 

@@ -59,10 +59,13 @@ class Samples:
         return len(next(iter(self.arrays.values()))) // self.batch * self.batch
 
     def in_batches(self, most: int) -> "Samples":
-        """Return the same samples, at most so many in one run, if the model takes any number at once."""
+        """Return the samples, at most so many in one run, if the model takes any number at once.
+
+        Some of the last may be left out: fewer than there are in a run.
+        """
         if self.batch <= most or not self.divisible:
             return self
-        batch = max(d for d in range(1, max(most, 1) + 1) if self.batch % d == 0)
+        batch, _ = whole_batches(self.count, max(most, 1))
         dims = {name: (batch, *d[1:]) for name, d in self.dims.items()}
         return replace(self, batch=batch, dims=dims)
 
@@ -240,14 +243,15 @@ def arrange(arrays: Mapping[str, AnyArray], graph: GraphView, where: str, origin
     return Samples(arrays, dims, origin, batched, batch, divisible=is_divisible)
 
 
-def whole_batches(count: int) -> tuple[int, int]:
-    """Return how many samples to take at once, and how many of them there are in whole batches.
+def whole_batches(count: int, most: int = _LARGEST_BATCH) -> tuple[int, int]:
+    """Return how many samples to take at once, at most so many, and how many there are then in whole batches.
 
     Example:
-        >>> whole_batches(512), whole_batches(400), whole_batches(101)
-        ((64, 512), (50, 400), (50, 100))
+        >>> whole_batches(512), whole_batches(400), whole_batches(101), whole_batches(159, 19)
+        ((64, 512), (50, 400), (50, 100), (13, 156))
     """
     # Of the batches of fair size, the largest of those that leave the fewest samples out.
-    fair = range(max(min(count, _LARGEST_BATCH // 4), 1), max(min(count, _LARGEST_BATCH), 1) + 1)
+    few, many = (max(min(count, size), 1) for size in (max(most // 4, min(most, 4)), most))
+    fair = range(few, many + 1)
     batch = min(fair, key=lambda size: (count % size, -size))
     return batch, count // batch * batch
