@@ -85,9 +85,10 @@ def dream(
         network = GradientNetwork(graph, few, [value], CrossEntropy(classes), provider)
     except (DataError, UnsupportedGraphError):
         return None
-    moved = [_moved(network, feeds, name, value, image, run) for run, feeds in enumerate(network.samples.feeds())]
+    runs = [_moved(network, feeds, name, value, image, run) for run, feeds in enumerate(network.samples.feeds())]
+    moved = np.concatenate(runs)
     array = samples.arrays[name].copy()
-    array[chosen[: few.count]] = np.concatenate(moved)
+    array[chosen[: len(moved)]] = moved
     return replace(samples, arrays={**samples.arrays, name: array})
 
 
