@@ -84,7 +84,8 @@ class CompressionConfig:
             ``backward`` is from the output to the input, as the paper's released code does.
         refit: Whether to fit the layers behind fused channels anew on the calibration samples, front to back; by
             default with ``auto`` only.
-        effort: How much to do after the refit: parts of the network are fitted as a whole then, in many small steps.
+        effort: How much to do besides: parts of the network are fitted as a whole after the refit, in many small steps,
+            and images that are made up are moved towards classes.
             0 leaves that out; 1 is meant for a minute or two on two cores; more helps where much was removed.
         pixels: How the pixels of pictures, or of made-up images, become the numbers of an input: ``standardised`` (less
             ImageNet's mean, divided by its deviation), ``0..255``, ``-128..127``, ``-1..1`` or ``0..1``; ``auto``
