@@ -1,6 +1,7 @@
 """Array types and helpers that the numerical parts share.
 
-Work is done in float64 and cast once, when a weight is written. Large matrices are worked on in strips of rows, so that
+Work is done in float64 and cast once, when a weight is written; large weights are worked on in float32, which still
+has bits to spare where files have float16. Large matrices are worked on in strips of rows, so that
 what is computed in between stays small.
 """
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 __all__ = [
     "BoolArray",
     "FloatArray",
+    "Floats",
     "IntArray",
     "add_products",
     "finite_rows",
@@ -19,6 +21,7 @@ __all__ = [
     "mirror",
     "project_rows",
     "row_coordinates",
+    "row_lengths",
     "strips",
     "unit_rows",
 ]
@@ -26,6 +29,8 @@ __all__ = [
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 IntArray: TypeAlias = npt.NDArray[np.int64]
+Floats: TypeAlias = npt.NDArray[np.float32] | FloatArray
+"""What is in single precision where there is much of it."""
 
 # Rows of a strip.
 _STRIP = 1024
@@ -33,21 +38,27 @@ _STRIP = 1024
 _PROJECTED = 256
 
 
-def unit_rows(x: FloatArray) -> FloatArray:
+def unit_rows(x: Floats) -> Floats:
     """Scale every row to Euclidean length 1; rows of zeros (dead channels) stay zero instead of becoming NaN.
 
     Args:
-        x: Any values, shape (C, D), float64.
+        x: Any values, shape (C, D).
 
     Returns:
-        A new array, shape (C, D), float64.
+        A new array of the same shape and type.
 
     Example:
         >>> unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
         [[0.6, 0.8], [0.0, 0.0]]
     """
-    norms = np.linalg.norm(x, axis=1, keepdims=True)
-    return x / np.where(norms > 0, norms, 1.0)
+    units: Floats = x / row_lengths(x)[:, None]
+    return units
+
+
+def row_lengths(x: Floats) -> Floats:
+    """Return the Euclidean length of every row, or 1 where it is 0; shape (C,), of the type of ``x``."""
+    lengths: Floats = np.linalg.norm(x, axis=1)
+    return np.where(lengths > 0, lengths, np.ones_like(lengths))
 
 
 def is_finite(array: np.ndarray[Any, np.dtype[Any]]) -> npt.NDArray[np.bool_]:
@@ -77,13 +88,13 @@ def finite_rows(*arrays: np.ndarray[Any, np.dtype[Any]]) -> list[np.ndarray[Any,
     return list(arrays) if whole.all() else [a[whole] for a in arrays]
 
 
-def project_rows(x: FloatArray) -> np.ndarray[Any, np.dtype[np.float32]]:
+def project_rows(x: Floats) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Return a random projection of rows into few dimensions, the same for all rows of one length.
 
     Squared distances are kept up to about 9 % (one standard deviation); rows that are short enough stay.
 
     Args:
-        x: Shape (C, D), float64.
+        x: Shape (C, D).
 
     Returns:
         Shape (C, min(D, 256)), float32.
@@ -96,18 +107,18 @@ def project_rows(x: FloatArray) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.concatenate([x[strip].astype(np.float32) @ matrix for strip in strips(len(x))])
 
 
-def row_coordinates(x: FloatArray) -> FloatArray:
+def row_coordinates(x: Floats) -> Floats:
     """Return rows in an orthonormal basis of their span, so that all products of rows are what they were.
 
     Args:
-        x: Shape (C, D), float64.
+        x: Shape (C, D).
 
     Returns:
         Shape (C, min(C, D)): R transposed, where Q R is the transpose.
     """
     if x.shape[0] >= x.shape[1]:
         return x
-    triangle: FloatArray = np.asarray(np.linalg.qr(x.T, mode="r"))
+    triangle: Floats = np.asarray(np.linalg.qr(x.T, mode="r"))
     return triangle.T
 
 

@@ -52,8 +52,7 @@ def prove_groups(
 
     def scaling(group: CouplingGroup, rng: np.random.Generator) -> ChannelMap:
         # Powers of two, so that nothing is rounded, whatever the weights are stored in.
-        factors = 2.0 ** rng.choice([-1, 1], group.channels)
-        return ChannelMap(np.diag(factors), np.diag(1 / factors), np.arange(group.channels))
+        return ChannelMap.scaling(2.0 ** rng.choice([-1, 1], group.channels))
 
     def change(chosen: Sequence[CouplingGroup], find_map: FindMap) -> onnx.ModelProto:
         state = WeightState(analysis.graph, analysis.shapes, analysis.channels)

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from onnxfuse.analysis import Analysis
-from onnxfuse.arrays import FloatArray, IntArray, add_products, finite_rows, mirror, row_coordinates, strips
+from onnxfuse.arrays import FloatArray, Floats, IntArray, add_products, finite_rows, mirror, row_coordinates, strips
 from onnxfuse.calibration.activation_paths import ActivationPath, PathFunction, activation_path
 from onnxfuse.calibration.batches import for_samples
 from onnxfuse.calibration.linear import LinearNode, ending_of, linear_nodes
@@ -156,7 +156,7 @@ class _Rows:
 class _Place:
     """A reader of a group, and where to look."""
 
-    weights: FloatArray
+    weights: Floats
     moments: tuple[str, int]
     end: str
     has_shift: bool
@@ -227,7 +227,7 @@ def _readings(
             estimates[place.moments] = seen.estimates(centred=centred)
         covariance, second = estimates[place.moments]
         variance = spreads[place.end].variance
-        weights = place.weights / (np.sqrt(variance) if np.isfinite(variance) and variance > 0 else 1.0)
+        weights = place.weights / (variance**0.5 if np.isfinite(variance) and variance > 0 else 1.0)
         before = None if place.path is None else channels.get((group, place.path))
         yield Reading(
             covariance if place.has_shift else second, second, row_coordinates(weights), place.has_shift, before

@@ -96,7 +96,7 @@ class SideBySide:
                 old = positions(layout, group.atom, widths)
                 widths[group.atom] = channel_map.kept
                 new = positions(layout, group.atom, widths)
-                rows = map_axis(rows, axis, old, new, channel_map.output.astype(rows.dtype))
+                rows = map_axis(rows, axis, old, new, channel_map.making)
         return rows
 
     def fused_value(self, value: AnyArray, name: str) -> AnyArray:

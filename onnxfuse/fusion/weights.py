@@ -1,4 +1,4 @@
-"""The weights while they are being fused: float64 copies of what the groups touch, and how a map acts on them.
+"""The weights while they are being fused: precise copies of what the groups touch, and how a map acts on them.
 
 A coupling group says which axes follow its channels; a `ChannelMap` says how the channels become fewer. This module
 multiplies the two. Where a batch normalisation can be folded into the layer before it, the map acts on the folded
@@ -8,11 +8,11 @@ and a normalisation whose composition is the fused layer exactly: the network ke
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from onnxfuse.arrays import FloatArray, IntArray
+from onnxfuse.arrays import FloatArray, Floats, IntArray
 from onnxfuse.coupling.constraints import Encoded
 from onnxfuse.coupling.groups import ChannelGraph, CouplingGroup, ParameterAxis, positions
 from onnxfuse.coupling.layout import Atom
@@ -22,37 +22,37 @@ from onnxfuse.fusion.maps import ChannelMap
 from onnxfuse.fusion.quantised import Encoding, decode, encode, fitting_encoding, integer_range, pack, unpack
 from onnxfuse.graph.shapes import Shapes
 from onnxfuse.graph.view import BIAS_SLOTS, DEFAULT_DOMAIN, GraphView, NodeView, Operand
+from onnxfuse.matrices import Matrix, product, transposed
 from onnxfuse.statistics.features import ChannelFeatures, MemberFeatures, Role
 
 __all__ = ["WeightState", "map_axis"]
 
+AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
 _SCALE, _SHIFT, _MEAN, _VARIANCE = 1, 2, 3, 4
 _DEFAULT_EPSILON = 1e-5
 _NO_SCALE = 1e-200
-# From so many entries on it is worth while to see whether a map is sparse: that is, has at most such a share of others
-# than zeros.
-_WORTH_A_LOOK, _SPARSE = 2**16, 0.02
-# Weights of more entries are not kept as float64 before they change.
+# Weights of more entries are not kept before they change, and in single precision after it, unless the file has double.
 _LARGE = 2**22
 
 
-def map_axis(array: FloatArray, axis: int, old: IntArray, new: IntArray, matrix: FloatArray) -> FloatArray:
+def map_axis(array: AnyArray, axis: int, old: IntArray, new: IntArray, matrix: Matrix) -> AnyArray:
     """Apply a channel map to the part of an axis that belongs to a group; the rest of the axis moves along unchanged.
 
     Args:
-        array: Any shape, float64.
+        array: Any shape and float type.
         axis: The axis that holds the channels.
         old: Shape (C, m): indices of the axis that belong to each channel.
         new: Shape (K, m): where the fused channels go on the new axis.
-        matrix: Shape (K, C).
+        matrix: Shape (K, C), dense or sparse.
 
     Returns:
-        A new array; its axis has (K - C) m more entries (so fewer).
+        A new array of the same type; its axis has (K - C) m more entries (so fewer).
     """
     moved = np.moveaxis(array, axis, 0)
     rest_shape = moved.shape[1:]
     block = moved[old.ravel()].reshape(old.shape[0], -1)
-    fused = _product(matrix, block).reshape(new.size, *rest_shape)
+    fused = product(matrix, block).reshape(new.size, *rest_shape)
     if old.size == moved.shape[0]:
         result = np.empty((new.size, *rest_shape), fused.dtype)
     else:
@@ -60,20 +60,6 @@ def map_axis(array: FloatArray, axis: int, old: IntArray, new: IntArray, matrix:
         result[np.delete(np.arange(len(result)), new.ravel())] = np.delete(moved, old.ravel(), axis=0)
     result[new.ravel()] = fused
     return np.moveaxis(result, 0, axis)
-
-
-def _product(matrix: FloatArray, block: FloatArray) -> FloatArray:
-    """Multiply a map that may be nearly all zeros, as selections and transport plans are."""
-    if matrix.dtype == np.float16:
-        # There is no fast code for half precision, and its sums overflow.
-        return _product(matrix.astype(np.float32), block.astype(np.float32)).astype(np.float16)
-    if matrix.size < _WORTH_A_LOOK or np.count_nonzero(matrix) > _SPARSE * matrix.size:
-        return matrix @ block
-    from scipy.sparse import csr_array
-
-    by_columns = matrix.flags.f_contiguous
-    sparse = csr_array(matrix.T).T if by_columns else csr_array(matrix)
-    return np.asarray(sparse @ block)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +97,7 @@ class WeightState:
         self.shapes = shapes
         self.channels = channels
         self.widths: dict[Atom, int] = {}
-        self._arrays: dict[Operand, FloatArray] = {}
+        self._arrays: dict[Operand, Floats] = {}
         self._changed: set[Operand] = set()
         self._mixed: set[Operand] = set()
         self._output_axis = {
@@ -121,6 +107,10 @@ class WeightState:
 
     def array(self, operand: Operand) -> FloatArray:
         """Return the present value of a weight as one node reads it, float64."""
+        return self._value(operand).astype(np.float64, copy=False)
+
+    def _value(self, operand: Operand) -> Floats:
+        """Return the present value of a weight as it is kept: a large one in single precision."""
         if operand in self._arrays:
             return self._arrays[operand]
         value = self._decoded(operand)
@@ -131,7 +121,7 @@ class WeightState:
 
     def changed(self) -> Iterator[tuple[Operand, np.ndarray[Any, np.dtype[Any]]]]:
         """Yield every weight that a map has acted on, cast once to the data type that the file has."""
-        values = {operand: self._arrays[operand] for operand in self._changed}
+        values: dict[Operand, Floats] = {operand: self._arrays[operand] for operand in self._changed}
         for operand in self._changed:
             if self._is_stored(operand):
                 values.update(self._stored(operand))
@@ -175,12 +165,12 @@ class WeightState:
         folded = {} if channel_map.is_selection else {n: self._makers(n) for n in norms if self._makers(n)}
         for norm, makers in folded.items():
             self._scale_outputs(makers, self._factor_inside(norm, group), group)
-        results: dict[Operand, FloatArray] = {}
+        results: dict[Operand, Floats] = {}
         for parameter in group.parameters:
             if parameter.operand.node in norms or (parameter.role is Role.CONSUMER and not readers):
                 continue
             matrix = _matrix(channel_map, parameter.role)
-            current = results.get(parameter.operand, self.array(parameter.operand))
+            current = results[parameter.operand] if parameter.operand in results else self._value(parameter.operand)
             results[parameter.operand] = self._mapped(current, parameter, atom, widths, matrix)
             if not channel_map.is_selection:
                 self._mixed.add(parameter.operand)
@@ -197,7 +187,7 @@ class WeightState:
         if self.array(operand).shape != value.shape:
             what = f"a weight of shape {self.array(operand).shape} can't become {value.shape}"
             raise InvariantError(what, where=operand.name)
-        self._arrays[operand] = value
+        self._arrays[operand] = value.astype(self._precision(operand, value.size), copy=False)
         self._changed.add(operand)
         self._mixed.add(operand)
 
@@ -257,9 +247,9 @@ class WeightState:
         self, node: NodeView, operands: Iterable[Operand]
     ) -> Iterator[tuple[Operand, np.ndarray[Any, np.dtype[Any]]]]:
         """Yield the present values of a linear node's weights as the file would have them, with how they are stored."""
-        values: dict[Operand, FloatArray] = {}
+        values: dict[Operand, Floats] = {}
         for operand in operands:
-            values.update(self._stored(operand) if self._is_stored(operand) else {operand: self.array(operand)})
+            values.update(self._stored(operand) if self._is_stored(operand) else {operand: self._value(operand)})
         values.update(self._stored_bias(node, values))
         values.update(self._stored_biases(values))
         for operand, value in values.items():
@@ -303,16 +293,17 @@ class WeightState:
         epsilon = float(self.graph.nodes[node].attributes.get("epsilon", _DEFAULT_EPSILON))
         return _Norm(scale, shift, mean, variance, epsilon)
 
-    def _folded(self, operand: Operand) -> FloatArray:
+    def _folded(self, operand: Operand) -> Floats:
         """Return a weight with the normalisation after its node folded into its outputs (the paper's equation 1).
 
         All weights of a group are seen so, those that read its channels too, as after folding the whole network.
         """
-        value, after = self.array(operand), self._norm_after.get(operand.node)
+        value, after = self._value(operand), self._norm_after.get(operand.node)
         axis = self._output_axis.get(operand)
         if after is None or axis is None:
             return value
-        return value * _along(self._norm(after).factor, axis, value.ndim)
+        folded: Floats = value * _along(self._norm(after).factor, axis, value.ndim).astype(value.dtype)
+        return folded
 
     def _bn_scale(self, node: int, where: IntArray) -> FloatArray | None:
         """Return the magnitude of the scale that a normalisation after ``node`` gives every channel."""
@@ -355,15 +346,20 @@ class WeightState:
         """Whether an operand is the integers of a weight."""
         return operand.is_constant and operand in self.channels.encodings
 
-    def _decoded(self, operand: Operand) -> FloatArray:
-        """Return the original value of a weight as the numbers that it stands for, float64."""
+    def _precision(self, operand: Operand, size: int) -> np.dtype[Any]:
+        """Return the type that a weight is kept in: single precision if it is large, unless the file has double."""
+        is_large = size > _LARGE and self._original(operand).dtype != np.float64
+        return np.dtype(np.float32 if is_large else np.float64)
+
+    def _decoded(self, operand: Operand) -> Floats:
+        """Return the original value of a weight as the numbers that it stands for."""
         value = self._original(operand)
         if self._is_stored(operand):
             bits = self.channels.encodings[operand].bits
             return decode(unpack(value, bits) if bits else value.astype(np.float64), self._encoding(operand))
         if operand in self.channels.biases:
             return decode(value.astype(np.float64), self._bias_encoding(operand, {}))
-        return value.astype(np.float64)
+        return value.astype(self._precision(operand, value.size))
 
     def _operand(self, node: int, slot: int) -> Operand | None:
         inputs = self.graph.nodes[node].inputs
@@ -407,7 +403,7 @@ class WeightState:
         values[operand] = encode(self.array(operand), encoding, bounds)
         return values
 
-    def _stored_biases(self, values: Mapping[Operand, FloatArray]) -> dict[Operand, FloatArray]:
+    def _stored_biases(self, values: Mapping[Operand, Floats]) -> dict[Operand, FloatArray]:
         """Return the integers of biases anew where the scale of their weight, or they themselves, have changed."""
         found = {}
         for operand, told in self.channels.biases.items():
@@ -416,7 +412,7 @@ class WeightState:
                 found[operand] = encode(self.array(operand), encoding, integer_range(self._original(operand).dtype))
         return found
 
-    def _bias_encoding(self, operand: Operand, values: Mapping[Operand, FloatArray]) -> Encoding:
+    def _bias_encoding(self, operand: Operand, values: Mapping[Operand, Floats]) -> Encoding:
         """Return how a bias is stored with the scales among some values, or else the present ones."""
         told = self.channels.biases[operand]
         w_scale = self.channels.encodings[told.weight].scale
@@ -424,7 +420,7 @@ class WeightState:
         last = self._original(operand).ndim - 1
         return Encoding(told.factor * self.array(told.x_scale).reshape(-1)[0] * scale, np.zeros(()), (last,))
 
-    def _stored_bias(self, node: NodeView, values: Mapping[Operand, FloatArray]) -> dict[Operand, FloatArray]:
+    def _stored_bias(self, node: NodeView, values: Mapping[Operand, Floats]) -> dict[Operand, FloatArray]:
         """Return a linear node's integer bias anew where the scale of its weight has changed.
 
         Runtimes compute in integers and take for granted that the scale of the bias is that of the input times that of
@@ -459,8 +455,8 @@ class WeightState:
     # Writing ----------------------------------------------------------------------------------------------------
 
     def _mapped(
-        self, value: FloatArray, parameter: ParameterAxis, atom: Atom, widths: Mapping[Atom, int], matrix: FloatArray
-    ) -> FloatArray:
+        self, value: Floats, parameter: ParameterAxis, atom: Atom, widths: Mapping[Atom, int], matrix: Matrix
+    ) -> Floats:
         old = self._positions(parameter, atom)
         new = self._positions(parameter, atom, widths)
         return map_axis(value, parameter.axis, old, new, matrix)
@@ -484,8 +480,8 @@ class WeightState:
         """Multiply what makes the channels of a group, weights and biases, by a factor for each output."""
         for parameter in group.parameters:
             if parameter.operand.node in makers and parameter.role is not Role.CONSUMER:
-                value = self.array(parameter.operand)
-                self._arrays[parameter.operand] = value * _along(factor, parameter.axis, value.ndim)
+                value = self._value(parameter.operand)
+                self._arrays[parameter.operand] = value * _along(factor, parameter.axis, value.ndim).astype(value.dtype)
 
     def _mapped_norm(
         self, node: int, group: CouplingGroup, channel_map: ChannelMap, widths: Mapping[Atom, int], norm: _Norm
@@ -500,7 +496,7 @@ class WeightState:
         any_axis = operands[_SCALE]
         old, new = self._positions(any_axis, group.atom), self._positions(any_axis, group.atom, widths)
 
-        def mapped(values: FloatArray, matrix: FloatArray) -> FloatArray:
+        def mapped(values: FloatArray, matrix: Matrix) -> FloatArray:
             return map_axis(values, 0, old, new, matrix)
 
         factor, anchor = norm.factor, old[channel_map.anchors]
@@ -512,8 +508,8 @@ class WeightState:
             anchor = self._strongest(channel_map, factor, old)
             scale, variance = _select(norm.scale, old, new, anchor), _select(norm.variance, old, new, anchor)
             new_factor = _Norm(scale, scale, scale, variance, norm.epsilon).factor
-            shift = mapped(norm.shift, channel_map.output)
-            folded_mean = mapped(factor * norm.mean, channel_map.output)
+            shift = mapped(norm.shift, channel_map.making)
+            folded_mean = mapped(factor * norm.mean, channel_map.making)
             # Outside the group, and where the factor is 0 so that the mean does not matter, the mean stays.
             mean = _select(norm.mean, old, new, anchor)
             inside = new.ravel()[new_factor[new.ravel()] != 0]
@@ -521,9 +517,9 @@ class WeightState:
         else:
             variance = _select(norm.variance, old, new, anchor)
             new_factor = mapped(factor, channel_map.carried)
-            mean = mapped(norm.mean, channel_map.output)
+            mean = mapped(norm.mean, channel_map.making)
             scale = new_factor * np.sqrt(variance + norm.epsilon)
-            shift = mapped(norm.shift - factor * norm.mean, channel_map.output) + new_factor * mean
+            shift = mapped(norm.shift - factor * norm.mean, channel_map.making) + new_factor * mean
         values = {_SCALE: scale, _SHIFT: shift, _MEAN: mean, _VARIANCE: variance}
         return {operands[slot].operand: value for slot, value in values.items()}
 
@@ -535,12 +531,12 @@ class WeightState:
         return np.take_along_axis(old, best, axis=0)
 
 
-def _matrix(channel_map: ChannelMap, role: Role) -> FloatArray:
+def _matrix(channel_map: ChannelMap, role: Role) -> Matrix:
     match role:
         case Role.PRODUCER | Role.BIAS:
-            return channel_map.output
+            return channel_map.making
         case Role.CONSUMER:
-            return channel_map.input.T
+            return transposed(channel_map.reading)
         case Role.CARRIED | Role.ENCODING:
             return channel_map.carried
 

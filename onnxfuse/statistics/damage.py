@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxfuse.arrays import BoolArray, FloatArray, IntArray, row_coordinates, strips
+from onnxfuse.arrays import BoolArray, FloatArray, Floats, IntArray, row_coordinates, strips
 from onnxfuse.statistics.channels import Channels, FusedMoments
 
 __all__ = [
@@ -59,14 +59,14 @@ class Reading:
 
     covariance: FloatArray
     moments: FloatArray
-    weights: FloatArray
+    weights: Floats
     has_shift: bool = True
     channels: tuple[Channels, Channels] | None = None
 
     @property
     def strength(self) -> FloatArray:
         """V V^T divided by the variance of what the reader's result ends in, shape (C, C), float64."""
-        return self.weights @ self.weights.T
+        return np.asarray(self.weights @ self.weights.T, np.float64)
 
     @property
     def damage(self) -> float:
@@ -173,7 +173,7 @@ class _Residual:
         channels = len(covariance)
         self.covariance = covariance.copy()
         self.meaning = np.empty_like(self.covariance)
-        weights = row_coordinates(weights)
+        weights = np.asarray(row_coordinates(weights), np.float64)
         seen = covariance @ weights
         self.damage = float(np.vdot(seen, weights))
         for strip in strips(channels):

@@ -6,6 +6,7 @@ from onnxfuse.fusion.maps import ChannelMap
 from onnxfuse.fusion.methods.protocol import check_kept
 from onnxfuse.fusion.options import FusionOptions
 from onnxfuse.importance import IMPORTANCES
+from onnxfuse.matrices import Matrix
 from onnxfuse.statistics.features import ChannelFeatures
 from onnxfuse.transport import MASSES, SOLVERS, TARGETS, ground_cost, is_too_large, nearest_plan
 from onnxfuse.transport.nearest import SHARP
@@ -47,7 +48,7 @@ def intra_fusion(
     a = MASSES[options.source_mass](scores)
     b = MASSES[options.target_mass](targets.scores)
     if is_too_large(len(vectors), kept, vectors.shape[1]):
-        plan = nearest_plan(
+        plan: Matrix = nearest_plan(
             vectors,
             targets.vectors,
             a,
