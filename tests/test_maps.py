@@ -13,8 +13,8 @@ from onnxfuse.errors import ConfigError, InvariantError, RegistryError
 from onnxfuse.fusion.maps import ChannelMap, OutputNorm
 from onnxfuse.fusion.methods import METHODS
 from onnxfuse.fusion.options import FusionOptions
-from onnxfuse.matrices import Matrix, as_dense
 from onnxfuse.importance import IMPORTANCES
+from onnxfuse.matrices import Matrix, as_dense
 from onnxfuse.statistics.features import ChannelFeatures, MemberFeatures, Role
 from onnxfuse.transport import MASSES, TARGETS
 from tests.activations import permuted_activations, seen

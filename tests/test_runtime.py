@@ -115,7 +115,7 @@ def test_a_path_and_a_model_give_the_same(make_mlp: MakeMlp, tmp_path: Path) -> 
 
 def test_a_model_over_the_limit_goes_through_a_file(make_mlp: MakeMlp, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model over the limit goes through a file."""
-    monkeypatch.setattr(runtime, "_LARGEST_MESSAGE", 10)
+    monkeypatch.setattr(runtime, "_LARGE", 10)
     session = Session(make_mlp(), Provider.CPU)
     assert session.run({"x": np.ones((2, 8), np.float32)})["y"].shape == (2, 4)
 

@@ -36,7 +36,8 @@ _FELL_BACK = "ONNX Runtime fell back to the CPU, as it does where a library of C
 # What matters in messages that begin with places in the sources of ONNX Runtime.
 _CUDA_FAILURE = re.compile(r"CU[A-Z]+ failure -?[0-9]+:[^;\n]*")
 _FATAL_ONLY, _WARNINGS = 4, 2
-_LARGEST_MESSAGE = 2**31 - 1
+# Models of more bytes are given to the runtime as files.
+_LARGE = 2**27
 
 
 class Session:
@@ -68,14 +69,17 @@ class Session:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not optimise:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            # Casts of half precision weights are not worked out beforehand then, and an arena would keep the results.
+            options.enable_cpu_mem_arena = False
         if isinstance(model, Path):
             self._session = _open(str(model), options, provider, name)
-        elif model.ByteSize() <= _LARGEST_MESSAGE:
+        elif model.ByteSize() <= _LARGE:
             self._session = _open(model.SerializeToString(), options, provider, name)
         else:
+            # A message in memory would be copied twice before the runtime has its weights; a file is mapped.
             with tempfile.TemporaryDirectory(prefix="onnxfuse-") as folder:
                 path = Path(folder) / "model.onnx"
-                write_model(model, path)
+                write_model(model, path, largest=_LARGE)
                 self._session = _open(str(path), options, provider, name)
         self.providers = tuple(self._session.get_providers())
         self.provider = Provider.CUDA if _CUDA in self.providers else Provider.CPU

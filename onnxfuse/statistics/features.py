@@ -39,7 +39,8 @@ class MemberFeatures:
     Attributes:
         node: Name of the node that owns the parameter.
         role: `Role.PRODUCER` or `Role.CONSUMER`.
-        weights: Shape (C, D), float64, of large weights float32: everything in the parameter that belongs to channel c, flattened.
+        weights: Shape (C, D), float64, of large weights float32: everything in the parameter that belongs to channel
+            c, flattened.
         bias: Shape (C, m), float64: the producer's bias for channel c (m = 1 unless a channel is repeated, as after
             a Flatten); None where there is none, and for consumers.
         bn_scale: Shape (C,), float64: batch normalisation's scale (gamma) as the file states it; None where no batch
