@@ -77,7 +77,8 @@ class Session:
             self._session = _open(model.SerializeToString(), options, provider, name)
         else:
             # A message in memory would be copied twice before the runtime has its weights; a file is mapped.
-            with tempfile.TemporaryDirectory(prefix="onnxfuse-") as folder:
+            # (Some systems don't remove what is mapped.)
+            with tempfile.TemporaryDirectory(prefix="onnxfuse-", ignore_cleanup_errors=True) as folder:
                 path = Path(folder) / "model.onnx"
                 write_model(model, path, largest=_LARGE)
                 self._session = _open(str(path), options, provider, name)
