@@ -19,6 +19,7 @@ __all__ = [
     "finite_rows",
     "is_finite",
     "mirror",
+    "precision",
     "project_rows",
     "row_coordinates",
     "row_lengths",
@@ -34,8 +35,23 @@ Floats: TypeAlias = npt.NDArray[np.float32] | FloatArray
 
 # Rows of a strip.
 _STRIP = 1024
+# Matrices of more entries are large: 134 MB in double precision.
+_LARGE = 2**24
 # Dimensions of a random projection.
 _PROJECTED = 256
+
+
+def precision(entries: int) -> np.dtype[Any]:
+    """Return what a matrix of statistics of so many entries is worked on in: single precision if it is large.
+
+    Sums over samples are in double precision whatever their size; what is made of them is an estimate, whose error from
+    a few thousand samples is many times the rounding.
+
+    Example:
+        >>> precision(1000 * 1000), precision(14336 * 14336)
+        (dtype('float64'), dtype('float32'))
+    """
+    return np.dtype(np.float32 if entries > _LARGE else np.float64)
 
 
 def unit_rows(x: Floats) -> Floats:
@@ -57,7 +73,9 @@ def unit_rows(x: Floats) -> Floats:
 
 def row_lengths(x: Floats) -> Floats:
     """Return the Euclidean length of every row, or 1 where it is 0; shape (C,), of the type of ``x``."""
-    lengths: Floats = np.linalg.norm(x, axis=1)
+    lengths: Floats = np.empty(len(x), x.dtype)
+    for strip in strips(len(x)):
+        lengths[strip] = np.linalg.norm(x[strip], axis=1)
     return np.where(lengths > 0, lengths, np.ones_like(lengths))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from onnxfuse.arrays import FloatArray, IntArray, strips
+from onnxfuse.arrays import FloatArray, Floats, IntArray, strips
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -27,8 +27,8 @@ __all__ = [
     "transposed",
 ]
 
-Matrix: TypeAlias = "FloatArray | csr_array"
-"""A matrix, float64."""
+Matrix: TypeAlias = "Floats | csr_array"
+"""A matrix; of double precision, but for large plain ones."""
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -54,8 +54,8 @@ def from_entries(values: FloatArray, rows: IntArray, columns: IntArray, shape: t
 
 
 def as_dense(matrix: Matrix) -> FloatArray:
-    """Return a matrix as a plain array."""
-    return matrix if isinstance(matrix, np.ndarray) else np.asarray(matrix.toarray())
+    """Return a matrix as a plain array, float64."""
+    return np.asarray(matrix if isinstance(matrix, np.ndarray) else matrix.toarray(), np.float64)
 
 
 def added(first: Matrix, second: Matrix) -> Matrix:

@@ -188,8 +188,10 @@ def _find_map(
         judgement = judgements[plan.group.name]
         if plan.group.unmixable:
             return "least-damage", judgement.selection(plan.kept), 1.0
-        known = Known(state.features(plan.group), judgement.readings, np.sort(judgement.order[: plan.kept]))
-        choice = best_candidate(known, config.fusion.candidates or (), rng)
+        choice = None
+        if judgement.knows_channels:
+            known = Known(state.features(plan.group), judgement.readings, np.sort(judgement.order[: plan.kept]))
+            choice = best_candidate(known, config.fusion.candidates or (), rng)
         if choice is not None:
             return choice.name, choice.channel_map, choice.gain
         return "least-damage", judgement.channel_map(plan.kept), 1.0

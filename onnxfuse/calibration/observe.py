@@ -78,7 +78,7 @@ class _Moments:
         """Whether there are sums, and none has overflown; samples that do say nothing, and the drift will tell."""
         return self.count > 0 and bool(np.isfinite(self.products.sum()))
 
-    def estimates(self, *, centred: bool) -> tuple[FloatArray, FloatArray]:
+    def estimates(self, *, centred: bool) -> tuple[Floats, Floats]:
         """Return the covariance and the second moments about zero; twice the latter if not ``centred``.
 
         The sums, which may be the largest thing in memory, are used up.
@@ -90,6 +90,7 @@ class _Moments:
             products[strip] /= self.count
             products[strip] -= np.outer(mean[strip], mean)
         second = covariance = shrunk(products, self.independent)
+        del products
         if centred:
             second = covariance.copy()
         for strip in strips(len(mean)):
@@ -217,7 +218,7 @@ def _readings(
     channels: Mapping[tuple[str, ActivationPath], tuple[Channels, Channels] | None],
 ) -> Iterator[Reading]:
     """Yield what every reader of a group sees; readers of one value share its covariance."""
-    estimates: dict[tuple[str, int], tuple[FloatArray, FloatArray]] = {}
+    estimates: dict[tuple[str, int], tuple[Floats, Floats]] = {}
     for place in places:
         if place.moments not in estimates:
             seen = moments[group, *place.moments]
