@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 
-from onnxfuse.analysis import analyse, choose_samples, compressible_share, cost_of, more_samples
+from onnxfuse.analysis import analyse, choose_samples, compressible_share, cost_of, in_runs_that_fit, more_samples
 from onnxfuse.bodies import Arrays, Bodies, inspect_bodies, plan_bodies, with_bodies
 from onnxfuse.calibration.reconstruct import Reconstruction
 from onnxfuse.calibration.refit import Refit
@@ -378,7 +378,7 @@ def _prove(result: onnx.ModelProto, prepared: Prepared, target: Path | None, clo
         note = check_structure(temporary, source.path or source.model)
         original = Session(source.path or source.model, provider, name=f"the original model {source.name!r}")
         compressed = Session(temporary, provider, name="the compressed model")
-        drift = measure_drift(original, compressed, prepared.samples)
+        drift = measure_drift(original, compressed, in_runs_that_fit(prepared.analysis, prepared.samples))
     return _Proof(size, drift, note)
 
 

@@ -12,6 +12,7 @@ ends in, so that damages of different layers can be compared.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -30,6 +31,8 @@ __all__ = [
     "selection_damage",
     "shrunk",
 ]
+
+AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 # Residual variances below this share of the original are rounding, in double and in single precision.
 _ROUNDING, _SINGLE_ROUNDING = 1e-10, 1e-5
@@ -179,7 +182,7 @@ class _Residual:
         channels = len(covariance)
         self.covariance: Floats = covariance.copy()
         self.meaning: Floats = np.empty_like(self.covariance)
-        read = np.asarray(row_coordinates(weights), covariance.dtype)
+        read: AnyArray = np.asarray(row_coordinates(weights), covariance.dtype)
         seen = covariance @ read
         self.damage = sum(float(np.vdot(seen[strip], read[strip])) for strip in strips(channels))
         for strip in strips(channels):
