@@ -69,7 +69,7 @@ def apply_edits(graph: GraphView, edits: Sequence[Edit], dims: Mapping[str, Sequ
     Returns:
         The new model; with no edits a copy of the original.
     """
-    model, empty = without_large_weights(graph.model)
+    model, empty = without_large_weights(graph.model, _LARGE)
     if edits:
         with _quiet():
             surgeon = gs.import_onnx(model)

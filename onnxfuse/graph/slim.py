@@ -11,15 +11,13 @@ from onnx import numpy_helper
 
 __all__ = ["save_apart", "without_large_weights"]
 
-# Initializers of fewer bytes stay.
-_LARGE = 2**20
 # Where a tensor has its values.
 _VALUES = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 # Where data of a tensor begin in a file, so that a runtime can map them into its memory.
 _PAGE = 4096
 
 
-def without_large_weights(model: onnx.ModelProto, size: int = _LARGE) -> tuple[onnx.ModelProto, set[str]]:
+def without_large_weights(model: onnx.ModelProto, size: int) -> tuple[onnx.ModelProto, set[str]]:
     """Return a copy of a model in which large initializers have name, type and dimensions, but no values.
 
     Args:
@@ -43,7 +41,7 @@ def without_large_weights(model: onnx.ModelProto, size: int = _LARGE) -> tuple[o
     return slim, empty
 
 
-def save_apart(model: onnx.ModelProto, path: Path, data: Path, size: int = _LARGE) -> None:
+def save_apart(model: onnx.ModelProto, path: Path, data: Path, size: int) -> None:
     """Write a model with its large initializers in a file beside it; one after the other, so none is copied in memory.
 
     Args:
