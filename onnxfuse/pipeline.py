@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from onnxfuse.bodies import Arrays, Bodies, inspect_bodies, plan_bodies, with_bo
 from onnxfuse.calibration.reconstruct import Reconstruction
 from onnxfuse.calibration.refit import Refit
 from onnxfuse.calibration.synthetic import calibration_samples
-from onnxfuse.changes import Changed, change
+from onnxfuse.changes import Changed, fit, fuse
 from onnxfuse.config import CompressionConfig, Provider
 from onnxfuse.errors import ConfigError, RuntimeFailedError, UnsupportedGraphError
 from onnxfuse.graph.cost import Cost
@@ -208,9 +208,10 @@ def compress(
     target = None if output is None else check_output_path(output)
     clock = Clock(progress)
     prepared = prepare(Task(model, calibration, config, plan, target), clock, _BodyCommands())
-    result = _result(prepared, change(prepared, clock, _BodyCommands()))
-    # What samples said has been used, and may be larger than the model.
-    prepared = replace(prepared, judgements={})
+    fusing = fuse(prepared, clock, _BodyCommands())
+    prepared = prepared.without_readings()
+    result = _result(prepared, fit(prepared, fusing, clock))
+    del fusing
     return _finish(prepared, result, target, clock)
 
 
@@ -314,11 +315,11 @@ class _Result:
 
 def _result(prepared: Prepared, changed: Changed) -> _Result:
     """Put the new weights into a copy of the model."""
-    analysis, bodies = prepared.analysis, changed.bodies
-    model, dims = edited_model(analysis, changed.fused.state)
+    analysis, fused, bodies = prepared.analysis, changed.fusing.fused, changed.fusing.bodies
+    model, dims = edited_model(analysis, fused.state)
     model = with_bodies(model, bodies)
     cost = cost_of(model, analysis, dims)
-    own = (group_report(analysis, plan, changed.fused, prepared.judgements) for plan in prepared.plans)
+    own = (group_report(analysis, plan, fused, prepared.judgements) for plan in prepared.plans)
     groups = (*own, *bodies.groups)
     _set_metadata(model, metadata_of(analysis.source, analysis.cost, cost, groups, prepared.config))
     return _Result(
@@ -327,7 +328,7 @@ def _result(prepared: Prepared, changed: Changed) -> _Result:
         groups,
         (*changed.refits, *bodies.refits),
         (*changed.reconstructions, *bodies.reconstructions),
-        (*prepared.notes, changed.note, *bodies.notes),
+        (*prepared.notes, changed.fusing.note, *bodies.notes),
     )
 
 

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
+from glob import escape
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -69,11 +70,12 @@ class Session:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not optimise:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-            # Casts of half precision weights are not worked out beforehand then, and an arena would keep the results.
-            options.enable_cpu_mem_arena = False
+        is_large = _size(model) > _LARGE
+        # An arena keeps what values took, casts of large weights included, and asks for more than it needs.
+        options.enable_cpu_mem_arena = optimise and not is_large
         if isinstance(model, Path):
             self._session = _open(str(model), options, provider, name)
-        elif model.ByteSize() <= _LARGE:
+        elif not is_large:
             self._session = _open(model.SerializeToString(), options, provider, name)
         else:
             # A message in memory would be copied twice before the runtime has its weights; a file is mapped.
@@ -139,6 +141,13 @@ def cuda_obstacle() -> str:
 def runtime_version() -> str:
     """Return ONNX Runtime's version."""
     return str(ort.__version__)
+
+
+def _size(model: onnx.ModelProto | Path) -> int:
+    """Return how many bytes a model has, those beside a file that go by its name included; 0 if it is not there."""
+    if isinstance(model, Path):
+        return sum(file.stat().st_size for file in model.parent.glob(f"{escape(model.name)}*") if file.is_file())
+    return int(model.ByteSize())
 
 
 def _open(source: str | bytes, options: ort.SessionOptions, provider: Provider, name: str) -> ort.InferenceSession:

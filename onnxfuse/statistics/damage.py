@@ -244,12 +244,12 @@ def _column(matrix: Floats, channel: int) -> Floats:
 
 
 def _part(matrix: Floats, left: BoolArray) -> Floats:
-    """Return the rows and columns of a square matrix that are left, in the memory of the whole."""
+    """Return the rows and columns that are left of a symmetric matrix's upper triangle, in the memory of the whole."""
     rows = np.flatnonzero(left)
     # A row never moves behind the place where the next one is read from.
     part = matrix.reshape(-1)[: len(rows) ** 2].reshape(len(rows), len(rows))
     for strip in strips(len(rows)):
-        part[strip] = matrix[rows[strip]][:, rows]
+        part[strip, strip.start :] = matrix[rows[strip]].take(rows[strip.start :], axis=1)
     return part
 
 
