@@ -22,7 +22,7 @@ import onnx
 import onnxruntime as ort
 
 from onnxfuse.config import Provider
-from onnxfuse.errors import ProviderError, RuntimeFailedError
+from onnxfuse.errors import OutputError, ProviderError, RuntimeFailedError
 from onnxfuse.graph.files import write_model
 
 __all__ = ["Feeds", "Session", "cuda_obstacle", "has_cuda", "runtime_version"]
@@ -39,6 +39,7 @@ _CUDA_FAILURE = re.compile(r"CU[A-Z]+ failure -?[0-9]+:[^;\n]*")
 _FATAL_ONLY, _WARNINGS = 4, 2
 # Models of more bytes are given to the runtime as files.
 _LARGE = 2**27
+_LARGEST_MESSAGE = 2**31 - 1
 
 
 class Session:
@@ -75,15 +76,10 @@ class Session:
         options.enable_cpu_mem_arena = optimise and not is_large
         if isinstance(model, Path):
             self._session = _open(str(model), options, provider, name)
-        elif not is_large:
-            self._session = _open(model.SerializeToString(), options, provider, name)
+        elif is_large:
+            self._session = _open_large(model, options, provider, name)
         else:
-            # A message in memory would be copied twice before the runtime has its weights; a file is mapped.
-            # (Some systems don't remove what is mapped.)
-            with tempfile.TemporaryDirectory(prefix="onnxfuse-", ignore_cleanup_errors=True) as folder:
-                path = Path(folder) / "model.onnx"
-                write_model(model, path, largest=_LARGE)
-                self._session = _open(str(path), options, provider, name)
+            self._session = _open(model.SerializeToString(), options, provider, name)
         self.providers = tuple(self._session.get_providers())
         self.provider = Provider.CUDA if _CUDA in self.providers else Provider.CPU
         if provider is Provider.CUDA and self.provider is not Provider.CUDA:
@@ -141,6 +137,23 @@ def cuda_obstacle() -> str:
 def runtime_version() -> str:
     """Return ONNX Runtime's version."""
     return str(ort.__version__)
+
+
+def _open_large(
+    model: onnx.ModelProto, options: ort.SessionOptions, provider: Provider, name: str
+) -> ort.InferenceSession:
+    """Open a model by way of a file, which is mapped; a message would be copied twice before its weights are there."""
+    # Some systems don't remove what is mapped.
+    with tempfile.TemporaryDirectory(prefix="onnxfuse-", ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / "model.onnx"
+        try:
+            write_model(model, path, largest=_LARGE)
+        except OutputError:
+            if model.ByteSize() > _LARGEST_MESSAGE:
+                raise
+            # There is less room for files than in memory.
+            return _open(model.SerializeToString(), options, provider, name)
+        return _open(str(path), options, provider, name)
 
 
 def _size(model: onnx.ModelProto | Path) -> int:
