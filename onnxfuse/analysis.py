@@ -33,11 +33,14 @@ __all__ = [
     "cost_of",
     "enough_samples",
     "group_parameters",
+    "in_runs_that_fit",
     "more_samples",
 ]
 
 # The batch that shapes are inferred at where the model leaves it open.
 _BATCH = 2
+# How much memory the values of one run may take if none was given back before its end.
+_MOST_RUN_BYTES = 2**30
 # Synthetic samples of the proof: about two seconds of one core's work, so that large models are proven on fewer.
 _SYNTHETIC_MACS = 20_000_000_000
 _MOST_SYNTHETIC = 32
@@ -107,6 +110,13 @@ def more_samples(analysis: Analysis, samples: Samples, seed: int) -> Samples:
 def enough_samples(analysis: Analysis) -> int:
     """Return how many samples a proof is run on: as many as a few seconds of work allow, at most 32."""
     return min(max(_SYNTHETIC_MACS // max(analysis.cost.macs, 1), 1), _MOST_SYNTHETIC)
+
+
+def in_runs_that_fit(analysis: Analysis, samples: Samples) -> Samples:
+    """Return the same samples in runs whose values are not larger than a gigabyte, if the model takes any number."""
+    names = {name for node in analysis.graph.nodes for name in node.outputs if name in analysis.shapes.dims}
+    sample_bytes = sum(4 * math.prod(analysis.shapes.dims[name]) for name in names) // analysis.batch
+    return samples.in_batches(_MOST_RUN_BYTES // max(sample_bytes, 1))
 
 
 def analyse(source: SourceModel, graph: GraphView, samples: Samples | None) -> Analysis:

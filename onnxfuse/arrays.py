@@ -1,6 +1,7 @@
 """Array types and helpers that the numerical parts share.
 
-Work is done in float64 and cast once, when a weight is written. Large matrices are worked on in strips of rows, so that
+Work is done in float64 and cast once, when a weight is written; large weights are worked on in float32, which still
+has bits to spare where files have float16. Large matrices are worked on in strips of rows, so that
 what is computed in between stays small.
 """
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 __all__ = [
     "BoolArray",
     "FloatArray",
+    "Floats",
     "IntArray",
     "add_products",
     "block_diagonal",
@@ -20,8 +22,10 @@ __all__ = [
     "is_finite",
     "join_axes",
     "mirror",
+    "precision",
     "project_rows",
     "row_coordinates",
+    "row_lengths",
     "strips",
     "unit_rows",
 ]
@@ -29,9 +33,13 @@ __all__ = [
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 IntArray: TypeAlias = npt.NDArray[np.int64]
+Floats: TypeAlias = npt.NDArray[np.float32] | FloatArray
+"""What is in single precision where there is much of it."""
 
 # Rows of a strip.
 _STRIP = 1024
+# Matrices of more entries are large: 134 MB in double precision.
+_LARGE = 2**24
 # Dimensions of a random projection.
 _PROJECTED = 256
 
@@ -51,21 +59,42 @@ def block_diagonal(blocks: Sequence[FloatArray]) -> FloatArray:
     return whole
 
 
-def unit_rows(x: FloatArray) -> FloatArray:
+def precision(entries: int) -> np.dtype[Any]:
+    """Return what a matrix of statistics of so many entries is worked on in: single precision if it is large.
+
+    Sums over samples are in double precision whatever their size; what is made of them is an estimate, whose error from
+    a few thousand samples is many times the rounding.
+
+    Example:
+        >>> precision(1000 * 1000), precision(14336 * 14336)
+        (dtype('float64'), dtype('float32'))
+    """
+    return np.dtype(np.float32 if entries > _LARGE else np.float64)
+
+
+def unit_rows(x: Floats) -> Floats:
     """Scale every row to Euclidean length 1; rows of zeros (dead channels) stay zero instead of becoming NaN.
 
     Args:
-        x: Any values, shape (C, D), float64.
+        x: Any values, shape (C, D).
 
     Returns:
-        A new array, shape (C, D), float64.
+        A new array of the same shape and type.
 
     Example:
         >>> unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
         [[0.6, 0.8], [0.0, 0.0]]
     """
-    norms = np.linalg.norm(x, axis=1, keepdims=True)
-    return x / np.where(norms > 0, norms, 1.0)
+    units: Floats = x / row_lengths(x)[:, None]
+    return units
+
+
+def row_lengths(x: Floats) -> Floats:
+    """Return the Euclidean length of every row, or 1 where it is 0; shape (C,), of the type of ``x``."""
+    lengths: Floats = np.empty(len(x), x.dtype)
+    for strip in strips(len(x)):
+        lengths[strip] = np.linalg.norm(x[strip], axis=1)
+    return np.where(lengths > 0, lengths, np.ones_like(lengths))
 
 
 def is_finite(array: np.ndarray[Any, np.dtype[Any]]) -> npt.NDArray[np.bool_]:
@@ -112,13 +141,13 @@ def join_axes(
     return moved.reshape(-1, *moved.shape[count:])
 
 
-def project_rows(x: FloatArray) -> np.ndarray[Any, np.dtype[np.float32]]:
+def project_rows(x: Floats) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Return a random projection of rows into few dimensions, the same for all rows of one length.
 
     Squared distances are kept up to about 9 % (one standard deviation); rows that are short enough stay.
 
     Args:
-        x: Shape (C, D), float64.
+        x: Shape (C, D).
 
     Returns:
         Shape (C, min(D, 256)), float32.
@@ -131,18 +160,18 @@ def project_rows(x: FloatArray) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.concatenate([x[strip].astype(np.float32) @ matrix for strip in strips(len(x))])
 
 
-def row_coordinates(x: FloatArray) -> FloatArray:
+def row_coordinates(x: Floats) -> Floats:
     """Return rows in an orthonormal basis of their span, so that all products of rows are what they were.
 
     Args:
-        x: Shape (C, D), float64.
+        x: Shape (C, D).
 
     Returns:
         Shape (C, min(C, D)): R transposed, where Q R is the transpose.
     """
     if x.shape[0] >= x.shape[1]:
         return x
-    triangle: FloatArray = np.asarray(np.linalg.qr(x.T, mode="r"))
+    triangle: Floats = np.asarray(np.linalg.qr(x.T, mode="r"))
     return triangle.T
 
 

@@ -16,7 +16,22 @@ from onnxfuse.refusals import refuse_nothing
 from onnxfuse.stages import Fused, fuse_groups
 from onnxfuse.statistics.features import ActivationFeatures
 
-__all__ = ["Changed", "change"]
+__all__ = ["Changed", "Fusing", "fit", "fuse"]
+
+
+@dataclass(frozen=True, eq=False)
+class Fusing:
+    """What fusing the groups gave.
+
+    Attributes:
+        fused: The weights, and how they were found.
+        bodies: What became of the bodies of If, Loop and Scan.
+        note: What else a reader should know; empty if there is nothing.
+    """
+
+    fused: Fused
+    bodies: Bodies
+    note: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,22 +39,18 @@ class Changed:
     """The network with other weights.
 
     Attributes:
-        fused: The weights, and how they were found.
-        bodies: What became of the bodies of If, Loop and Scan.
+        fusing: What was fused.
         refits: What the refit did.
         reconstructions: What the reconstruction did.
-        note: What else a reader should know; empty if there is nothing.
     """
 
-    fused: Fused
-    bodies: Bodies
+    fusing: Fusing
     refits: Sequence[Refit]
     reconstructions: Sequence[Reconstruction]
-    note: str
 
 
-def change(prepared: Prepared, clock: Clock, commands: Commands) -> Changed:
-    """Fuse the groups, in the bodies too, and fit what is behind them.
+def fuse(prepared: Prepared, clock: Clock, commands: Commands) -> Fusing:
+    """Fuse the groups, in the bodies too.
 
     Args:
         prepared: What is known, and how many channels each group keeps.
@@ -54,7 +65,21 @@ def change(prepared: Prepared, clock: Clock, commands: Commands) -> Changed:
     activations, note = _activations(prepared, clock)
     with clock.stage("fuse") as step:
         fused = fuse_groups(analysis, prepared.plans, prepared.judgements, activations, config, step)
-    return Changed(fused, bodies, _refit(prepared, fused, clock), _reconstruct(prepared, fused, clock), note)
+    return Fusing(fused, bodies, note)
+
+
+def fit(prepared: Prepared, fusing: Fusing, clock: Clock) -> Changed:
+    """Fit what is behind fused channels.
+
+    Args:
+        prepared: What is known.
+        fusing: What was fused; its weights change.
+        clock: Told of every stage.
+
+    Raises:
+        OnnxFuseError: One of its subclasses, as for `onnxfuse.compress`.
+    """
+    return Changed(fusing, _refit(prepared, fusing.fused, clock), _reconstruct(prepared, fusing.fused, clock))
 
 
 def _change_bodies(prepared: Prepared, clock: Clock, commands: Commands) -> Bodies:

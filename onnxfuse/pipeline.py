@@ -10,12 +10,15 @@ from typing import Any
 
 import onnx
 
-from onnxfuse.analysis import analyse, choose_samples, compressible_share, cost_of, more_samples
+from onnxfuse.analysis import analyse, choose_samples, compressible_share, cost_of, in_runs_that_fit, more_samples
 from onnxfuse.bodies import Arrays, Bodies, inspect_bodies, plan_bodies, with_bodies
+from onnxfuse.calibration.reconstruct import Reconstruction
+from onnxfuse.calibration.refit import Refit
 from onnxfuse.calibration.synthetic import calibration_samples
-from onnxfuse.changes import Changed, change
+from onnxfuse.changes import Changed, fit, fuse
 from onnxfuse.config import CompressionConfig, Provider
 from onnxfuse.errors import ConfigError, RuntimeFailedError, UnsupportedGraphError
+from onnxfuse.graph.cost import Cost
 from onnxfuse.graph.files import SourceModel, check_output_path, read_model, staged, write_model
 from onnxfuse.graph.view import GraphView
 from onnxfuse.planning.files import Plan, PlannedGroup
@@ -38,6 +41,7 @@ from onnxfuse.proof.runtime import Session
 from onnxfuse.proof.samples import Samples, load_samples
 from onnxfuse.report import (
     CompressionReport,
+    GroupReport,
     InspectReport,
     ModelCost,
     ValidationReport,
@@ -204,8 +208,11 @@ def compress(
     target = None if output is None else check_output_path(output)
     clock = Clock(progress)
     prepared = prepare(Task(model, calibration, config, plan, target), clock, _BodyCommands())
-    changed = change(prepared, clock, _BodyCommands())
-    return _finish(prepared, changed, target, clock)
+    fusing = fuse(prepared, clock, _BodyCommands())
+    prepared = prepared.without_readings()
+    result = _result(prepared, fit(prepared, fusing, clock))
+    del fusing
+    return _finish(prepared, result, target, clock)
 
 
 def validate(
@@ -285,35 +292,68 @@ def _config(config: CompressionConfig | None, options: Mapping[str, Any]) -> Com
     return config
 
 
-def _finish(prepared: Prepared, changed: Changed, target: Path | None, clock: Clock) -> Compressed:
-    """Put the new weights into a copy of the model, prove and write it, and report."""
+@dataclass(frozen=True)
+class _Result:
+    """The new model before its proof, with what is to be told of it; the weights that it was made from are gone.
+
+    Attributes:
+        model: The model.
+        cost: What it costs.
+        groups: What was done to each group.
+        refits: What the refit did.
+        reconstructions: What the reconstruction did.
+        notes: What else a reader should know; some are empty.
+    """
+
+    model: onnx.ModelProto
+    cost: Cost
+    groups: tuple[GroupReport, ...]
+    refits: tuple[Refit, ...]
+    reconstructions: tuple[Reconstruction, ...]
+    notes: tuple[str, ...]
+
+
+def _result(prepared: Prepared, changed: Changed) -> _Result:
+    """Put the new weights into a copy of the model."""
+    analysis, fused, bodies = prepared.analysis, changed.fusing.fused, changed.fusing.bodies
+    model, dims = edited_model(analysis, fused.state)
+    model = with_bodies(model, bodies)
+    cost = cost_of(model, analysis, dims)
+    own = (group_report(analysis, plan, fused, prepared.judgements) for plan in prepared.plans)
+    groups = (*own, *bodies.groups)
+    _set_metadata(model, metadata_of(analysis.source, analysis.cost, cost, groups, prepared.config))
+    return _Result(
+        model,
+        cost,
+        groups,
+        (*changed.refits, *bodies.refits),
+        (*changed.reconstructions, *bodies.reconstructions),
+        (*prepared.notes, changed.fusing.note, *bodies.notes),
+    )
+
+
+def _finish(prepared: Prepared, result: _Result, target: Path | None, clock: Clock) -> Compressed:
+    """Prove the new model, write it, and report."""
     analysis, source, config = prepared.analysis, prepared.analysis.source, prepared.config
-    result, dims = edited_model(analysis, changed.fused.state)
-    result = with_bodies(result, changed.bodies)
-    cost = cost_of(result, analysis, dims)
-    own = (group_report(analysis, plan, changed.fused, prepared.judgements) for plan in prepared.plans)
-    groups = (*own, *changed.bodies.groups)
-    _set_metadata(result, metadata_of(source, analysis.cost, cost, groups, config))
-    proof = _prove(result, prepared, target, clock)
-    notes = (*prepared.notes, changed.note, *changed.bodies.notes, proof.note)
+    proof = _prove(result.model, prepared, target, clock)
     report = CompressionReport(
         model=source.name,
         sha256=source.sha256,
         output="" if target is None else str(target),
         before=ModelCost(analysis.cost.parameters, analysis.cost.macs, source.size_bytes),
-        after=ModelCost(cost.parameters, cost.macs, proof.size_bytes),
+        after=ModelCost(result.cost.parameters, result.cost.macs, proof.size_bytes),
         input_shapes=analysis.sample_dims,
-        groups=groups,
-        refits=(*changed.refits, *changed.bodies.refits),
-        reconstructions=(*changed.reconstructions, *changed.bodies.reconstructions),
+        groups=result.groups,
+        refits=result.refits,
+        reconstructions=result.reconstructions,
         drift=proof.drift,
         provider=proof.drift.provider,
         seconds=clock.seconds,
-        notes=tuple(filter(None, notes)),
+        notes=tuple(filter(None, (*result.notes, proof.note))),
         versions=versions(),
         config=config.to_dict(),
     )
-    return Compressed(result, report)
+    return Compressed(result.model, report)
 
 
 @dataclass(frozen=True)
@@ -339,7 +379,7 @@ def _prove(result: onnx.ModelProto, prepared: Prepared, target: Path | None, clo
         note = check_structure(temporary, source.path or source.model)
         original = Session(source.path or source.model, provider, name=f"the original model {source.name!r}")
         compressed = Session(temporary, provider, name="the compressed model")
-        drift = measure_drift(original, compressed, prepared.samples)
+        drift = measure_drift(original, compressed, in_runs_that_fit(prepared.analysis, prepared.samples))
     return _Proof(size, drift, note)
 
 

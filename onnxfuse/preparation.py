@@ -136,6 +136,10 @@ class Prepared:
     wanted: Plan | None
     notes: tuple[str, ...]
 
+    def without_readings(self) -> "Prepared":
+        """Return the same without what readers see of channels, which may be larger than the model."""
+        return replace(self, judgements={name: replace(j, readings=()) for name, j in self.judgements.items()})
+
 
 def read_given(source: SourceModel, graph: GraphView, data: DataSource | None, config: CompressionConfig) -> Given:
     """Read the data for a model, or find a synthetic run that it works with.

@@ -56,8 +56,7 @@ def prove_groups(
 
     def scaling(group: CouplingGroup, rng: np.random.Generator) -> ChannelMap:
         # Powers of two, so that nothing is rounded, whatever the weights are stored in.
-        factors = 2.0 ** rng.choice([-1, 1], group.sets * group.channels)
-        return ChannelMap(np.diag(factors), np.diag(1 / factors), np.arange(len(factors)))
+        return ChannelMap.scaling(2.0 ** rng.choice([-1, 1], group.sets * group.channels))
 
     def change(chosen: Sequence[CouplingGroup], find_map: FindMap) -> onnx.ModelProto:
         state = WeightState(analysis.graph, analysis.shapes, analysis.channels)
@@ -194,9 +193,11 @@ def _find_map(
         judgement = judgements[plan.group.name]
         if plan.group.unmixable:
             return "least-damage", judgement.selection(plan.kept), 1.0
-        selected = judgement.selected(plan.kept)
-        known = Known(state.features(plan.group), judgement.readings, selected, judgement.sets)
-        choice = best_candidate(known, config.fusion.candidates or (), rng)
+        choice = None
+        if judgement.knows_channels:
+            selected = judgement.selected(plan.kept)
+            known = Known(state.features(plan.group), judgement.readings, selected, judgement.sets)
+            choice = best_candidate(known, config.fusion.candidates or (), rng)
         if choice is not None:
             return choice.name, choice.channel_map, choice.gain
         return "least-damage", judgement.channel_map(plan.kept), 1.0

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxfuse.arrays import FloatArray, IntArray
+from onnxfuse.arrays import FloatArray, Floats, IntArray
 from onnxfuse.statistics.damage import Reading, best_input_map, greedy_order, lone_damage, selection_damage
 
 
@@ -93,7 +93,7 @@ def test_the_best_input_map_raises_no_damage(seed: int, channels: int) -> None:
     found = best_input_map([seen], output)
     np.testing.assert_array_equal(found[:kept], np.eye(kept))
 
-    def lost(matrix: FloatArray) -> float:
+    def lost(matrix: Floats) -> float:
         gap = np.eye(channels) - matrix @ output
         return float(np.trace(gap @ seen.moments @ gap.T @ seen.weights @ seen.weights.T))
 

@@ -113,7 +113,7 @@ def test_scores_permute_with_the_channels(name: str, features: ChannelFeatures, 
 def test_scores_do_not_depend_on_the_scale_of_the_group(name: str, features: ChannelFeatures, power: int) -> None:
     """Scores do not depend on the scale of the group."""
     scaled = group(
-        *(m.weights * 2.0**power for m in features.members),
+        *(m.weights.astype(np.float64) * 2.0**power for m in features.members),
         scale=features.members[0].bn_scale,
     )
     # What samples say is told by other tests.

@@ -137,3 +137,16 @@ def test_the_best_ridge_is_the_one_that_misses_least_of_other_rows() -> None:
     assert found[1] == wanted[1]
     assert found[0] == pytest.approx(wanted[0], rel=1e-2)
     assert found[0] == pytest.approx(held.missed(parts.fit(prior, found[1])), rel=1e-3)
+
+
+@given(seed=st.integers(0, 99), held_back=st.sampled_from([3, 30]))
+def test_what_a_ridge_misses_does_not_depend_on_the_system_that_is_solved(seed: int, held_back: int) -> None:
+    """For fewer rows held back than there are targets, and for more, it is what the fit itself misses."""
+    x, y = rows(seed, 1, 12, 8)
+    prior = np.random.default_rng(seed).normal(size=(1, 8, 12))
+    parts, held = RegressionRows(centred=True), RegressionRows(centred=True)
+    parts.add(x[held_back:], y[held_back:])
+    held.add(x[:held_back], y[:held_back])
+    for ridge in (1e-2, 1.0):
+        found, _ = parts.best_ridge(held, prior, [ridge])
+        assert found == pytest.approx(held.missed(parts.fit(prior, ridge)), rel=1e-3)

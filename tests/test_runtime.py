@@ -13,7 +13,7 @@ import pytest
 
 import onnxfuse
 from onnxfuse.config import Provider
-from onnxfuse.errors import ProviderError, RuntimeFailedError
+from onnxfuse.errors import OutputError, ProviderError, RuntimeFailedError
 from onnxfuse.proof import runtime
 from onnxfuse.proof.runtime import Session, cuda_obstacle, has_cuda, runtime_version
 from tests.conftest import Command, MakeMlp
@@ -114,10 +114,21 @@ def test_a_path_and_a_model_give_the_same(make_mlp: MakeMlp, tmp_path: Path) -> 
 
 
 def test_a_model_over_the_limit_goes_through_a_file(make_mlp: MakeMlp, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model over the limit goes through a file."""
+    """A model over the limit goes through a file, if there is room for one or a message can't hold it."""
+    monkeypatch.setattr(runtime, "_LARGE", 10)
+    feeds = {"x": np.ones((2, 8), np.float32)}
+    wanted = Session(make_mlp(), Provider.CPU).run(feeds)["y"]
+    assert wanted.shape == (2, 4)
+
+    def full(*_: Any, **__: Any) -> int:
+        what = "the disk is full"
+        raise OutputError(what)
+
+    monkeypatch.setattr(runtime, "write_model", full)
+    assert np.array_equal(Session(make_mlp(), Provider.CPU).run(feeds)["y"], wanted)
     monkeypatch.setattr(runtime, "_LARGEST_MESSAGE", 10)
-    session = Session(make_mlp(), Provider.CPU)
-    assert session.run({"x": np.ones((2, 8), np.float32)})["y"].shape == (2, 4)
+    with pytest.raises(OutputError):
+        Session(make_mlp(), Provider.CPU)
 
 
 def test_intermediate_values_survive_only_without_optimisation(make_mlp: MakeMlp) -> None:

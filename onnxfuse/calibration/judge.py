@@ -12,7 +12,7 @@ from onnxfuse.config import Provider
 from onnxfuse.coupling.groups import CouplingGroup
 from onnxfuse.fusion.maps import ChannelMap
 from onnxfuse.proof.samples import Samples
-from onnxfuse.statistics.damage import Reading, best_input_map, greedy_order
+from onnxfuse.statistics.damage import Reading, greedy_order, rebuilding_map
 
 __all__ = ["Judgement", "judge_groups"]
 
@@ -35,12 +35,17 @@ class Judgement:
     damage: FloatArray
     sets: int = 1
 
+    @property
+    def knows_channels(self) -> bool:
+        """Whether it is known of every reader what it would see of fused channels."""
+        return all(reading.channels is not None for reading in self.readings)
+
     def channel_map(self, kept: int) -> ChannelMap:
         """Return the map that keeps the first so many of each set, and has readers rebuild the others from them."""
         selection = self.selection(kept)
         if selection.is_identity:
             return selection
-        return ChannelMap(selection.output, best_input_map(self.readings, selection.output), selection.anchors)
+        return ChannelMap(selection.making, rebuilding_map(self.readings, selection.anchors), selection.anchors)
 
     def selection(self, kept: int) -> ChannelMap:
         """Return the map that keeps the first so many of each set and does without the others."""

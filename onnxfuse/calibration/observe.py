@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from onnxfuse.analysis import Analysis
-from onnxfuse.arrays import FloatArray, add_products, finite_rows, join_axes, mirror, row_coordinates, strips
+from onnxfuse.arrays import FloatArray, Floats, add_products, finite_rows, join_axes, mirror, row_coordinates, strips
 from onnxfuse.calibration.activation_paths import ActivationPath, PathFunction, activation_path
 from onnxfuse.calibration.batches import for_samples
 from onnxfuse.calibration.linear import LinearNode, ending_of, linear_nodes
@@ -81,7 +81,7 @@ class _Moments:
         """Whether there are sums, and none has overflown; samples that do say nothing, and the drift will tell."""
         return self.count > 0 and bool(np.isfinite(self.products.sum()))
 
-    def estimates(self, *, centred: bool) -> tuple[FloatArray, FloatArray]:
+    def estimates(self, *, centred: bool) -> tuple[Floats, Floats]:
         """Return the covariance and the second moments about zero; twice the latter if not ``centred``.
 
         The sums, which may be the largest thing in memory, are used up.
@@ -93,6 +93,7 @@ class _Moments:
             products[strip] /= self.count
             products[strip] -= np.outer(mean[strip], mean)
         second = covariance = shrunk(products, self.independent)
+        del products
         if centred:
             second = covariance.copy()
         for strip in strips(len(mean)):
@@ -158,7 +159,7 @@ class _Rows:
 class _Place:
     """A reader of a group, and where to look."""
 
-    weights: FloatArray
+    weights: Floats
     moments: tuple[str, int]
     end: str
     has_shift: bool
@@ -222,7 +223,7 @@ def _readings(
     Where one reader can't hear a channel of one set in place of one of another, none does: they share an input map.
     """
     sets = group.sets if any(place.is_apart for place in places) else 1
-    estimates: dict[tuple[str, int], tuple[FloatArray, FloatArray]] = {}
+    estimates: dict[tuple[str, int], tuple[Floats, Floats]] = {}
     for place in places:
         if place.moments not in estimates:
             seen = moments[group.name, *place.moments]
@@ -233,7 +234,7 @@ def _readings(
             estimates[place.moments] = within_sets(covariance, sets), within_sets(second, sets)
         covariance, second = estimates[place.moments]
         variance = spreads[place.end].variance
-        weights = place.weights / (np.sqrt(variance) if np.isfinite(variance) and variance > 0 else 1.0)
+        weights = place.weights / (variance**0.5 if np.isfinite(variance) and variance > 0 else 1.0)
         before = None if place.path is None else channels.get((group.name, place.path))
         seen_by_it = covariance if place.has_shift else second
         yield Reading(seen_by_it, second, row_coordinates(weights), place.has_shift, before, sets)

@@ -110,7 +110,7 @@ class SideBySide:
             kept = channel_map.kept // group.sets
             for axis in (axis for axis, atoms in enumerate(inside) if group.atom in atoms):
                 old, new = (places(layouts, axis, group, widths, count) for count in (None, kept))
-                values = map_axes(values, old.axes, old.index, new.index, channel_map.output.astype(values.dtype))
+                values = map_axes(values, old.axes, old.index, new.index, channel_map.making)
             widths[group.atom] = kept
         return values
 

@@ -2,31 +2,32 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from onnxfuse.arrays import FloatArray, IntArray, join_axes
+from onnxfuse.arrays import FloatArray, Floats, IntArray, join_axes
 from onnxfuse.coupling.sets import Places
+from onnxfuse.matrices import Matrix, product
 
 __all__ = ["along", "map_axes", "rows_of"]
 
-# From so many entries on it is worth while to see whether a map is sparse: that is, has at most such a share of others
-# than zeros.
-_WORTH_A_LOOK, _SPARSE = 2**16, 0.02
+AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
-def map_axes(array: FloatArray, axes: Sequence[int], old: IntArray, new: IntArray, matrix: FloatArray) -> FloatArray:
+def map_axes(array: AnyArray, axes: Sequence[int], old: IntArray, new: IntArray, matrix: Matrix) -> AnyArray:
     """Apply a channel map to the part of some axes that belongs to a group; the rest moves along unchanged.
 
     Args:
-        array: Any shape, float64.
+        array: Any shape and float type.
         axes: The axis that holds the channels, behind those that are looked at as one axis with it.
         old: Shape (C, m): indices of that one axis that belong to each channel.
         new: Shape (K, m): where the fused channels go on it.
-        matrix: Shape (K, C).
+        matrix: Shape (K, C), dense or sparse.
 
     Returns:
-        A new array; the last of the axes has (K - C) m more entries (so fewer), over the size of the others.
+        A new array of the same type; the last of the axes has (K - C) m more entries (so fewer), over the size of the
+        others.
 
     Example:
         >>> whole, pair = np.arange(4.0).reshape(2, 2), np.array([[0], [1], [2], [3]])
@@ -37,7 +38,7 @@ def map_axes(array: FloatArray, axes: Sequence[int], old: IntArray, new: IntArra
     moved = join_axes(array, axes)
     outer, rest = [array.shape[axis] for axis in axes[:-1]], moved.shape[1:]
     block = moved[old.ravel()].reshape(old.shape[0], -1)
-    fused = _product(matrix, block).reshape(new.size, *rest)
+    fused = product(matrix, block).reshape(new.size, *rest)
     if old.size == moved.shape[0]:
         result = np.empty((new.size, *rest), fused.dtype)
     else:
@@ -48,24 +49,10 @@ def map_axes(array: FloatArray, axes: Sequence[int], old: IntArray, new: IntArra
     return np.moveaxis(result, range(len(axes)), axes)
 
 
-def rows_of(array: FloatArray, where: Places) -> FloatArray:
+def rows_of(array: Floats, where: Places) -> Floats:
     """Return everything in an array that belongs to each channel, shape (C, D)."""
-    rows: FloatArray = join_axes(array, where.axes)[where.index.ravel()].reshape(len(where.index), -1)
+    rows: Floats = join_axes(array, where.axes)[where.index.ravel()].reshape(len(where.index), -1)
     return rows
-
-
-def _product(matrix: FloatArray, block: FloatArray) -> FloatArray:
-    """Multiply a map that may be nearly all zeros, as selections and transport plans are."""
-    if matrix.dtype == np.float16:
-        # There is no fast code for half precision, and its sums overflow.
-        return _product(matrix.astype(np.float32), block.astype(np.float32)).astype(np.float16)
-    if matrix.size < _WORTH_A_LOOK or np.count_nonzero(matrix) > _SPARSE * matrix.size:
-        return matrix @ block
-    from scipy.sparse import csr_array
-
-    by_columns = matrix.flags.f_contiguous
-    sparse = csr_array(matrix.T).T if by_columns else csr_array(matrix)
-    return np.asarray(sparse @ block)
 
 
 def along(vector: FloatArray, axis: int, rank: int) -> FloatArray:

@@ -12,8 +12,20 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from onnxfuse.arrays import FloatArray, IntArray, block_diagonal, strips
+from onnxfuse.arrays import FloatArray, IntArray, block_diagonal
 from onnxfuse.errors import InvariantError
+from onnxfuse.matrices import (
+    Matrix,
+    added,
+    as_dense,
+    count_entries,
+    entries_at,
+    from_entries,
+    has_finite_entries,
+    magnitudes,
+    rows_to_one,
+    transposed,
+)
 
 __all__ = ["ChannelMap", "OutputNorm"]
 
@@ -25,25 +37,26 @@ class ChannelMap:
     """How C channels become K.
 
     Attributes:
-        output: A, shape (K, C), float64, finite: fused producer = A times producer.
-        input: B, shape (C, K), float64, finite: fused consumer = B transposed times consumer.
+        making: A, shape (K, C), float64, finite, dense or sparse: fused producer = A times producer.
+        reading: B, shape (C, K), float64, finite, dense or sparse: fused consumer = B transposed times consumer.
         anchors: Shape (K,), int64, in [0, C): the source channel that each fused channel stands for most.
 
     Raises:
         InvariantError: A shape, a value or an anchor is not as above, or K is not from 1 to C.
     """
 
-    output: FloatArray
-    input: FloatArray
+    making: Matrix
+    reading: Matrix
     anchors: IntArray
 
     def __post_init__(self) -> None:
         """Check shapes and values."""
-        if self.output.ndim != 2 or not 1 <= self.output.shape[0] <= self.output.shape[1]:
-            _refuse(f"an output map has shape (K, C) with K from 1 to C, not {self.output.shape}")
-        if self.input.shape != self.output.shape[::-1]:
-            _refuse(f"an output map of shape {self.output.shape} has no input map of shape {self.input.shape}")
-        if not all(np.isfinite(x[rows]).all() for x in (self.output, self.input) for rows in strips(len(x))):
+        made, read = tuple(self.making.shape), tuple(self.reading.shape)
+        if len(made) != 2 or not 1 <= made[0] <= made[1]:
+            _refuse(f"an output map has shape (K, C) with K from 1 to C, not {made}")
+        if read != made[::-1]:
+            _refuse(f"an output map of shape {made} has no input map of shape {read}")
+        if not (has_finite_entries(self.making) and has_finite_entries(self.reading)):
             _refuse("a channel map has values that are not finite")
         if self.anchors.shape != (self.kept,):
             _refuse(f"{self.kept} fused channels have anchors of shape {self.anchors.shape}")
@@ -77,11 +90,8 @@ class ChannelMap:
         """
         if len(np.unique(kept)) != len(kept) or np.any(kept < 0) or np.any(kept >= channels):
             _refuse(f"channels to keep are to be different and in the range of {channels} channels")
-        # Zeros that nobody writes to take no memory.
-        output, back = np.zeros((len(kept), channels)), np.zeros((channels, len(kept)))
-        output[np.arange(len(kept)), kept] = 1.0
-        back[kept, np.arange(len(kept))] = 1.0
-        return cls(output, back, kept.astype(np.int64))
+        making = from_entries(np.ones(len(kept)), np.arange(len(kept)), kept, (len(kept), channels))
+        return cls(making, transposed(making), kept.astype(np.int64))
 
     @classmethod
     def permutation(cls, order: IntArray) -> "ChannelMap":
@@ -94,6 +104,20 @@ class ChannelMap:
             InvariantError: ``order`` is not a permutation.
         """
         return cls.selection(order, len(order))
+
+    @classmethod
+    def scaling(cls, factors: FloatArray) -> "ChannelMap":
+        """Return the map that multiplies what makes each channel by a factor, and divides what reads it by that.
+
+        Args:
+            factors: Shape (C,), float64, none of them 0.
+
+        Example:
+            >>> ChannelMap.scaling(np.array([2.0, 1.0])).input.tolist()
+            [[0.5, 0.0], [0.0, 1.0]]
+        """
+        where, shape = np.arange(len(factors)), (len(factors), len(factors))
+        return cls(from_entries(factors, where, where, shape), from_entries(1 / factors, where, where, shape), where)
 
     @classmethod
     def clusters(cls, labels: IntArray, kept: int, anchors: IntArray | None = None) -> "ChannelMap":
@@ -118,15 +142,14 @@ class ChannelMap:
         if not np.array_equal(present, np.arange(kept)):
             _refuse(f"labels are to be all of 0 to {kept - 1}, but are {present.tolist()}")
         anchors = first.astype(np.int64) if anchors is None else anchors
-        membership = np.zeros((len(labels), kept))
-        membership[np.arange(len(labels)), labels] = 1.0
-        clusters = cls((membership / membership.sum(axis=0)).T.copy(), membership, anchors)
+        membership = from_entries(np.ones(len(labels)), np.arange(len(labels)), labels, (len(labels), kept))
+        clusters = cls(rows_to_one(transposed(membership)), membership, anchors)
         if not np.array_equal(labels[anchors], np.arange(kept)):
             _refuse("an anchor is not a member of its cluster")
         return clusters
 
     @classmethod
-    def from_plan(cls, plan: FloatArray, anchors: IntArray, *, output_norm: OutputNorm = "sum") -> "ChannelMap":
+    def from_plan(cls, plan: Matrix, anchors: IntArray, *, output_norm: OutputNorm = "sum") -> "ChannelMap":
         r"""Turn a transport plan into a map, as Intra-Fusion does.
 
         With ``"sum"``, as in the released code, :math:`A = P^T \mathrm{diag}(P 1)^{-1}` and :math:`B = A^T`:
@@ -157,11 +180,21 @@ class ChannelMap:
             >>> ChannelMap.from_plan(plan, np.array([0, 2]), output_norm="mean").output.tolist()
             [[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]
         """
-        if plan.ndim != 2 or not np.isfinite(plan).all() or np.any(plan < 0):
+        if len(plan.shape) != 2 or not has_finite_entries(plan) or plan.min() < 0:
             _refuse("a transport plan is a matrix of finite masses that are at least 0")
-        given = _rows_to_one(plan)
-        output = _rows_to_one(given.T) if output_norm == "mean" else given.T.copy()
-        return cls(output, given, anchors.astype(np.int64))
+        given = rows_to_one(plan)
+        making = rows_to_one(transposed(given)) if output_norm == "mean" else transposed(given).copy()
+        return cls(making, given, anchors.astype(np.int64))
+
+    @property
+    def output(self) -> FloatArray:
+        """A as a plain array, shape (K, C)."""
+        return as_dense(self.making)
+
+    @property
+    def input(self) -> FloatArray:
+        """B as a plain array, shape (C, K)."""
+        return as_dense(self.reading)
 
     @classmethod
     def side_by_side(cls, maps: Sequence["ChannelMap"]) -> "ChannelMap":
@@ -184,42 +217,37 @@ class ChannelMap:
     @property
     def channels(self) -> int:
         """C, the number of channels before."""
-        return len(self.input)
+        return int(self.reading.shape[0])
 
     @property
     def kept(self) -> int:
         """K, the number of channels after."""
-        return len(self.output)
+        return int(self.making.shape[0])
 
     @property
-    def carried(self) -> FloatArray:
+    def carried(self) -> Matrix:
         """Weights of the mean that a parameter per channel (a scale, a slope) is carried along by.
 
-        Shape (K, C), float64, ``>= 0``: magnitudes of A with every row divided by its sum; a row of zeros
-        becomes 1 at the anchor. So a constant parameter stays what it is.
+        Shape (K, C), float64, ``>= 0``, dense or sparse: magnitudes of A with every row divided by its sum; a row of
+        zeros becomes 1 at the anchor. So a constant parameter stays what it is.
         """
-        carried = _rows_to_one(np.abs(self.output))
-        empty = ~self.output.any(axis=1)
-        carried[empty, self.anchors[empty]] = 1.0
-        return carried
+        carried = rows_to_one(magnitudes(self.making))
+        empty = np.flatnonzero(np.asarray(carried.sum(axis=1)) == 0)
+        ones = from_entries(np.ones(len(empty)), empty, self.anchors[empty], (self.kept, self.channels))
+        return added(carried, ones)
 
     @property
     def is_selection(self) -> bool:
         """Whether every fused channel is one of the channels, unchanged, so that weights can be copied."""
         fused = np.arange(self.kept)
-        ones = (self.output[fused, self.anchors] == 1.0) & (self.input[self.anchors, fused] == 1.0)
-        return bool(ones.all()) and np.count_nonzero(self.output) == np.count_nonzero(self.input) == self.kept
+        made, read = entries_at(self.making, fused, self.anchors), entries_at(self.reading, self.anchors, fused)
+        whole = bool((made == 1.0).all() and (read == 1.0).all())
+        return whole and count_entries(self.making) == count_entries(self.reading) == self.kept
 
     @property
     def is_identity(self) -> bool:
         """Whether nothing changes at all."""
         return self.is_selection and np.array_equal(self.anchors, np.arange(self.channels))
-
-
-def _rows_to_one(x: FloatArray) -> FloatArray:
-    """Divide rows of numbers ``>= 0`` by their sums; rows of zeros stay zero."""
-    sums = x.sum(axis=1, keepdims=True)
-    return x / np.where(sums > 0, sums, 1.0)
 
 
 def _refuse(what: str) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from onnxfuse.arrays import FloatArray, IntArray
 from onnxfuse.fusion.mapping import map_axes
 from onnxfuse.fusion.maps import ChannelMap
+from onnxfuse.matrices import Matrix
 
 __all__ = ["Norm", "mapped_norm"]
 
@@ -44,7 +45,7 @@ def mapped_norm(norm: Norm, channel_map: ChannelMap, old: IntArray, new: IntArra
         is_folded: Whether the layer before is folded into it.
     """
 
-    def mapped(values: FloatArray, matrix: FloatArray) -> FloatArray:
+    def mapped(values: FloatArray, matrix: Matrix) -> FloatArray:
         return map_axes(values, (0,), old, new, matrix)
 
     anchor = old[channel_map.anchors]
@@ -57,9 +58,9 @@ def mapped_norm(norm: Norm, channel_map: ChannelMap, old: IntArray, new: IntArra
     factor = norm.factor
     variance = _select(norm.variance, old, new, anchor)
     new_factor = mapped(factor, channel_map.carried)
-    mean = mapped(norm.mean, channel_map.output)
+    mean = mapped(norm.mean, channel_map.making)
     scale = new_factor * np.sqrt(variance + norm.epsilon)
-    shift = mapped(norm.shift - factor * norm.mean, channel_map.output) + new_factor * mean
+    shift = mapped(norm.shift - factor * norm.mean, channel_map.making) + new_factor * mean
     return Norm(scale, shift, mean, variance, norm.epsilon)
 
 
@@ -68,16 +69,16 @@ def _folded(
     channel_map: ChannelMap,
     old: IntArray,
     new: IntArray,
-    mapped: Callable[[FloatArray, FloatArray], FloatArray],
+    mapped: Callable[[FloatArray, Matrix], FloatArray],
 ) -> Norm:
     factor = norm.factor
     anchor = _strongest(channel_map, factor, old)
     scale, variance = _select(norm.scale, old, new, anchor), _select(norm.variance, old, new, anchor)
-    shift = mapped(norm.shift, channel_map.output)
+    shift = mapped(norm.shift, channel_map.making)
     # Outside the group, and where the factor is 0 so that the mean does not matter, the mean stays.
     mean = _select(norm.mean, old, new, anchor)
     result = Norm(scale, shift, mean, variance, norm.epsilon)
-    folded_mean = mapped(factor * norm.mean, channel_map.output)
+    folded_mean = mapped(factor * norm.mean, channel_map.making)
     new_factor = result.factor
     inside = new.ravel()[new_factor[new.ravel()] != 0]
     mean[inside] = folded_mean[inside] / new_factor[inside]

@@ -1,4 +1,4 @@
-"""The weights while they are being fused: float64 copies of what the groups touch, and how a map acts on them.
+"""The weights while they are being fused: precise copies of what the groups touch, and how a map acts on them.
 
 A coupling group says which axes follow its channels; a `ChannelMap` says how the channels become fewer. This module
 multiplies the two. Where a batch normalisation can be folded into the layer before it, the map acts on the folded
@@ -8,11 +8,11 @@ and a normalisation whose composition is the fused layer exactly: the network ke
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from onnxfuse.arrays import FloatArray, IntArray
+from onnxfuse.arrays import FloatArray, Floats, IntArray
 from onnxfuse.coupling.constraints import Encoded
 from onnxfuse.coupling.groups import ChannelGraph, CouplingGroup, ParameterAxis
 from onnxfuse.coupling.layout import Atom
@@ -25,14 +25,17 @@ from onnxfuse.fusion.normalised import Norm, mapped_norm
 from onnxfuse.fusion.quantised import Encoding, decode, encode, fitting_encoding, integer_range, pack, unpack
 from onnxfuse.graph.shapes import Shapes
 from onnxfuse.graph.view import BIAS_SLOTS, DEFAULT_DOMAIN, GraphView, NodeView, Operand
+from onnxfuse.matrices import Matrix, transposed
 from onnxfuse.statistics.features import ChannelFeatures, MemberFeatures, Role
 
 __all__ = ["WeightState"]
 
+AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
 _SCALE, _SHIFT, _MEAN, _VARIANCE = 1, 2, 3, 4
 _DEFAULT_EPSILON = 1e-5
 _NO_SCALE = 1e-200
-# Weights of more entries are not kept as float64 before they change.
+# Weights of more entries are not kept before they change, and in single precision after it, unless the file has double.
 _LARGE = 2**22
 
 
@@ -56,7 +59,7 @@ class WeightState:
         self.shapes = shapes
         self.channels = channels
         self.widths = {}
-        self._arrays: dict[Operand, FloatArray] = {}
+        self._arrays: dict[Operand, Floats] = {}
         self._changed: set[Operand] = set()
         self._mixed: set[Operand] = set()
         self._output_axis = {
@@ -66,6 +69,10 @@ class WeightState:
 
     def array(self, operand: Operand) -> FloatArray:
         """Return the present value of a weight as one node reads it, float64."""
+        return self._value(operand).astype(np.float64, copy=False)
+
+    def _value(self, operand: Operand) -> Floats:
+        """Return the present value of a weight as it is kept: a large one in single precision."""
         if operand in self._arrays:
             return self._arrays[operand]
         value = self._decoded(operand)
@@ -76,7 +83,7 @@ class WeightState:
 
     def changed(self) -> Iterator[tuple[Operand, np.ndarray[Any, np.dtype[Any]]]]:
         """Yield every weight that a map has acted on, cast once to the data type that the file has."""
-        values = {operand: self._arrays[operand] for operand in self._changed}
+        values: dict[Operand, Floats] = {operand: self._arrays[operand] for operand in self._changed}
         for operand in self._changed:
             if self._is_stored(operand):
                 values.update(self._stored(operand))
@@ -123,12 +130,12 @@ class WeightState:
         folded = {} if channel_map.is_selection else {n: self._makers(n) for n in norms if self._makers(n)}
         for norm, makers in folded.items():
             self._scale_outputs(makers, self._factor_inside(norm, group), group)
-        results: dict[Operand, FloatArray] = {}
+        results: dict[Operand, Floats] = {}
         # Where other axes tell the sets apart, these must not have changed yet.
         for parameter in sorted(group.parameters, key=lambda p: not self._has_sets_elsewhere(p, group)):
             if parameter.operand.node in norms or (parameter.role is Role.CONSUMER and not readers):
                 continue
-            current = results.get(parameter.operand, self.array(parameter.operand))
+            current = results[parameter.operand] if parameter.operand in results else self._value(parameter.operand)
             results[parameter.operand] = self._mapped(current, parameter, group, channel_map)
             if not channel_map.is_selection:
                 self._mixed.add(parameter.operand)
@@ -145,7 +152,7 @@ class WeightState:
         if self.array(operand).shape != value.shape:
             what = f"a weight of shape {self.array(operand).shape} can't become {value.shape}"
             raise InvariantError(what, where=operand.name)
-        self._arrays[operand] = value
+        self._arrays[operand] = value.astype(self._precision(operand, value.size), copy=False)
         self._changed.add(operand)
         self._mixed.add(operand)
 
@@ -205,9 +212,9 @@ class WeightState:
         self, node: NodeView, operands: Iterable[Operand]
     ) -> Iterator[tuple[Operand, np.ndarray[Any, np.dtype[Any]]]]:
         """Yield the present values of a linear node's weights as the file would have them, with how they are stored."""
-        values: dict[Operand, FloatArray] = {}
+        values: dict[Operand, Floats] = {}
         for operand in operands:
-            values.update(self._stored(operand) if self._is_stored(operand) else {operand: self.array(operand)})
+            values.update(self._stored(operand) if self._is_stored(operand) else {operand: self._value(operand)})
         values.update(self._stored_bias(node, values))
         values.update(self._stored_biases(values))
         for operand, value in values.items():
@@ -257,16 +264,17 @@ class WeightState:
         epsilon = float(self.graph.nodes[node].attributes.get("epsilon", _DEFAULT_EPSILON))
         return Norm(scale, shift, mean, variance, epsilon)
 
-    def _folded(self, operand: Operand) -> FloatArray:
+    def _folded(self, operand: Operand) -> Floats:
         """Return a weight with the normalisation after its node folded into its outputs (the paper's equation 1).
 
         All weights of a group are seen so, those that read its channels too, as after folding the whole network.
         """
-        value, after = self.array(operand), self._norm_after.get(operand.node)
+        value, after = self._value(operand), self._norm_after.get(operand.node)
         axis = self._output_axis.get(operand)
         if after is None or axis is None:
             return value
-        return value * along(self._norm(after).factor, axis, value.ndim)
+        folded: Floats = value * along(self._norm(after).factor, axis, value.ndim).astype(value.dtype)
+        return folded
 
     def _bn_scale(self, node: int, where: IntArray) -> FloatArray | None:
         """Return the magnitude of the scale that a normalisation after ``node`` gives every channel."""
@@ -280,7 +288,7 @@ class WeightState:
         found: dict[int, FloatArray] = {}
         homeless: list[FloatArray] = []
         for parameter in (p for p in group.parameters if p.role is Role.BIAS):
-            value = rows_of(self.array(parameter.operand), self._places(parameter, group))
+            value = np.asarray(rows_of(self.array(parameter.operand), self._places(parameter, group)), np.float64)
             home = self._home(parameter.operand.node, makers)
             if home is None:
                 homeless.append(value)
@@ -308,15 +316,20 @@ class WeightState:
         """Whether an operand is the integers of a weight."""
         return operand.is_constant and operand in self.channels.encodings
 
-    def _decoded(self, operand: Operand) -> FloatArray:
-        """Return the original value of a weight as the numbers that it stands for, float64."""
+    def _precision(self, operand: Operand, size: int) -> np.dtype[Any]:
+        """Return the type that a weight is kept in: single precision if it is large, unless the file has double."""
+        is_large = size > _LARGE and self._original(operand).dtype != np.float64
+        return np.dtype(np.float32 if is_large else np.float64)
+
+    def _decoded(self, operand: Operand) -> Floats:
+        """Return the original value of a weight as the numbers that it stands for."""
         value = self._original(operand)
         if self._is_stored(operand):
             bits = self.channels.encodings[operand].bits
             return decode(unpack(value, bits) if bits else value.astype(np.float64), self._encoding(operand))
         if operand in self.channels.biases:
             return decode(value.astype(np.float64), self._bias_encoding(operand, {}))
-        return value.astype(np.float64)
+        return value.astype(self._precision(operand, value.size))
 
     def _operand(self, node: int, slot: int) -> Operand | None:
         inputs = self.graph.nodes[node].inputs
@@ -360,7 +373,7 @@ class WeightState:
         values[operand] = encode(self.array(operand), encoding, bounds)
         return values
 
-    def _stored_biases(self, values: Mapping[Operand, FloatArray]) -> dict[Operand, FloatArray]:
+    def _stored_biases(self, values: Mapping[Operand, Floats]) -> dict[Operand, FloatArray]:
         """Return the integers of biases anew where the scale of their weight, or they themselves, have changed."""
         found = {}
         for operand, told in self.channels.biases.items():
@@ -369,7 +382,7 @@ class WeightState:
                 found[operand] = encode(self.array(operand), encoding, integer_range(self._original(operand).dtype))
         return found
 
-    def _bias_encoding(self, operand: Operand, values: Mapping[Operand, FloatArray]) -> Encoding:
+    def _bias_encoding(self, operand: Operand, values: Mapping[Operand, Floats]) -> Encoding:
         """Return how a bias is stored with the scales among some values, or else the present ones."""
         told = self.channels.biases[operand]
         w_scale = self.channels.encodings[told.weight].scale
@@ -377,7 +390,7 @@ class WeightState:
         last = self._original(operand).ndim - 1
         return Encoding(told.factor * self.array(told.x_scale).reshape(-1)[0] * scale, np.zeros(()), (last,))
 
-    def _stored_bias(self, node: NodeView, values: Mapping[Operand, FloatArray]) -> dict[Operand, FloatArray]:
+    def _stored_bias(self, node: NodeView, values: Mapping[Operand, Floats]) -> dict[Operand, FloatArray]:
         """Return a linear node's integer bias anew where the scale of its weight has changed.
 
         Runtimes compute in integers and take for granted that the scale of the bias is that of the input times that of
@@ -411,9 +424,7 @@ class WeightState:
 
     # Writing ----------------------------------------------------------------------------------------------------
 
-    def _mapped(
-        self, value: FloatArray, parameter: ParameterAxis, group: CouplingGroup, channel_map: ChannelMap
-    ) -> FloatArray:
+    def _mapped(self, value: Floats, parameter: ParameterAxis, group: CouplingGroup, channel_map: ChannelMap) -> Floats:
         old = self._places(parameter, group)
         new = self._places(parameter, group, channel_map.kept // self._sets(group))
         return map_axes(value, old.axes, old.index, new.index, _matrix(channel_map, parameter.role))
@@ -437,8 +448,8 @@ class WeightState:
         """Multiply what makes the channels of a group, weights and biases, by a factor for each output."""
         for parameter in group.parameters:
             if parameter.operand.node in makers and parameter.role is not Role.CONSUMER:
-                value = self.array(parameter.operand)
-                self._arrays[parameter.operand] = value * along(factor, parameter.axis, value.ndim)
+                value = self._value(parameter.operand)
+                self._arrays[parameter.operand] = value * along(factor, parameter.axis, value.ndim).astype(value.dtype)
 
     def _mapped_norm(
         self, node: int, group: CouplingGroup, channel_map: ChannelMap, norm: Norm
@@ -452,11 +463,11 @@ class WeightState:
         return {operands[slot].operand: value for slot, value in values.items()}
 
 
-def _matrix(channel_map: ChannelMap, role: Role) -> FloatArray:
+def _matrix(channel_map: ChannelMap, role: Role) -> Matrix:
     match role:
         case Role.PRODUCER | Role.BIAS:
-            return channel_map.output
+            return channel_map.making
         case Role.CONSUMER:
-            return channel_map.input.T
+            return transposed(channel_map.reading)
         case Role.CARRIED | Role.ENCODING:
             return channel_map.carried

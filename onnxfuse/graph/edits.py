@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxfuse.errors import InvariantError
+from onnxfuse.graph.slim import without_large_weights
 from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView
 
 __all__ = ["Edit", "SetAttribute", "SetInput", "apply_edits"]
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 # Before this IR version every initializer has to be listed among the graph's inputs.
 _CONSTANTS_ARE_NO_INPUTS = 4
 _NARROW_TYPES = frozenset({"int4", "uint4"})
+# Constants of so many bytes are not given to onnx-graphsurgeon, which keeps several copies.
+_LARGE = 2**20
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -66,11 +69,10 @@ def apply_edits(graph: GraphView, edits: Sequence[Edit], dims: Mapping[str, Sequ
     Returns:
         The new model; with no edits a copy of the original.
     """
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
+    model, empty = without_large_weights(graph.model, _LARGE)
     if edits:
         with _quiet():
-            surgeon = gs.import_onnx(graph.model)
+            surgeon = gs.import_onnx(model)
             rewriter = _Rewriter(graph, surgeon)
             for edit in edits:
                 if isinstance(edit, SetAttribute):
@@ -80,6 +82,10 @@ def apply_edits(graph: GraphView, edits: Sequence[Edit], dims: Mapping[str, Sequ
         _graft(model, exported, rewriter)
         _state_shapes(model, graph, rewriter.released)
         _drop_unused(model, graph, rewriter.released)
+        empty -= rewriter.edited_constants
+    for tensor in model.graph.initializer:
+        if tensor.name in empty:
+            tensor.CopyFrom(graph.constants[tensor.name])
     if not graph.is_sorted:
         _sort_nodes(model, graph)
     _update_value_info(model, dims)
@@ -107,7 +113,7 @@ class _Rewriter:
         self.edited_constants: set[str] = set()
         self.new_constants: set[str] = set()
         self.released: set[str] = set()  # values that lost a reader
-        self.narrow: dict[str, AnyArray] = {}  # constants of types that onnx-graphsurgeon can't export
+        self.aside: dict[str, AnyArray] = {}  # constants that onnx-graphsurgeon can't export, or would copy at length
         self.names = set(surgeon.tensors()) | set(graph.constants) | set(graph.producers)
 
     def set_attribute(self, edit: SetAttribute) -> None:
@@ -171,11 +177,11 @@ class _Rewriter:
         self.edited_nodes.add(node.position)
 
     def _exportable(self, name: str, value: AnyArray) -> AnyArray:
-        """Return a value, or a stand-in for one of four bits, which takes its place after the export."""
-        if value.dtype.name not in _NARROW_TYPES:
+        """Return a value, or a stand-in for a large one or one of four bits, which takes its place after the export."""
+        if value.dtype.name not in _NARROW_TYPES and value.nbytes < _LARGE:
             return value
-        self.narrow[name] = value
-        return value.astype(np.int8)
+        self.aside[name] = value
+        return np.zeros(1, np.int8)
 
     def _surgeon_node(self, node: NodeView) -> gs.Node:
         return self.surgeon.nodes[node.position]
@@ -196,30 +202,31 @@ def _equal(a: AnyArray, b: AnyArray) -> bool:
 
 def _graft(model: onnx.ModelProto, exported: onnx.ModelProto, rewriter: _Rewriter) -> None:
     """Take from the export what was edited, and nothing else."""
-    narrow = {name: onnx.numpy_helper.from_array(value, name) for name, value in rewriter.narrow.items()}
+    aside = rewriter.aside
     for position in rewriter.edited_nodes:
-        _graft_node(model.graph.node[position], exported.graph.node[position], position, narrow)
-    stored = {**{tensor.name: tensor for tensor in exported.graph.initializer}, **narrow}
+        _graft_node(model.graph.node[position], exported.graph.node[position], position, aside)
+    stored = {tensor.name: tensor for tensor in exported.graph.initializer}
     for tensor in model.graph.initializer:
         if tensor.name in rewriter.edited_constants:
             doc = tensor.doc_string
-            tensor.CopyFrom(stored[tensor.name])
+            tensor.CopyFrom(_tensor(tensor.name, stored, aside))
             if doc:
                 tensor.doc_string = doc
     for name in sorted(rewriter.new_constants):
-        model.graph.initializer.append(stored[name])
+        tensor = _tensor(name, stored, aside)
+        model.graph.initializer.append(tensor)
         if model.ir_version < _CONSTANTS_ARE_NO_INPUTS:
-            model.graph.input.append(
-                onnx.helper.make_tensor_value_info(name, stored[name].data_type, list(stored[name].dims))
-            )
+            model.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
     for info in (*model.graph.input, *model.graph.value_info):
         if info.name in rewriter.edited_constants:
-            _set_dims(info, stored[info.name].dims)
+            _set_dims(info, aside[info.name].shape if info.name in aside else stored[info.name].dims)
 
 
-def _graft_node(
-    target: onnx.NodeProto, source: onnx.NodeProto, position: int, narrow: Mapping[str, onnx.TensorProto]
-) -> None:
+def _tensor(name: str, stored: Mapping[str, onnx.TensorProto], aside: Mapping[str, AnyArray]) -> onnx.TensorProto:
+    return onnx.numpy_helper.from_array(aside[name], name) if name in aside else stored[name]
+
+
+def _graft_node(target: onnx.NodeProto, source: onnx.NodeProto, position: int, aside: Mapping[str, AnyArray]) -> None:
     if source.op_type != target.op_type or list(source.output) != list(target.output):
         what = f"node {position} changed its place on export"
         raise InvariantError(what)
@@ -227,8 +234,8 @@ def _graft_node(
     target.input.extend(source.input)
     del target.attribute[:]
     target.attribute.extend(source.attribute)
-    if target.op_type == "Constant" and target.output[0] in narrow:
-        target.attribute[0].t.CopyFrom(narrow[target.output[0]])
+    if target.op_type == "Constant" and target.output[0] in aside:
+        target.attribute[0].t.CopyFrom(onnx.numpy_helper.from_array(aside[target.output[0]], target.output[0]))
 
 
 def _state_shapes(model: onnx.ModelProto, graph: GraphView, released: set[str]) -> None:

@@ -16,6 +16,7 @@ from onnx import external_data_helper, inliner
 
 from onnxfuse.errors import ModelError, OutputError
 from onnxfuse.graph.branches import without_decided_ifs
+from onnxfuse.graph.slim import save_apart
 
 __all__ = ["SourceModel", "check_output_path", "data_path", "read_model", "staged", "weight_files", "write_model"]
 
@@ -200,23 +201,23 @@ def data_path(path: Path) -> Path:
     return path.with_name(path.name + ".data")
 
 
-def write_model(model: onnx.ModelProto, path: Path) -> int:
+def write_model(model: onnx.ModelProto, path: Path, *, largest: int | None = None) -> int:
     """Write a model, with its weights beside it where one file can't hold them; return the bytes written.
+
+    Args:
+        model: The model; not changed.
+        path: Where it goes.
+        largest: How many bytes one file may hold; None for as many as the format allows.
 
     Raises:
         OutputError: The disk is full or the path can't be written.
     """
     beside = data_path(path)
     try:
-        if model.ByteSize() <= _LARGEST_FILE:
+        if model.ByteSize() <= (_LARGEST_FILE if largest is None else largest):
             path.write_bytes(model.SerializeToString())
             return path.stat().st_size
-        # The helper moves the weights out of the model it is given, so it gets a copy.
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)
-        onnx.save_model(
-            copy, str(path), save_as_external_data=True, location=beside.name, size_threshold=_EXTERNAL_FROM
-        )
+        save_apart(model, path, beside, _EXTERNAL_FROM)
         return path.stat().st_size + beside.stat().st_size
     except OSError as error:
         what = f"the model can't be written: {error.strerror or error}"

@@ -15,12 +15,12 @@ __all__ = ["l1", "l2", "linf", "sum_of_squares"]
 
 def sum_of_squares(member: MemberFeatures) -> FloatArray:
     """Return the squared Euclidean norm of a member's weights per channel, shape (C,), float64."""
-    squares: FloatArray = np.einsum("cd,cd->c", member.weights, member.weights)
+    squares: FloatArray = np.einsum("cd,cd->c", member.weights, member.weights, dtype=np.float64)
     return squares
 
 
 def _sum_of_magnitudes(member: MemberFeatures) -> FloatArray:
-    sums: FloatArray = np.abs(member.weights).sum(axis=1)
+    sums: FloatArray = np.abs(member.weights).sum(axis=1, dtype=np.float64)
     return sums
 
 

@@ -96,13 +96,10 @@ def prove_coupling(
     """
     if not groups:
         return CouplingProof(0, {})
-    original = Session(_with_outputs(model, watched), provider, name="the original model")
-    expected = _numeric(original.run(feeds))
-    again = _numeric(original.run(feeds))
+    expected, again, plain = _expected(model, feeds, watched, provider)
     # Sums that a GPU takes in whatever order its threads end differ by rounding alone, which is allowed for.
     if any(_distance(y, again[name]) > _NOISIEST for name, y in expected.items()):
         return CouplingProof(0, {}, "its outputs differ from run to run on the same inputs")
-    plain = Session(_with_outputs(model, watched), Provider.CPU, optimise=False, name="the original model").run(feeds)
     tolerances = {name: _tolerance(y, (plain[name], again[name])) for name, y in expected.items()}
     if not any(tolerances.values()):
         return CouplingProof(0, {}, "its outputs hardly depend on the inputs, so that they would not show a change")
@@ -114,6 +111,17 @@ def prove_coupling(
         refuted |= trial.bisect(left) if left else {}
         largest = max(largest, trial.largest)
     return CouplingProof(len(groups) - len(refuted), refuted, largest=largest)
+
+
+def _expected(
+    model: onnx.ModelProto, feeds: Feeds, watched: Sequence[str], provider: Provider
+) -> tuple[_Outputs, _Outputs, _Outputs]:
+    """Return what the original gives twice, and once as it is written; no session stays in memory beside another."""
+    observed, name = _with_outputs(model, watched), "the original model"
+    session = Session(observed, provider, name=name)
+    twice = [_numeric(session.run(feeds)) for _ in range(2)]
+    del session
+    return twice[0], twice[1], _numeric(Session(observed, Provider.CPU, optimise=False, name=name).run(feeds))
 
 
 @dataclass

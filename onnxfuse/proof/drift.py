@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from onnxfuse.arrays import is_finite
 from onnxfuse.errors import DataError, ProofError
 from onnxfuse.proof.runtime import Session
 from onnxfuse.proof.samples import Samples
@@ -13,6 +14,9 @@ from onnxfuse.proof.samples import Samples
 __all__ = ["Drift", "OutputDrift", "measure_drift"]
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+# How many numbers of an output are compared at a time.
+_PART = 2**22
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +75,12 @@ class _Sums:
     left_out: int = 0
 
     def add(self, y: AnyArray, z: AnyArray) -> None:
-        a, b = y.astype(np.float64), z.astype(np.float64)
-        self._add_classes(a, b)
+        self._add_classes(y, z)
+        y, z = y.reshape(-1), z.reshape(-1)
+        for start in range(0, y.size, _PART):
+            self._add_part(y[start : start + _PART].astype(np.float64), z[start : start + _PART].astype(np.float64))
+
+    def _add_part(self, a: AnyArray, b: AnyArray) -> None:
         finite = np.isfinite(a)
         self.left_out += int((~finite).sum())
         a, b = a[finite], b[finite]
@@ -85,11 +93,11 @@ class _Sums:
         self.compressed += float(b @ b)
         self.difference += float(gap @ gap)
 
-    def _add_classes(self, a: AnyArray, b: AnyArray) -> None:
-        is_map = a.ndim == 4 and a.shape[2:] == (1, 1)
-        self.classifies = self.classifies and (a.ndim == 2 or is_map) and a.shape[1] > 1
+    def _add_classes(self, y: AnyArray, z: AnyArray) -> None:
+        is_map = y.ndim == 4 and y.shape[2:] == (1, 1)
+        self.classifies = self.classifies and (y.ndim == 2 or is_map) and y.shape[1] > 1
         if self.classifies:
-            a, b = a.reshape(a.shape[:2]), b.reshape(a.shape[:2])
+            a, b = (x.reshape(y.shape[:2]).astype(np.float64) for x in (y, z))
             known = ~np.isnan(a).any(axis=1)
             same = a[known].argmax(axis=1) == b[known].argmax(axis=1)
             self.rows += len(same)
@@ -136,7 +144,7 @@ def _check(name: str, y: AnyArray, z: Any) -> None:
         what = f"the output is {form}, in the original {y.shape} of {y.dtype}"
         mend = "compare a model with one that was made from it"
         raise ProofError(what, where=f"output {name!r}", mend=mend)
-    broken = ~np.isfinite(z.astype(np.float64)) & np.isfinite(y.astype(np.float64))
+    broken = ~is_finite(z) & is_finite(y)
     if broken.any():
         what = f"the output has {int(broken.sum())} values that are not finite, where the original's are"
         mend = "a lower ratio, or another method, keeps the numbers in range"

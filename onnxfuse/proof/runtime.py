@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
+from glob import escape
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -21,7 +22,7 @@ import onnx
 import onnxruntime as ort
 
 from onnxfuse.config import Provider
-from onnxfuse.errors import ProviderError, RuntimeFailedError
+from onnxfuse.errors import OutputError, ProviderError, RuntimeFailedError
 from onnxfuse.graph.files import write_model
 
 __all__ = ["Feeds", "Session", "cuda_obstacle", "has_cuda", "runtime_version"]
@@ -36,6 +37,8 @@ _FELL_BACK = "ONNX Runtime fell back to the CPU, as it does where a library of C
 # What matters in messages that begin with places in the sources of ONNX Runtime.
 _CUDA_FAILURE = re.compile(r"CU[A-Z]+ failure -?[0-9]+:[^;\n]*")
 _FATAL_ONLY, _WARNINGS = 4, 2
+# Models of more bytes are given to the runtime as files.
+_LARGE = 2**27
 _LARGEST_MESSAGE = 2**31 - 1
 
 
@@ -68,15 +71,15 @@ class Session:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not optimise:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        is_large = _size(model) > _LARGE
+        # An arena keeps what values took, casts of large weights included, and asks for more than it needs.
+        options.enable_cpu_mem_arena = optimise and not is_large
         if isinstance(model, Path):
             self._session = _open(str(model), options, provider, name)
-        elif model.ByteSize() <= _LARGEST_MESSAGE:
-            self._session = _open(model.SerializeToString(), options, provider, name)
+        elif is_large:
+            self._session = _open_large(model, options, provider, name)
         else:
-            with tempfile.TemporaryDirectory(prefix="onnxfuse-") as folder:
-                path = Path(folder) / "model.onnx"
-                write_model(model, path)
-                self._session = _open(str(path), options, provider, name)
+            self._session = _open(model.SerializeToString(), options, provider, name)
         self.providers = tuple(self._session.get_providers())
         self.provider = Provider.CUDA if _CUDA in self.providers else Provider.CPU
         if provider is Provider.CUDA and self.provider is not Provider.CUDA:
@@ -134,6 +137,30 @@ def cuda_obstacle() -> str:
 def runtime_version() -> str:
     """Return ONNX Runtime's version."""
     return str(ort.__version__)
+
+
+def _open_large(
+    model: onnx.ModelProto, options: ort.SessionOptions, provider: Provider, name: str
+) -> ort.InferenceSession:
+    """Open a model by way of a file, which is mapped; a message would be copied twice before its weights are there."""
+    # Some systems don't remove what is mapped.
+    with tempfile.TemporaryDirectory(prefix="onnxfuse-", ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / "model.onnx"
+        try:
+            write_model(model, path, largest=_LARGE)
+        except OutputError:
+            if model.ByteSize() > _LARGEST_MESSAGE:
+                raise
+            # There is less room for files than in memory.
+            return _open(model.SerializeToString(), options, provider, name)
+        return _open(str(path), options, provider, name)
+
+
+def _size(model: onnx.ModelProto | Path) -> int:
+    """Return how many bytes a model has, those beside a file that go by its name included; 0 if it is not there."""
+    if isinstance(model, Path):
+        return sum(file.stat().st_size for file in model.parent.glob(f"{escape(model.name)}*") if file.is_file())
+    return int(model.ByteSize())
 
 
 def _open(source: str | bytes, options: ort.SessionOptions, provider: Provider, name: str) -> ort.InferenceSession:

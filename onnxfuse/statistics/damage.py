@@ -12,10 +12,11 @@ ends in, so that damages of different layers can be compared.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from onnxfuse.arrays import BoolArray, FloatArray, IntArray, row_coordinates, strips
+from onnxfuse.arrays import BoolArray, FloatArray, Floats, IntArray, precision, row_coordinates, strips
 from onnxfuse.statistics.channels import Channels, FusedMoments
 
 __all__ = [
@@ -26,13 +27,16 @@ __all__ = [
     "greedy_order",
     "judged_map",
     "lone_damage",
+    "rebuilding_map",
     "selection_damage",
     "shrunk",
     "within_sets",
 ]
 
-# Residual variances below this share of the original are rounding.
-_ROUNDING = 1e-10
+AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+# Residual variances below this share of the original are rounding, in double and in single precision.
+_ROUNDING, _SINGLE_ROUNDING = 1e-10, 1e-5
 # Ridge of correlations that are inverted.
 _SMALL = 1e-11
 # Ridge of the input map, in mean second moments of a channel.
@@ -48,11 +52,11 @@ class Reading:
     """One reader's view of the channels of a group.
 
     Attributes:
-        covariance: S, shape (C, C), float64: of the channels as the reader sees them; about zero, not about the mean,
-            where nothing can make a mean good.
-        moments: E[h h^T], shape (C, C), float64.
-        weights: V divided by the deviation of what the reader's result ends in, shape (C, D), float64; or anything else
-            with the same V V^T.
+        covariance: S, shape (C, C), float64, or float32 if it is large: of the channels as the reader sees them; about
+            zero, not about the mean, where nothing can make a mean good.
+        moments: E[h h^T], shape (C, C), likewise.
+        weights: V divided by the deviation of what the reader's result ends in, shape (C, D), likewise; or anything
+            else with the same V V^T.
         has_shift: Whether something can make a mean good, behind the reader.
         channels: The channels before their activation, twice: as the input map is fitted to them, and as what it misses
             is measured. Two independent halves of what was observed; None where they do not have the form of f(z).
@@ -60,9 +64,9 @@ class Reading:
             another: the reader's results are made of one set each. Covariances between sets are zero then.
     """
 
-    covariance: FloatArray
-    moments: FloatArray
-    weights: FloatArray
+    covariance: Floats
+    moments: Floats
+    weights: Floats
     has_shift: bool = True
     channels: tuple[Channels, Channels] | None = None
     sets: int = 1
@@ -70,7 +74,7 @@ class Reading:
     @property
     def strength(self) -> FloatArray:
         """V V^T divided by the variance of what the reader's result ends in, shape (C, C), float64."""
-        return within_sets(self.weights @ self.weights.T, self.sets)
+        return np.asarray(within_sets(self.weights @ self.weights.T, self.sets), np.float64)
 
     @property
     def damage(self) -> float:
@@ -85,7 +89,7 @@ class Reading:
         )
 
 
-def shrunk(covariance: FloatArray, count: float) -> FloatArray:
+def shrunk(covariance: FloatArray, count: float) -> Floats:
     r"""Shrink the correlations of a covariance that was estimated from few observations.
 
     With fewer observations than channels every channel seems to follow from the others. Correlations R are replaced by
@@ -96,6 +100,9 @@ def shrunk(covariance: FloatArray, count: float) -> FloatArray:
     Args:
         covariance: Shape (C, C), float64.
         count: How many independent observations it is from, > 0.
+
+    Returns:
+        Shape (C, C), float64; float32 if it is large.
 
     Example:
         >>> shrunk(np.array([[1.0, 1.0], [1.0, 4.0]]), 3.0).round(3).tolist()
@@ -111,12 +118,14 @@ def shrunk(covariance: FloatArray, count: float) -> FloatArray:
     above = (1 - 2 / alive) * squares + trace**2
     below = (count + 1 - 2 / alive) * (squares - trace**2 / alive)
     rho = min(above / below, 1.0) if below > 0 else 1.0
-    result = (1 - rho) * covariance
+    result: Floats = np.empty(covariance.shape, precision(covariance.size))
+    for strip in strips(len(covariance)):
+        result[strip] = (1 - rho) * covariance[strip]
     np.fill_diagonal(result, np.diag(covariance))
     return result
 
 
-def within_sets(matrix: FloatArray, sets: int) -> FloatArray:
+def within_sets(matrix: Floats, sets: int) -> Floats:
     """Return a matrix over channels, or fused channels, without what it says of two of different sets.
 
     Example:
@@ -126,7 +135,7 @@ def within_sets(matrix: FloatArray, sets: int) -> FloatArray:
     if sets == 1:
         return matrix
     rows, columns = (np.repeat(np.arange(sets), size // sets) for size in matrix.shape)
-    return np.where(rows[:, None] == columns, matrix, 0.0)
+    return np.where(rows[:, None] == columns, matrix, matrix.dtype.type(0))
 
 
 def greedy_order(readings: Sequence[Reading], sets: int = 1) -> tuple[IntArray, FloatArray]:
@@ -170,7 +179,7 @@ def greedy_order(readings: Sequence[Reading], sets: int = 1) -> tuple[IntArray, 
     return order, np.asarray(damage)
 
 
-def _by_covariance(readings: Sequence[Reading]) -> list[tuple[FloatArray, FloatArray]]:
+def _by_covariance(readings: Sequence[Reading]) -> list[tuple[Floats, Floats]]:
     """Return every covariance with the weights of all who see it; the same array is the same covariance."""
     found: dict[int, list[Reading]] = {}
     for reading in readings:
@@ -197,23 +206,25 @@ class _Residual:
         damage: J with nothing kept.
     """
 
-    def __init__(self, covariance: FloatArray, weights: FloatArray) -> None:
+    def __init__(self, covariance: Floats, weights: Floats) -> None:
         """Start with nothing kept."""
         channels = len(covariance)
-        self.covariance = covariance.copy()
-        self.meaning = np.empty_like(self.covariance)
-        weights = row_coordinates(weights)
-        seen = covariance @ weights
-        self.damage = float(np.vdot(seen, weights))
+        self.covariance: Floats = covariance.copy()
+        self.meaning: Floats = np.empty_like(self.covariance)
+        read: AnyArray = np.asarray(row_coordinates(weights), covariance.dtype)
+        seen = covariance @ read
+        self.damage = sum(float(np.vdot(seen[strip], read[strip])) for strip in strips(channels))
         for strip in strips(channels):
             np.matmul(seen[strip], seen[strip.start :].T, out=self.meaning[strip, strip.start :])
-        self.floor = _ROUNDING * np.maximum(np.diag(covariance), 0.0) + np.finfo(float).tiny
-        self.u, self.h = np.empty((2, _BLOCK, channels))
+        rounding = _ROUNDING if covariance.dtype == np.float64 else _SINGLE_ROUNDING
+        self.floor = rounding * np.maximum(np.diag(covariance).astype(np.float64), 0.0) + np.finfo(float).tiny
         self._start()
 
     def _start(self) -> None:
         self.pending = 0
-        self.variance, self.explained = np.diag(self.covariance).copy(), np.diag(self.meaning).copy()
+        self.variance = np.diag(self.covariance).astype(np.float64)
+        self.explained = np.diag(self.meaning).astype(np.float64)
+        self.u, self.h = np.empty((2, _BLOCK, len(self.floor)), self.covariance.dtype)
 
     def gains(self) -> FloatArray:
         """Return by how much J falls with each channel; 0 for those that are told already."""
@@ -253,22 +264,21 @@ class _Residual:
         """Forget all channels but some, of which no column is asked for any more."""
         self.covariance, self.meaning = _part(self.covariance, left), _part(self.meaning, left)
         self.floor = self.floor[left]
-        self.u, self.h = np.empty((2, _BLOCK, len(self.floor)))
         self._start()
 
 
-def _column(matrix: FloatArray, channel: int) -> FloatArray:
+def _column(matrix: Floats, channel: int) -> Floats:
     """Return a column of a symmetric matrix of which the upper triangle is known."""
     return np.concatenate([matrix[:channel, channel], matrix[channel, channel:]])
 
 
-def _part(matrix: FloatArray, left: BoolArray) -> FloatArray:
-    """Return the rows and columns of a square matrix that are left, in the memory of the whole."""
+def _part(matrix: Floats, left: BoolArray) -> Floats:
+    """Return the rows and columns that are left of a symmetric matrix's upper triangle, in the memory of the whole."""
     rows = np.flatnonzero(left)
     # A row never moves behind the place where the next one is read from.
     part = matrix.reshape(-1)[: len(rows) ** 2].reshape(len(rows), len(rows))
     for strip in strips(len(rows)):
-        part[strip] = matrix[rows[strip]][:, rows]
+        part[strip, strip.start :] = matrix[rows[strip]].take(rows[strip.start :], axis=1)
     return part
 
 
@@ -314,7 +324,27 @@ def lone_damage(readings: Sequence[Reading]) -> FloatArray:
     return total
 
 
-def best_input_map(readings: Sequence[Reading], output: FloatArray) -> FloatArray:
+def rebuilding_map(readings: Sequence[Reading], kept: IntArray) -> Floats:
+    """Return what `best_input_map` returns where some channels are kept as they are, and the others go.
+
+    Args:
+        readings: At least one.
+        kept: The channels, shape (K,).
+
+    Returns:
+        Shape (C, K), float64; float32 if the moments are.
+    """
+    moments = _shared_moments(readings)
+    inside = _ridged(moments[np.ix_(kept, kept)])
+    # What is kept as it is needs no solution; often that is half of all.
+    rest = np.delete(np.arange(len(moments)), kept)
+    solved: Floats = np.zeros((len(moments), len(kept)), moments.dtype)
+    solved[rest] = np.linalg.solve(inside, moments[np.ix_(rest, kept)].T).T
+    solved[kept, np.arange(len(kept))] = 1.0
+    return solved
+
+
+def best_input_map(readings: Sequence[Reading], output: FloatArray) -> Floats:
     r"""Return :math:`B^* = S_{hh'} (S_{h'h'} + \lambda I)^{-1}` for channels of which h' = A h is left.
 
     Second moments stand for covariances, so that means are rebuilt as well as can be without a shift. Several readers
@@ -327,17 +357,13 @@ def best_input_map(readings: Sequence[Reading], output: FloatArray) -> FloatArra
     Returns:
         Shape (C, K), float64; rows of channels that A keeps as they are, are exact.
     """
-    moments = _shared_moments(readings)
     channels = output.argmax(axis=1)
     whole = (np.count_nonzero(output, axis=1) == 1) & (output.max(axis=1) == 1.0)
     if whole.all():
-        cross, inside = moments[:, channels], moments[np.ix_(channels, channels)]
-    else:
-        cross = moments @ output.T
-        inside = output @ cross
-    scale = float(np.trace(inside)) / len(inside)
-    inside[np.diag_indices(len(inside))] += _RIDGE * (scale if scale > 0 else 1.0)
-    # What is kept as it is needs no solution; often that is half of all.
+        return rebuilding_map(readings, channels)
+    moments = _shared_moments(readings)
+    cross = moments @ output.T
+    inside = _ridged(output @ cross)
     rest = np.delete(np.arange(len(moments)), channels[whole])
     solved = np.zeros(cross.shape)
     solved[rest] = np.linalg.solve(inside, cross[rest].T).T
@@ -345,7 +371,14 @@ def best_input_map(readings: Sequence[Reading], output: FloatArray) -> FloatArra
     return solved
 
 
-def _shared_moments(readings: Sequence[Reading]) -> FloatArray:
+def _ridged(inside: Floats) -> Floats:
+    """Add the ridge of the input map to the moments of the channels that are left; changes them."""
+    scale = float(np.trace(inside)) / len(inside)
+    inside[np.diag_indices(len(inside))] += _RIDGE * (scale if scale > 0 else 1.0)
+    return inside
+
+
+def _shared_moments(readings: Sequence[Reading]) -> Floats:
     """Return the average of the readings' moments, each weighted by its damage."""
     if all(reading.moments is readings[0].moments for reading in readings):
         return readings[0].moments
@@ -361,7 +394,7 @@ def _shares(readings: Sequence[Reading]) -> FloatArray:
     return np.asarray(weights / weights.sum())
 
 
-def _input_map(cross: FloatArray, inside: FloatArray) -> FloatArray:
+def _input_map(cross: Floats, inside: Floats) -> FloatArray:
     scale = float(np.trace(inside)) / len(inside)
     solved = np.linalg.solve(inside + _RIDGE * (scale if scale > 0 else 1.0) * np.eye(len(inside)), cross.T).T
     return np.asarray(solved, np.float64)

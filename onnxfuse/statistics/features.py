@@ -11,7 +11,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from onnxfuse.arrays import FloatArray
+from onnxfuse.arrays import FloatArray, Floats
 from onnxfuse.statistics.damage import Reading
 
 __all__ = ["ActivationFeatures", "ChannelFeatures", "MemberFeatures", "Role"]
@@ -39,7 +39,8 @@ class MemberFeatures:
     Attributes:
         node: Name of the node that owns the parameter.
         role: `Role.PRODUCER` or `Role.CONSUMER`.
-        weights: Shape (C, D), float64: everything in the parameter that belongs to channel c, flattened.
+        weights: Shape (C, D), float64, of large weights float32: everything in the parameter that belongs to channel
+            c, flattened.
         bias: Shape (C, m), float64: the producer's bias for channel c (m = 1 unless a channel is repeated, as after
             a Flatten); None where there is none, and for consumers.
         bn_scale: Shape (C,), float64: batch normalisation's scale (gamma) as the file states it; None where no batch
@@ -48,7 +49,7 @@ class MemberFeatures:
 
     node: str
     role: Role
-    weights: FloatArray
+    weights: Floats
     bias: FloatArray | None = None
     bn_scale: FloatArray | None = None
 
@@ -113,7 +114,7 @@ class ChannelFeatures:
         activations = None if self.activations is None else self.activations.part(some)
         return ChannelFeatures(len(members[0].weights), members, activations)
 
-    def vectors(self, *, with_bias: bool = False) -> FloatArray:
+    def vectors(self, *, with_bias: bool = False) -> Floats:
         """Concatenate the members' rows into one feature vector per channel.
 
         This is the paper's concatenation of a pairing's weights (section 3.2.2); the released code leaves the biases
@@ -123,12 +124,12 @@ class ChannelFeatures:
             with_bias: Whether to append the producers' biases.
 
         Returns:
-            Shape (C, D), float64.
+            Shape (C, D), float64; float32 where that is what all members have.
         """
-        parts = [member.weights for member in self.members]
+        parts: list[Floats] = [member.weights for member in self.members]
         if with_bias:
             parts += [member.bias for member in self.members if member.bias is not None]
-        return np.concatenate(parts, axis=1)
+        return np.asarray(np.concatenate(parts, axis=1))
 
 
 def _part(vector: FloatArray | None, some: slice) -> FloatArray | None:

@@ -258,7 +258,12 @@ class RegressionRows:
         across, theirs = held._products(self), held._gap(prior)
 
         def missed(ridge: float) -> float:
-            return float(np.square(theirs - across @ self._dual(products, gap, ridge * scale)).sum() / held.count)
+            # Whichever has fewer columns is solved for: the rows that are held back, or the targets.
+            if held.count < gap.shape[1]:
+                found = self._dual(products, across.T, ridge * scale).T @ gap
+            else:
+                found = across @ self._dual(products, gap, ridge * scale)
+            return float(np.square(theirs - found).sum() / held.count)
 
         return min((missed(ridge), ridge) for ridge in ridges)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from onnxfuse.arrays import FloatArray, IntArray, project_rows, row_coordinates, strips
+from onnxfuse.arrays import FloatArray, Floats, IntArray, project_rows, row_coordinates, strips
 from onnxfuse.errors import InvariantError
 
 __all__ = ["Clusters", "DistinctRows", "cluster_rows", "compact_rows", "distinct_rows", "seed_from", "single_threaded"]
@@ -68,7 +68,7 @@ class DistinctRows:
     counts: IntArray
 
 
-def distinct_rows(vectors: FloatArray) -> DistinctRows:
+def distinct_rows(vectors: Floats) -> DistinctRows:
     """Find equal rows (0 and -0 are equal).
 
     Args:
@@ -89,7 +89,7 @@ def distinct_rows(vectors: FloatArray) -> DistinctRows:
     return DistinctRows(np.array([first[key] for key in kind_of], dtype=np.int64), kind, np.bincount(kind))
 
 
-def compact_rows(vectors: FloatArray) -> FloatArray:
+def compact_rows(vectors: Floats) -> FloatArray:
     """Rotate C rows into at most C dimensions and scale them to largest magnitude 1.
 
     Ratios of distances between rows are kept, up to rounding.
@@ -103,7 +103,7 @@ def compact_rows(vectors: FloatArray) -> FloatArray:
     with single_threaded():
         rows = row_coordinates(vectors)
     largest = np.abs(rows).max(initial=0.0)
-    return np.ascontiguousarray(rows / largest if largest > 0 else rows)
+    return np.ascontiguousarray(rows / largest if largest > 0 else rows, np.float64)
 
 
 def seed_from(rng: np.random.Generator) -> int:
@@ -111,7 +111,7 @@ def seed_from(rng: np.random.Generator) -> int:
     return int(rng.integers(2**31))
 
 
-def cluster_rows(vectors: FloatArray, count: int, rng: np.random.Generator) -> Clusters:
+def cluster_rows(vectors: Floats, count: int, rng: np.random.Generator) -> Clusters:
     """Cluster channels by k-means (squared Euclidean distance).
 
     Where there are fewer different rows than clusters, every kind of row gets a cluster and surplus copies
@@ -153,7 +153,7 @@ def _spread_copies(kinds: DistinctRows, count: int) -> IntArray:
     return labels
 
 
-def _kmeans_labels(points: FloatArray, counts: IntArray, count: int, seed: int) -> IntArray:
+def _kmeans_labels(points: Floats, counts: IntArray, count: int, seed: int) -> IntArray:
     """Label U > K different points, shape (U, D), that stand for ``counts`` channels each."""
     from sklearn.cluster import KMeans, kmeans_plusplus
     from sklearn.exceptions import ConvergenceWarning
@@ -173,7 +173,7 @@ def _kmeans_labels(points: FloatArray, counts: IntArray, count: int, seed: int) 
     return _fill_empty(compact, fitted.labels_.astype(np.int64), count)
 
 
-def _fill_empty(points: FloatArray, labels: IntArray, count: int) -> IntArray:
+def _fill_empty(points: Floats, labels: IntArray, count: int) -> IntArray:
     """Give every empty cluster the point that is farthest from the centroid of a cluster of more than one."""
     labels = labels.copy()
     for empty in np.flatnonzero(np.bincount(labels, minlength=count) == 0):
@@ -183,7 +183,7 @@ def _fill_empty(points: FloatArray, labels: IntArray, count: int) -> IntArray:
     return labels
 
 
-def _centroids(points: FloatArray, labels: IntArray, count: int) -> FloatArray:
+def _centroids(points: Floats, labels: IntArray, count: int) -> FloatArray:
     """Return the means of the clusters, shape (K, D); that of an empty cluster is 0."""
     from scipy.sparse import csr_array
 
@@ -193,7 +193,7 @@ def _centroids(points: FloatArray, labels: IntArray, count: int) -> FloatArray:
     return sums
 
 
-def _describe(vectors: FloatArray, labels: IntArray, count: int) -> Clusters:
+def _describe(vectors: Floats, labels: IntArray, count: int) -> Clusters:
     """Add centroids and anchors to a labelling without empty clusters, and number the clusters by anchor."""
     centroids = _centroids(vectors, labels, count)
     distances = np.concatenate(

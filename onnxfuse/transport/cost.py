@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from onnxfuse.arrays import FloatArray, unit_rows
+from onnxfuse.arrays import FloatArray, Floats, unit_rows
 from onnxfuse.errors import InvariantError
 
 __all__ = ["THREADS", "distances", "ground_cost"]
@@ -21,7 +21,7 @@ _CHUNK = 16
 THREADS = min(os.cpu_count() or 1, 8)
 
 
-def ground_cost(vectors: FloatArray, targets: FloatArray, *, p: float, normalised: bool) -> FloatArray:
+def ground_cost(vectors: Floats, targets: Floats, *, p: float, normalised: bool) -> FloatArray:
     """Return the distance of every channel to every target, by the p-norm.
 
     The cost of equal rows is exactly 0. Every entry is computed by itself, so the result does not depend on
@@ -60,7 +60,7 @@ def ground_cost(vectors: FloatArray, targets: FloatArray, *, p: float, normalise
         return np.concatenate(list(pool.map(of_chunk, range(0, len(x), _CHUNK))))
 
 
-def distances(x: FloatArray, y: FloatArray, p: float) -> FloatArray:
+def distances(x: Floats, y: Floats, p: float) -> FloatArray:
     """Return p-norm distances of rows; SciPy lets go of the interpreter's lock meanwhile."""
     from scipy.spatial.distance import cdist
 

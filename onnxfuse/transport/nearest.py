@@ -9,11 +9,12 @@ algorithm 2, with a sparse remainder).
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from onnxfuse.arrays import FloatArray, IntArray, project_rows, strips, unit_rows
+from onnxfuse.arrays import FloatArray, Floats, IntArray, project_rows, row_lengths, strips
 from onnxfuse.transport.cost import THREADS, distances
 
 if TYPE_CHECKING:
@@ -41,20 +42,20 @@ def is_too_large(channels: int, kept: int, dimensions: int) -> bool:
 
 
 def nearest_plan(
-    vectors: FloatArray,
-    targets: FloatArray,
+    vectors: Floats,
+    targets: Floats,
     a: FloatArray,
     b: FloatArray,
     *,
     p: float,
     normalised: bool,
     regularisation: float,
-) -> FloatArray:
+) -> "csr_array":
     """Return a transport plan in which nearly all mass goes to near targets.
 
     Args:
-        vectors: One row per channel, shape (C, D), float64, finite.
-        targets: One row per target, shape (K, D), float64, finite.
+        vectors: One row per channel, shape (C, D), finite.
+        targets: One row per target, shape (K, D), finite.
         a: Masses of the channels, shape (C,), float64, ``>= 0``, sum 1.
         b: Masses of the targets, shape (K,), likewise.
         p: Order of the norm of the ground cost.
@@ -62,11 +63,11 @@ def nearest_plan(
         regularisation: Weight of the entropic term, in mean ground costs of candidates, above 0.
 
     Returns:
-        Shape (C, K), float64, ``>= 0``; its sums are the masses. It has at most 18 C + K entries above 0.
+        Shape (C, K), float64, sparse, ``>= 0``; its sums are the masses. It has at most 18 C + K entries above 0.
     """
     from scipy.sparse import csr_array
 
-    x, y = (unit_rows(vectors), unit_rows(targets)) if normalised else (vectors, targets)
+    x, y = _Rows(vectors, normalised=normalised), _Rows(targets, normalised=normalised)
     near = _candidates(x, y)
     cost = _candidate_costs(x, y, near, p)
     mean = float(cost.mean())
@@ -77,10 +78,37 @@ def nearest_plan(
     return _with_rest(_sinkhorn(kernel, a, b), a, b)
 
 
-def _candidates(x: FloatArray, y: FloatArray) -> IntArray:
+class _Rows:
+    """Feature vectors as they are compared; those of so many channels are scaled some at a time.
+
+    Args:
+        vectors: One row per channel, shape (C, D).
+        normalised: Whether rows are scaled to Euclidean length 1.
+    """
+
+    def __init__(self, vectors: Floats, *, normalised: bool) -> None:
+        """Measure the rows."""
+        self.vectors = vectors
+        self.lengths = row_lengths(vectors) if normalised else None
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __getitem__(self, rows: slice | IntArray) -> Floats:
+        chosen: Floats = self.vectors[rows]
+        if self.lengths is not None:
+            chosen = chosen / self.lengths[rows][:, None]
+        return chosen
+
+    def projected(self) -> NDArray[np.float32]:
+        """Return all rows in few dimensions."""
+        return np.concatenate([project_rows(self[strip]) for strip in strips(len(self))])
+
+
+def _candidates(x: _Rows, y: _Rows) -> IntArray:
     """Return for every channel the targets that seem nearest, shape (C, at most 16)."""
     wanted = min(_CANDIDATES, len(y))
-    points, goals = project_rows(x), project_rows(y)
+    points, goals = x.projected(), y.projected()
     squares = np.square(goals).sum(axis=1)
     found = np.empty((len(x), wanted), np.int64)
     for strip in strips(len(x)):
@@ -90,10 +118,14 @@ def _candidates(x: FloatArray, y: FloatArray) -> IntArray:
     return found
 
 
-def _candidate_costs(x: FloatArray, y: FloatArray, near: IntArray, p: float) -> FloatArray:
+def _candidate_costs(x: _Rows, y: _Rows, near: IntArray, p: float) -> FloatArray:
     """Return the distances to the candidates, shape (C, candidates)."""
+
+    def of_channel(c: int) -> FloatArray:
+        return distances(x[c : c + 1], y[near[c]], p)
+
     with ThreadPoolExecutor(max_workers=THREADS) as pool:
-        return np.concatenate(list(pool.map(lambda c: distances(x[c : c + 1], y[near[c]], p), range(len(x)))))
+        return np.concatenate(list(pool.map(of_channel, range(len(x)))))
 
 
 def _sinkhorn(kernel: "csr_array", a: FloatArray, b: FloatArray) -> "csr_array":
@@ -110,20 +142,31 @@ def _sinkhorn(kernel: "csr_array", a: FloatArray, b: FloatArray) -> "csr_array":
     return csr_array((plan.data * u[plan.coords[0]] * v[plan.coords[1]], plan.coords), shape=plan.shape)
 
 
-def _with_rest(plan: "csr_array", a: FloatArray, b: FloatArray) -> FloatArray:
+def _with_rest(plan: "csr_array", a: FloatArray, b: FloatArray) -> "csr_array":
     """Cut a plan down to the masses, and put what is missing wherever there is room."""
-    whole = plan.toarray()
-    whole *= np.minimum(_ratio(a, whole.sum(axis=1)), 1.0)[:, None]
-    whole *= np.minimum(_ratio(b, whole.sum(axis=0)), 1.0)
-    rest_a, rest_b = np.maximum(a - whole.sum(axis=1), 0.0), np.maximum(b - whole.sum(axis=0), 0.0)
+    from scipy.sparse import coo_array, csr_array
+
+    cut = coo_array(plan)
+    rows, columns = cut.coords
+    mass = cut.data * np.minimum(_ratio(a, _sums(cut.data, rows, len(a))), 1.0)[rows]
+    mass *= np.minimum(_ratio(b, _sums(mass, columns, len(b))), 1.0)[columns]
+    rest_a = np.maximum(a - _sums(mass, rows, len(a)), 0.0)
+    rest_b = np.maximum(b - _sums(mass, columns, len(b)), 0.0)
     # Both in a row, one above the other: where an end of one lies between two of the other, a flow begins.
     ends_a, ends_b = np.cumsum(rest_a), np.cumsum(rest_b)
     total = min(ends_a[-1], ends_b[-1])
     cuts = np.unique(np.minimum(np.concatenate([[0.0], ends_a, ends_b]), total))
     middles = (cuts[1:] + cuts[:-1]) / 2
-    rows, columns = np.searchsorted(ends_a, middles), np.searchsorted(ends_b, middles)
-    np.add.at(whole, (rows, columns), np.diff(cuts))
-    return whole
+    whole = np.concatenate([mass, np.diff(cuts)])
+    rows = np.concatenate([rows, np.searchsorted(ends_a, middles)])
+    columns = np.concatenate([columns, np.searchsorted(ends_b, middles)])
+    # What flows twice between the same two is added up.
+    return csr_array((whole, (rows, columns)), shape=plan.shape)
+
+
+def _sums(mass: FloatArray, places: NDArray[np.signedinteger[Any]], count: int) -> FloatArray:
+    sums: FloatArray = np.asarray(np.bincount(places, mass, count), np.float64)
+    return sums
 
 
 def _ratio(wanted: FloatArray, present: FloatArray) -> FloatArray:

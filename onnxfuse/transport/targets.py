@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from onnxfuse.arrays import FloatArray, IntArray
+from onnxfuse.arrays import FloatArray, Floats, IntArray
 from onnxfuse.errors import InvariantError
 from onnxfuse.transport.clusters import Clusters, cluster_rows, compact_rows, distinct_rows, seed_from, single_threaded
 
@@ -32,7 +32,7 @@ class Targets:
         anchors: Shape (K,), int64, ascending, all different: the source channel that each stands for most.
     """
 
-    vectors: FloatArray
+    vectors: Floats
     scores: FloatArray
     anchors: IntArray
 
@@ -40,7 +40,7 @@ class Targets:
 class Target(Protocol):
     """Chooses the points that the channels of a group are transported to."""
 
-    def __call__(self, vectors: FloatArray, scores: FloatArray, kept: int, rng: np.random.Generator, /) -> Targets:
+    def __call__(self, vectors: Floats, scores: FloatArray, kept: int, rng: np.random.Generator, /) -> Targets:
         """Return K points.
 
         Args:
@@ -80,7 +80,7 @@ def top_channels(scores: FloatArray, kept: int) -> IntArray:
     return np.sort(np.argsort(-scores, kind="stable")[:kept])
 
 
-def most_important(vectors: FloatArray, scores: FloatArray, kept: int, rng: np.random.Generator, /) -> Targets:
+def most_important(vectors: Floats, scores: FloatArray, kept: int, rng: np.random.Generator, /) -> Targets:
     """Take the K most important channels themselves: the default of the paper, used for all of its results.
 
     Args:
@@ -100,7 +100,7 @@ def most_important(vectors: FloatArray, scores: FloatArray, kept: int, rng: np.r
     return Targets(vectors[anchors], scores[anchors], anchors)
 
 
-def kmeans(vectors: FloatArray, scores: FloatArray, kept: int, rng: np.random.Generator, /) -> Targets:
+def kmeans(vectors: Floats, scores: FloatArray, kept: int, rng: np.random.Generator, /) -> Targets:
     """Take the centroids of K k-means clusters (in the paper; its released code never uses them).
 
     Args:
@@ -118,7 +118,7 @@ def kmeans(vectors: FloatArray, scores: FloatArray, kept: int, rng: np.random.Ge
     return _centroid_targets(cluster_rows(vectors, kept, rng), scores)
 
 
-def gaussian_mixture(vectors: FloatArray, scores: FloatArray, kept: int, rng: np.random.Generator, /) -> Targets:
+def gaussian_mixture(vectors: Floats, scores: FloatArray, kept: int, rng: np.random.Generator, /) -> Targets:
     """Take the means of a mixture of K spherical Gaussians (``cluster_centroid`` of the released code).
 
     Expectation-maximisation starts from k-means clusters and runs in the space that the channels span, where

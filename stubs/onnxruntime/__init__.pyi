@@ -11,6 +11,7 @@ class GraphOptimizationLevel(Enum):
 class SessionOptions:
     log_severity_level: int
     intra_op_num_threads: int
+    enable_cpu_mem_arena: bool
     graph_optimization_level: GraphOptimizationLevel
     def add_session_config_entry(self, name: str, value: str) -> None: ...
 

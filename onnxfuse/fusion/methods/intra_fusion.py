@@ -2,10 +2,12 @@
 
 import numpy as np
 
+from onnxfuse.arrays import FloatArray, Floats
 from onnxfuse.fusion.maps import ChannelMap
 from onnxfuse.fusion.methods.protocol import check_kept
 from onnxfuse.fusion.options import FusionOptions
 from onnxfuse.importance import IMPORTANCES
+from onnxfuse.matrices import Matrix
 from onnxfuse.statistics.features import ChannelFeatures
 from onnxfuse.transport import MASSES, SOLVERS, TARGETS, ground_cost, is_too_large, nearest_plan
 from onnxfuse.transport.nearest import SHARP
@@ -46,17 +48,21 @@ def intra_fusion(
     targets = TARGETS[options.transport_target](vectors, scores, kept, rng)
     a = MASSES[options.source_mass](scores)
     b = MASSES[options.target_mass](targets.scores)
-    if is_too_large(len(vectors), kept, vectors.shape[1]):
-        plan = nearest_plan(
+    plan = _plan(vectors, targets.vectors, a, b, options)
+    return ChannelMap.from_plan(plan, targets.anchors, output_norm=options.output_norm)
+
+
+def _plan(vectors: Floats, targets: Floats, a: FloatArray, b: FloatArray, options: FusionOptions) -> Matrix:
+    """Return the plan between channels and targets of given masses: a sparse one where there are too many."""
+    if is_too_large(len(vectors), len(targets), vectors.shape[1]):
+        return nearest_plan(
             vectors,
-            targets.vectors,
+            targets,
             a,
             b,
             p=options.p,
             normalised=options.normalised,
             regularisation=SHARP if options.solver == "exact" else options.regularisation,
         )
-    else:
-        cost = ground_cost(vectors, targets.vectors, p=options.p, normalised=options.normalised)
-        plan = SOLVERS[options.solver](cost, a, b, regularisation=options.regularisation).plan
-    return ChannelMap.from_plan(plan, targets.anchors, output_norm=options.output_norm)
+    cost = ground_cost(vectors, targets, p=options.p, normalised=options.normalised)
+    return SOLVERS[options.solver](cost, a, b, regularisation=options.regularisation).plan
