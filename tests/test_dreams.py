@@ -59,7 +59,9 @@ def test_images_are_found_in_all_classes() -> None:
     _, before, after = digits()
     (old,), (new,) = before.arrays.values(), after.arrays.values()
     changed = (old != new).any(axis=(1, 2, 3))
-    assert changed.sum() == len(old) // 2
+    # The network finds so many classes in the images as they were.
+    effective = 10 ** certainty(DIGITS, old)[1]
+    assert changed.sum() == pytest.approx((1 - effective / 10) * len(old), abs=16)
     old, new = old[changed], new[changed]
     sure_before, even_before = certainty(DIGITS, old)
     sure_after, even_after = certainty(DIGITS, new)
@@ -77,16 +79,15 @@ def test_images_stay_near_and_in_range() -> None:
     assert 0.05 * old.std() < (new - old).std() < old.std()
     # Those that are held back are like the others.
     changed = (old != new).any(axis=(1, 2, 3))
-    assert all(
-        0.35 < part.mean() < 0.65 for part in (changed[3::4], changed[: len(old) // 2], changed[len(old) // 2 :])
-    )
+    parts = (changed[3::4], changed[: len(old) // 2], changed[len(old) // 2 :])
+    assert all(abs(part.mean() - changed.mean()) < 0.15 for part in parts)
 
 
 def test_a_budget_moves_the_first_images() -> None:
     """With less to spend fewer images are moved, in whole runs; with nothing, none."""
     analysis, before, _ = digits()
     assert before.batch == 64
-    for count, expected in ((40, 40), (100, 64), (1, 1)):
+    for count, expected in ((40, 40), (100, 100), (1, 1)):
         some = moved(analysis, before, macs=3 * 8 * (count + 0.5) * analysis.cost.macs)
         assert some is not None
         (old,), (new,) = before.arrays.values(), some.arrays.values()
@@ -155,4 +156,8 @@ def test_runs_that_do_not_fit_into_memory_are_smaller(monkeypatch: pytest.Monkey
     assert after is not None
     (old,), (new,) = few.arrays.values(), after.arrays.values()
     assert new.shape == old.shape
-    assert 40 < (old != new).any(axis=(1, 2, 3)).sum() < 53
+    monkeypatch.undo()
+    whole = moved(analysis, few)
+    assert whole is not None
+    less, most = ((old != array).any(axis=(1, 2, 3)).sum() for array in (new, whole.arrays[next(iter(few.arrays))]))
+    assert 0.75 * most <= less <= most

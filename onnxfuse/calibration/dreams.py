@@ -5,6 +5,9 @@ channels that tell the others apart seem superfluous. So images are moved, by gr
 classes drawn at random, until it finds them there (class-conditional inversion: Yin et al., "Dreaming to distill", CVPR
 2020, without the batch statistics that they lean on, which most files have folded away). Gradients are smoothed at
 several scales: what makes natural images is not the finest grain.
+
+As large a share of the images is moved as the share of the classes that dead leaves do not show. If all were moved, a
+network for few classes, which finds most of them in dead leaves, would seem to do nothing but tell classes apart.
 """
 
 from collections.abc import Mapping
@@ -21,10 +24,11 @@ from onnxfuse.calibration.images import Image
 from onnxfuse.config import Provider
 from onnxfuse.errors import DataError, UnsupportedGraphError
 from onnxfuse.gradient import GradientNetwork, choose_loss
-from onnxfuse.gradient.forward import final_values
+from onnxfuse.gradient.forward import final_values, with_outputs
 from onnxfuse.gradient.loss import CrossEntropy
 from onnxfuse.graph.view import GraphView
-from onnxfuse.proof.samples import Samples
+from onnxfuse.proof.runtime import Session
+from onnxfuse.proof.samples import Samples, whole_batches
 
 __all__ = ["dream"]
 
@@ -33,8 +37,6 @@ AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 # How far the first step goes, in root mean squares over the range of pixels; later ones go less far, down to a quarter.
 _STEPS, _STEP = 8, 0.02
 _LAST = 0.25
-# The share of images that is moved: if all are, networks for few classes seem to do nothing but tell them apart.
-_MOST = 0.5
 # Deviations of the Gaussians that smooth gradients, in pixels of an image with a side of 160.
 _SCALES = (0.0, 1.0, 2.0, 4.0)
 _SIDE = 160
@@ -50,7 +52,7 @@ _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE}
 def dream(
     analysis: Analysis, samples: Samples, images: Mapping[str, Image], provider: Provider, seed: int, macs: float
 ) -> Samples | None:
-    """Move every second image, drawn at random, towards a random class; fewer where the budget is small.
+    """Move images towards random classes: the more, the fewer of the classes the network finds in them.
 
     Args:
         analysis: The network.
@@ -67,21 +69,25 @@ def dream(
     Raises:
         RuntimeFailedError: ONNX Runtime could not run the network.
     """
-    of_one = _PASSES * _STEPS * max(analysis.cost.macs, 1)
-    rng = np.random.default_rng([seed, samples.count])
-    chosen = rng.permutation(samples.count)[: int(min(macs / of_one, _MOST * samples.count))]
-    few = _taken(samples, chosen)
-    if few.count == 0 or len(images) != 1:
+    affordable = int(macs / (_PASSES * _STEPS * max(analysis.cost.macs, 1)))
+    if affordable == 0 or len(images) != 1:
         return None
     name, image = next(iter(images.items()))
     graph = GraphView(for_samples(analysis.source.model, samples))
     value = _first_floats(analysis, name)
     if value is None:
         return None
+    rng = np.random.default_rng([seed, samples.count])
     try:
-        if not isinstance(choose_loss(graph, _taken(few, np.arange(few.batch)), provider), CrossEntropy):
+        if not isinstance(choose_loss(graph, _taken(samples, np.arange(samples.batch)), provider), CrossEntropy):
             return None
-        classes = rng.integers(0, _classes(analysis, graph), few.count)
+        found = _classes(graph, samples, provider)
+        wanted = round((1.0 - _effective(found) / len(found)) * samples.count)
+        chosen = rng.permutation(samples.count)[: min(affordable, wanted)]
+        few = _taken(samples, chosen)
+        if few.count == 0:
+            return None
+        classes = rng.integers(0, len(found), few.count)
         network = GradientNetwork(graph, few, [value], CrossEntropy(classes), provider)
     except (DataError, UnsupportedGraphError):
         return None
@@ -94,7 +100,7 @@ def dream(
 
 def _taken(samples: Samples, chosen: IntArray) -> Samples:
     """Return the chosen samples, as far as they make whole runs; these may be smaller."""
-    batch = max(1, min(len(chosen), samples.batch)) if samples.divisible else samples.batch
+    batch = whole_batches(len(chosen), samples.batch)[0] if samples.divisible else samples.batch
     whole = chosen[: len(chosen) // batch * batch]
     arrays = {name: array[whole] for name, array in samples.arrays.items()}
     return replace(samples, arrays=arrays, batch=batch, dims={n: (batch, *d[1:]) for n, d in samples.dims.items()})
@@ -110,9 +116,27 @@ def _first_floats(analysis: Analysis, name: str) -> str | None:
     return name
 
 
-def _classes(analysis: Analysis, graph: GraphView) -> int:
-    """Return how many classes a classifier tells apart."""
-    return max(analysis.shapes.dims[final_values(graph)[0]])
+def _classes(graph: GraphView, samples: Samples, provider: Provider) -> IntArray:
+    """Return in how many samples a classifier finds each class, shape (classes,)."""
+    name = final_values(graph)[0]
+    session = Session(with_outputs(graph.model, [name]), provider)
+    counts: IntArray = np.zeros(1, np.int64)
+    for feeds in samples.feeds():
+        scores = session.run(feeds)[name]
+        rows = scores.reshape(len(scores), -1)
+        counts = counts + np.bincount(rows.argmax(axis=1), minlength=rows.shape[1]).astype(np.int64)
+    return counts
+
+
+def _effective(counts: IntArray) -> float:
+    """Return how many classes of equal size are as varied as these: the exponential of their entropy.
+
+    Example:
+        >>> round(_effective(np.array([5, 5, 0, 0])), 6), round(_effective(np.array([9, 1])), 2)
+        (2.0, 1.38)
+    """
+    shares = counts[counts > 0] / max(counts.sum(), 1)
+    return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
 def _moved(
@@ -136,7 +160,7 @@ def _share(step: int) -> float:
     """Return how far a step goes, as a share of the first: ever less far.
 
     Example:
-        >>> _share(0), _share(8)
+        >>> _share(0), _share(4)
         (1.0, 0.625)
     """
     return 1.0 - (1.0 - _LAST) * step / _STEPS

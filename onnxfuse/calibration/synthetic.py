@@ -36,7 +36,7 @@ _MOST, _FEWEST = 512, 16
 _MACS = 60_000_000_000
 _NUMBERS = 24_000_000
 # Multiply-accumulates to move images towards classes with.
-_DREAM_MACS = 1e12
+_DREAM_MACS = 1.5e12
 # Images from which the scale is told.
 _TRIALS = 16
 # Means and deviations of red, green and blue over ImageNet, which most training pipelines divide by.

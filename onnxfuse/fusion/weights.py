@@ -8,7 +8,7 @@ and a normalisation whose composition is the fused layer exactly: the network ke
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -29,8 +29,6 @@ from onnxfuse.matrices import Matrix, transposed
 from onnxfuse.statistics.features import ChannelFeatures, MemberFeatures, Role
 
 __all__ = ["WeightState"]
-
-AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 _SCALE, _SHIFT, _MEAN, _VARIANCE = 1, 2, 3, 4
 _DEFAULT_EPSILON = 1e-5
