@@ -114,7 +114,7 @@ def _dreamt(analysis: Analysis, leaves: Samples, images: Mapping[str, Image], co
     if moved is None:
         return leaves
     dims, batch, divisible = leaves.dims, leaves.batch, leaves.divisible
-    origin = leaves.origin.replace("dead leaves", "dead leaves moved towards random classes")
+    origin = leaves.origin.replace("dead leaves", "dead leaves, some of them moved towards random classes")
     return replace(moved, dims=dims, batch=batch, divisible=divisible, origin=origin)
 
 
