@@ -86,7 +86,8 @@ class CompressionConfig:
             default with ``auto`` only.
         effort: How much to do besides: parts of the network are fitted as a whole after the refit, in many small steps,
             and images that are made up are moved towards classes.
-            0 leaves that out; 1 is meant for a minute or two on two cores; more helps where much was removed.
+            0 leaves that out; 1 takes a minute or two on two cores for small networks and some minutes for others; more
+            helps where much was removed.
         pixels: How the pixels of pictures, or of made-up images, become the numbers of an input: ``standardised`` (less
             ImageNet's mean, divided by its deviation), ``0..255``, ``-128..127``, ``-1..1`` or ``0..1``; ``auto``
             finds out from the network.
