@@ -21,6 +21,7 @@ from onnxfuse.calibration.images import Image, image_inputs
 from onnxfuse.calibration.pictures import read_pictures
 from onnxfuse.config import CompressionConfig, Pixels
 from onnxfuse.errors import DataError
+from onnxfuse.gradient.forward import with_outputs
 from onnxfuse.graph.view import NodeView
 from onnxfuse.proof.random_samples import synthetic_samples
 from onnxfuse.proof.runtime import Session
@@ -188,10 +189,7 @@ def _right_scale(
     if any(len(choices) == 1 for choices in scaled.values()):
         return next(iter(next(choices for choices in scaled.values() if len(choices) == 1)))
     norms = list(_first_norms(analysis))
-    model = onnx.ModelProto()
-    model.CopyFrom(analysis.source.model)
-    stated = {o.name for o in model.graph.output}
-    model.graph.output.extend(onnx.ValueInfoProto(name=n.inputs[0]) for n in norms if n.inputs[0] not in stated)
+    model = with_outputs(analysis.source.model, dict.fromkeys(norm.inputs[0] for norm in norms))
     session = Session(model, config.provider, name=f"the original model {analysis.source.name!r}")
     strangeness, liveliness = {}, {}
     for word in words:

@@ -78,11 +78,6 @@ def stream_gradients(
         >>> run.gradients["x"].astype(float).round(2).tolist()
         [[-1.91, 3.81]]
     """
-    known = {*graph.inputs, *graph.producers, *graph.constants}
-    for name in names:
-        if name not in known:
-            what = f"the network has no value called {name!r}"
-            raise DataError(what, where=name, mend="name graph inputs, outputs of nodes, or weights")
     network = GradientNetwork(graph, samples, names, loss, provider, labels=labels, rules=rules)
     start = 0
     for feeds in network.samples.feeds():
@@ -103,7 +98,7 @@ class GradientNetwork:
         rules: How gradients go back through each operator.
 
     Raises:
-        DataError: There is no loss for these outputs.
+        DataError: A name is not in the network, or there is no loss for these outputs.
         RuntimeFailedError: ONNX Runtime could not run the network.
         UnsupportedGraphError: An operator between the values and the outputs has no rule.
 
@@ -123,6 +118,11 @@ class GradientNetwork:
         rules: Sequence[Rule] = DEFAULT_RULES,
     ) -> None:
         """Build both networks and load them."""
+        known = {*graph.inputs, *graph.producers, *graph.constants}
+        for name in names:
+            if name not in known:
+                what = f"the network has no value called {name!r}"
+                raise DataError(what, where=name, mend="name graph inputs, outputs of nodes, or weights")
         shapes = _shapes(graph, samples)
         backward = build_backward(graph, shapes, names, rules)
         self.samples = _in_fitting_batches(graph, samples, shapes, [*backward.values, *names])
