@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import onnx
 from onnx import TensorProto
 
 from onnxfuse.analysis import Analysis

@@ -25,8 +25,8 @@ __all__ = ["Samples", "arrange", "load_samples", "read_arrays", "stated_dims", "
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 _LARGEST_BATCH = 64
-# What NumPy raises for files that are not its own, are cut short or hold pickles (the first four), and the zipfile module
-# for archives that are packed in a way it does not know (NotImplementedError) or are encrypted (RuntimeError).
+# What NumPy raises for files that are not its own, are cut short or hold pickles (the first four), and zipfile for
+# archives that are packed in a way it does not know (NotImplementedError) or are encrypted (RuntimeError).
 _DAMAGED = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 
 
