@@ -54,11 +54,25 @@ def test_no_sample_is_left_out_of_an_open_batch(count: int) -> None:
     assert sum(map(len, runs)) == count
 
 
-def test_what_is_left_out_is_said() -> None:
-    """What is left out is said."""
-    samples = load_samples({"x": numbers(97, 2)}, view(("x", F, ["n", 2])))
+@pytest.mark.parametrize("count", [97, 101, 509])
+def test_a_comparison_leaves_no_sample_out(count: int) -> None:
+    """Samples that fill no run come last, in a smaller one, for a comparison; a calibration leaves them out."""
+    x = numbers(count, 2)
+    samples = load_samples({"x": x}, view(("x", F, ["n", 2])))
     assert samples.count == sum(len(run["x"]) for run in samples.feeds())
-    assert samples.count == 97 or "in full batches of" in samples.origin
+    assert samples.count > count - 8
+    runs = [run["x"] for run in samples.feeds(rest=True)]
+    np.testing.assert_array_equal(np.concatenate(runs), x)
+    assert {len(run) for run in runs[:-1]} == {samples.batch}
+    assert samples.total == count
+    assert samples.origin == f"{count} samples from the arrays given"
+
+
+def test_what_fills_no_stated_batch_is_left_out_of_comparisons_too() -> None:
+    """A network for four samples at once can't take two."""
+    samples = load_samples({"x": numbers(10, 3)}, view(("x", F, [4, 3])))
+    assert [len(run["x"]) for run in samples.feeds(rest=True)] == [4, 4]
+    assert samples.total == samples.count == 8
 
 
 def test_a_stated_batch_is_kept() -> None:

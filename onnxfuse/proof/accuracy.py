@@ -57,10 +57,10 @@ def measure_accuracy(session: Session, samples: Samples, labels: IntArray) -> fl
         RuntimeFailedError: A run failed.
     """
     right, seen = 0, 0
-    for feeds in samples.feeds():
+    for feeds in samples.feeds(rest=True):
         scores = np.asarray(next(iter(session.run(feeds).values())))
         rows = scores.reshape(len(scores), -1) if scores.ndim > 1 else scores.reshape(1, -1)
-        if len(rows) != samples.batch or rows.shape[1] < 2:
+        if len(rows) != min(samples.batch, samples.total - seen) or rows.shape[1] < 2:
             what = f"the first output has shape {scores.shape}, which is not one row of scores for each sample"
             raise DataError(what, where=session.output_names[0], mend="leave the labels out of the data")
         right += int((rows.argmax(axis=1) == labels[seen : seen + len(rows)]).sum())

@@ -128,14 +128,14 @@ def measure_drift(original: Session, compressed: Session, samples: Samples) -> D
         what = f"the outputs are called {_listed(compressed)}, in the original {_listed(original)}"
         raise ProofError(what, where=compressed.name, mend="compare a model with one that was made from it")
     sums: dict[str, _Sums] = {}
-    for feeds in samples.feeds():
+    for feeds in samples.feeds(rest=True):
         before, after = original.run(feeds), compressed.run(feeds)
         for name, y in before.items():
             if isinstance(y, np.ndarray) and y.dtype.kind in "fiubV":
                 _check(name, y, after[name])
                 sums.setdefault(name, _Sums()).add(y, after[name])
     outputs = tuple(total.result(name) for name, total in sums.items())
-    return Drift(samples.origin, samples.count, str(compressed.provider), outputs)
+    return Drift(samples.origin, samples.total, str(compressed.provider), outputs)
 
 
 def _check(name: str, y: AnyArray, z: Any) -> None:

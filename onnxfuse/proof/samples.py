@@ -59,6 +59,11 @@ class Samples:
             return 1
         return len(next(iter(self.arrays.values()))) // self.batch * self.batch
 
+    @property
+    def total(self) -> int:
+        """How many samples a comparison looks at: all of them, if the last run may have fewer than the others."""
+        return len(next(iter(self.arrays.values()))) if self.arrays and self.divisible else self.count
+
     def in_batches(self, most: int) -> "Samples":
         """Return the samples, at most so many in one run, if the model takes any number at once.
 
@@ -66,24 +71,24 @@ class Samples:
         """
         if self.batch <= most or not self.divisible:
             return self
-        batch, _ = whole_batches(self.count, max(most, 1))
+        batch, _ = whole_batches(self.total, max(most, 1))
         dims = {name: (batch, *d[1:]) for name, d in self.dims.items()}
         return replace(self, batch=batch, dims=dims)
 
     @property
     def broken(self) -> int:
-        """How many samples in full batches have a value that is NaN or infinite."""
+        """How many samples of a comparison have a value that is NaN or infinite."""
         found = np.zeros(len(next(iter(self.arrays.values()), ())), bool)
         for array in self.arrays.values():
             found |= ~is_finite(array).all(axis=tuple(range(1, array.ndim)))
-        return int(found[: self.count].sum())
+        return int(found[: self.total].sum())
 
     @property
     def note(self) -> str:
         """What a reader of results should know of them; empty if there is nothing."""
         if not self.broken:
             return ""
-        found = f"{self.broken} of the {self.count} samples have values that are NaN or infinite"
+        found = f"{self.broken} of the {self.total} samples have values that are NaN or infinite"
         return f"{found}; what these reach is not counted"
 
     def sound_feeds(self) -> dict[str, AnyArray]:
@@ -91,9 +96,13 @@ class Samples:
         sound = (feeds for feeds in self.feeds() if all(is_finite(array).all() for array in feeds.values()))
         return next(sound, next(self.feeds()))
 
-    def feeds(self) -> Iterator[dict[str, AnyArray]]:
-        """Yield the feeds of one run after the other."""
-        for start in range(0, self.count, self.batch):
+    def feeds(self, *, rest: bool = False) -> Iterator[dict[str, AnyArray]]:
+        """Yield the feeds of one run after the other.
+
+        Args:
+            rest: Whether samples that fill no run come last, if the model takes fewer; a calibration leaves them out.
+        """
+        for start in range(0, self.total if rest else self.count, self.batch):
             yield {
                 name: np.asarray(a[start : start + self.batch] if name in self.batched else a[start], order="C")
                 for name, a in self.arrays.items()
@@ -237,10 +246,10 @@ def arrange(arrays: Mapping[str, AnyArray], graph: GraphView, where: str, origin
         what = f"{count} samples, but the model takes {batch} at a time"
         raise DataError(what, where=where, mend=f"give a multiple of {batch} samples")
     used = count // batch * batch
-    if used < count:
+    is_divisible = not fixed and len(batched) == len(arrays) > 0
+    if used < count and not is_divisible:
         origin = f"{origin}, {used} of them in full batches of {batch}"
     dims = {n: (batch, *a.shape[1:]) if n in batched else a.shape[1:] for n, a in arrays.items()}
-    is_divisible = not fixed and len(batched) == len(arrays) > 0
     return Samples(arrays, dims, origin, batched, batch, divisible=is_divisible)
 
 
