@@ -210,11 +210,13 @@ def prepare(task: Task, clock: Clock, commands: Commands) -> Prepared:
             analysis, note = prove_groups(analysis, free, given.samples, config)
             plans = _plans(analysis, bodies, config, wanted)
             notes.append(note)
-    samples, config, note = _calibration(task, analysis, given, config, clock)
-    notes.append(note)
-    runs = samples
-    if config.is_auto or config.refits or config.target or config.fusion.importance in FROM_SAMPLES:
-        runs = in_larger_runs(analysis, samples, config.provider)
+    calibration = _calibration(task, analysis, given, config, clock)
+    samples, config = calibration.samples, calibration.config
+    notes.append(calibration.note)
+    runs = calibration.runs or samples
+    if calibration.runs is None and _is_calibrated(config) and not samples.divisible:
+        with clock.stage("open batch"):
+            runs = in_larger_runs(analysis, samples, config.provider)
     judgements = _judgements(analysis, plans, runs, config, clock)
     if config.target:
         with clock.stage("allocate"):
@@ -243,18 +245,38 @@ def _plans(analysis: Analysis, bodies: Bodies, config: CompressionConfig, wanted
     return plans
 
 
-def _calibration(
-    task: Task, analysis: Analysis, given: Given, config: CompressionConfig, clock: Clock
-) -> tuple[Samples, CompressionConfig, str]:
-    """Return samples to choose and fit on, the config for what they are good for, and what a reader should know."""
+def _is_calibrated(config: CompressionConfig) -> bool:
+    """Whether anything is chosen or fitted on samples."""
+    return config.is_auto or config.refits or bool(config.target) or config.fusion.importance in FROM_SAMPLES
+
+
+@dataclass(frozen=True, eq=False)
+class _Calibration:
+    """Samples to choose and fit on.
+
+    Attributes:
+        samples: The samples.
+        config: The options, as far as the samples are good for them.
+        note: What a reader should know; empty if there is nothing.
+        runs: The samples, several at once if the network can be made to take them; None where that is not known yet.
+    """
+
+    samples: Samples
+    config: CompressionConfig
+    note: str = ""
+    runs: Samples | None = None
+
+
+def _calibration(task: Task, analysis: Analysis, given: Given, config: CompressionConfig, clock: Clock) -> _Calibration:
+    """Return the user's samples, or make some up."""
     if given.folder is not None:
         with clock.stage("read pictures"):
             pictures = calibration_samples(analysis, given.samples, config, given.folder)
-            return pictures.samples, config, pictures.note
+            return _Calibration(pictures.samples, config, pictures.note)
     if task.calibration is None:
         with clock.stage("synthesise"):
             return _made_up(analysis, given.samples, config)
-    return given.samples, config, ""
+    return _Calibration(given.samples, config)
 
 
 def _with_candidates(config: CompressionConfig, *, has_data: bool) -> CompressionConfig:
@@ -265,15 +287,15 @@ def _with_candidates(config: CompressionConfig, *, has_data: bool) -> Compressio
     return replace(config, fusion=replace(config.fusion, candidates=names))
 
 
-def _made_up(analysis: Analysis, samples: Samples, config: CompressionConfig) -> tuple[Samples, CompressionConfig, str]:
-    """Return samples for a run without data, the config for what they are good for, and what a reader should know."""
-    from_samples = config.fusion.importance in FROM_SAMPLES
-    if not (config.is_auto or config.refits or config.target or from_samples):
-        return more_samples(analysis, samples, config.seed), config, ""
+def _made_up(analysis: Analysis, samples: Samples, config: CompressionConfig) -> _Calibration:
+    """Return samples for a run without data."""
+    if not _is_calibrated(config):
+        return _Calibration(more_samples(analysis, samples, config.seed), config)
     synthetic = calibration_samples(analysis, samples, config)
     if synthetic.is_like_data:
-        return synthetic.samples, config, f"no data: chosen and fitted on {synthetic.samples.origin}"
-    if from_samples:
+        note = f"no data: chosen and fitted on {synthetic.samples.origin}"
+        return _Calibration(synthetic.samples, config, note, synthetic.runs)
+    if config.fusion.importance in FROM_SAMPLES:
         what = (
             f"there are no samples for the importance {config.fusion.importance!r}, and the inputs are neither images "
         )
@@ -284,7 +306,7 @@ def _made_up(analysis: Analysis, samples: Samples, config: CompressionConfig) ->
     if config.is_auto:
         config = replace(config, method="intra-fusion", refit=False)
         note += "the weights alone decide (intra-fusion); "
-    return synthetic.samples, config, f"{note}give --calibration for better results"
+    return _Calibration(synthetic.samples, config, f"{note}give --calibration for better results")
 
 
 def _judgements(

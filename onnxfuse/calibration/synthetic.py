@@ -53,11 +53,13 @@ class Synthetic:
         samples: The samples.
         is_like_data: Whether they are like what such networks see: images or tokens, not mere random numbers.
         note: What else a reader of results should know of them; empty if there is nothing.
+        runs: The same, several at once if the network can be made to take them; None where that was not looked into.
     """
 
     samples: Samples
     is_like_data: bool
     note: str = ""
+    runs: Samples | None = None
 
 
 def calibration_samples(
@@ -104,18 +106,19 @@ def calibration_samples(
     if folder is not None:
         words = f"{plain.count} pictures from {folder} (pixels {word})"
         return Synthetic(replace(plain, arrays=arrays, origin=words), is_like_data=True, note=note)
-    return Synthetic(_dreamt(analysis, replace(plain, arrays=arrays, origin=words), images, config), is_like_data=True)
+    return _dreamt(analysis, replace(plain, arrays=arrays, origin=words), images, config)
 
 
-def _dreamt(analysis: Analysis, leaves: Samples, images: Mapping[str, Image], config: CompressionConfig) -> Samples:
+def _dreamt(analysis: Analysis, leaves: Samples, images: Mapping[str, Image], config: CompressionConfig) -> Synthetic:
     """Return dead leaves that show a classifier something of every class, as far as the effort allows."""
+    if config.effort == 0:
+        return Synthetic(leaves, is_like_data=True)
     runs = in_larger_runs(analysis, leaves, config.provider)
     moved = dream(analysis, runs, images, config.provider, config.seed, config.effort * _DREAM_MACS)
     if moved is None:
-        return leaves
-    dims, batch, divisible = leaves.dims, leaves.batch, leaves.divisible
+        return Synthetic(leaves, is_like_data=True, runs=runs)
     origin = leaves.origin.replace("dead leaves", "dead leaves, some of them moved towards random classes")
-    return replace(moved, dims=dims, batch=batch, divisible=divisible, origin=origin)
+    return Synthetic(replace(leaves, arrays=moved.arrays, origin=origin), is_like_data=True, runs=moved)
 
 
 def _pictures(folder: Path, images: Mapping[str, Image], most: int) -> tuple[dict[str, AnyArray], str]:
