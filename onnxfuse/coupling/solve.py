@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from onnx import TensorProto
 
+from onnxfuse.arrays import IntArray
 from onnxfuse.coupling.constraints import (
     AttributeSize,
     AxisRef,
@@ -38,6 +39,7 @@ from onnxfuse.coupling.constraints import (
     Weight,
     axis_references,
 )
+from onnxfuse.coupling.foldable import LINEAR, RolesOver, foldable_norms
 from onnxfuse.coupling.groups import (
     ChannelGraph,
     CouplingGroup,
@@ -48,12 +50,12 @@ from onnxfuse.coupling.groups import (
     product_partners,
 )
 from onnxfuse.coupling.layout import Atom, Concat, Layout, LayoutMismatchError, Product, Unifier, leaves
+from onnxfuse.coupling.naming import group_names, producer_of
 from onnxfuse.coupling.rearranged import moved_axis
 from onnxfuse.coupling.rules import DEFAULT_RULES
 from onnxfuse.coupling.scales_behind import scale_behind
 from onnxfuse.coupling.sets import SetFinder
-from onnxfuse.coupling.shape_values import Origin, ShapeTrace, SizeOf, Stated, trace_shape_values
-from onnxfuse.coupling.target_shapes import Int64Array, constant_target
+from onnxfuse.coupling.settled_sizes import SizeSettler
 from onnxfuse.graph.shapes import Shapes
 from onnxfuse.graph.view import GraphView, NodeView, Operand
 from onnxfuse.statistics.features import Role
@@ -73,9 +75,8 @@ _STORED_TYPES = frozenset(
 )
 # Too coarse for means and sums of channels, which would be rounded to one of sixteen steps again.
 _COARSE_TYPES = frozenset({TensorProto.INT4, TensorProto.UINT4})
-_LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # Operators whose results are made anew and not out of the values that they read, element by element.
-_MAKING = _LINEAR | {"Einsum", "GRU", "LSTM", "RNN"}
+_MAKING = LINEAR | {"Einsum", "GRU", "LSTM", "RNN"}
 _SUMS = frozenset({"Add", "Sub", "Sum"})
 
 
@@ -109,7 +110,6 @@ class _Solver:
         self.weights_of: dict[int, list[tuple[Operand, int]]] = {}
         self.users: dict[Operand, str] = {}
         self.sizes: list[SizeEntry] = []
-        self.targets: dict[tuple[int, int], Int64Array | None] = {}
         self.normalising: list[int] = []
         self.defaults: list[DefaultEntry] = []
         self.weight_values: set[str] = set()
@@ -127,23 +127,24 @@ class _Solver:
         for name in self.graph.outputs:
             self._freeze_value(name, f"graph output {name!r}")
         self._freeze_reported_sizes()
-        self._settle_sizes()
+        settler = SizeSettler(self.graph, self.shapes, self.unifier, self.axes, self._operand)
+        self.sizes, targets = settler.settle(self.sizes)
         self._pass_roles_back()
         groups = tuple(self._groups())
         resolve = self.unifier.resolve
         layouts = {operand: tuple(resolve(axis) for axis in axes) for operand, axes in self.axes.items()}
         apart = {atom for told in self.unifier.apart for atom in leaves(resolve(told))}
         finder = SetFinder(layouts, apart)
+        roles = RolesOver(layouts, self.weights, self.weights_of)
         groups = tuple(group if group.frozen else replace(group, over=finder.over(group.atom)) for group in groups)
         sizes = [self._resolved(entry) for entry in self.sizes]
-        targets = {key: target for key, target in self.targets.items() if target is not None}
         defaults = [replace(entry, layout=resolve(entry.layout)) for entry in self.defaults]
         return ChannelGraph(
             groups,
             layouts,
             sizes,
             targets,
-            self._foldable(),
+            foldable_norms(self.graph, self.normalising, roles, self._operand),
             tuple(self.normalising),
             self.encodings,
             self.biases,
@@ -389,75 +390,6 @@ class _Solver:
 
     # The whole graph --------------------------------------------------------------------------------------------
 
-    def _settle_sizes(self) -> None:
-        """Decide for every stated size whether it can be rewritten; freeze what it states where it can't."""
-        trace = trace_shape_values(self.graph, self.shapes)
-        for origin, title in trace.used.items():
-            if isinstance(origin, SizeOf) and origin.operand in self.axes:
-                self.unifier.freeze(self.axes[origin.operand][origin.axis], f"{title} computes with its size")
-        stated = {(entry.node, entry.slot, entry.index): entry for entry in self.sizes if not entry.attribute}
-        for origin, places in trace.readers.items():
-            loose = [self.graph.nodes[place[0]].title for place in places if place not in stated]
-            if loose and isinstance(origin, SizeOf) and origin.operand in self.axes:
-                self.unifier.freeze(self._axis(origin), f"{loose[0]} takes a bound from its size")
-        settled = []
-        for entry in self.sizes:
-            if (
-                entry.attribute
-                or self._operand(self.graph.nodes[entry.node], entry.slot).is_constant
-                or self._has_target(entry, trace)
-            ):
-                settled.append(entry)
-            else:
-                settled.extend(self._settle_computed(entry, trace, stated))
-        self.sizes = settled
-
-    def _has_target(self, entry: SizeEntry, trace: ShapeTrace) -> bool:
-        """Whether the node that reads a computed target shape can get a constant instead; the constant is noted.
-
-        What the constant copies from the input or leaves open follows by itself, however the size was computed.
-        """
-        key = entry.node, entry.slot
-        if key not in self.targets:
-            node = self.graph.nodes[entry.node]
-            name, x, y = node.inputs[entry.slot], self._operand(node, 0), Operand(node.outputs[0])
-            self.targets[key] = None
-            if name in trace.origins and name in self.shapes.static:
-                self.targets[key] = constant_target(
-                    node,
-                    trace.origins[name].ravel().tolist(),
-                    self.shapes.static[name].ravel().tolist(),
-                    (self.shapes.dims[x.name], self.shapes.dims[y.name]),
-                    lambda i: self._equal(self.axes[x][i], self.axes[y][i]),
-                )
-        return self.targets[key] is not None and entry.index is not None
-
-    def _settle_computed(
-        self, entry: SizeEntry, trace: ShapeTrace, stated: Mapping[tuple[int, int, int | None], SizeEntry]
-    ) -> Iterator[SizeEntry]:
-        """Find the number in the file behind a computed size, if nothing else depends on it."""
-        node = self.graph.nodes[entry.node]
-        table = trace.origins.get(node.inputs[entry.slot])
-        made_of: Origin = None if table is None or entry.index is None else table.ravel().tolist()[entry.index]
-        if isinstance(made_of, Stated) and made_of not in trace.used:
-            yield SizeEntry(made_of.node, entry.layout, "", made_of.slot, made_of.index, entry.scale)
-            others = [stated.get(place) for place in trace.readers.get(made_of, ())]
-            if not all(other is not None and self._same(other, entry) for other in others):
-                self.unifier.freeze(entry.layout, f"the number that {node.title} takes its size from has other uses")
-        elif not (isinstance(made_of, SizeOf) and self._equal(self._axis(made_of), entry.layout)):
-            self.unifier.freeze(entry.layout, f"{node.title} takes its size from a computation")
-            if isinstance(made_of, SizeOf):
-                self.unifier.freeze(self._axis(made_of), f"{node.title} takes the size of another axis from it")
-
-    def _axis(self, size: SizeOf) -> Layout:
-        return self.axes[size.operand][size.axis]
-
-    def _same(self, left: SizeEntry, right: SizeEntry) -> bool:
-        return left.scale == right.scale and self._equal(left.layout, right.layout)
-
-    def _equal(self, left: Layout, right: Layout) -> bool:
-        return self.unifier.resolve(left) == self.unifier.resolve(right)
-
     def _resolved(self, entry: SizeEntry) -> SizeEntry:
         layout = self.unifier.resolve(entry.layout)
         return SizeEntry(entry.node, layout, entry.attribute, entry.slot, entry.index, entry.scale)
@@ -512,9 +444,9 @@ class _Solver:
         self._freeze_odd_types()
         self._freeze_products(members)
         order = sorted(members, key=lambda atom: self._first(members[atom], atom))
-        channels = [a for a in order if _producer(members[a]) is not None and not a.structural]
+        channels = [a for a in order if producer_of(members[a]) is not None and not a.structural]
         # What is left out: nothing makes them but the graph's inputs, or they are gates or groups, not channels.
-        names = self._names(channels, members)
+        names = group_names(channels, members, self._positions)
         for atom in channels:
             reason = atom.reason or ("it has one channel" if atom.size == 1 else "")
             axes = tuple(members[atom])
@@ -522,30 +454,12 @@ class _Solver:
                 names[atom], atom.size, axes, reason, atom.residual, atom.unmixable, atom.statistic, atom
             )
 
-    def _names(self, channels: Sequence[Atom], members: Mapping[Atom, Sequence[ParameterAxis]]) -> dict[Atom, str]:
-        """Name atoms after the node that makes them, with their range where it makes several, all names different.
-
-        Factors of one axis, such as channels and positions after a Flatten, have one range: those that may change are
-        named first, the others are numbered.
-        """
-        ranges: dict[str, dict[Atom, str]] = {}
-        for atom in channels:
-            first = _producer(members[atom]) or members[atom][0]
-            where = positions(self.unifier.resolve(self.axes[first.operand][first.axis]), atom, {})
-            ranges.setdefault(_name(members[atom]), {})[atom] = f":{where.min()}-{where.max() + 1}"
-        names: dict[Atom, str] = {}
-        taken: dict[str, int] = {}
-        for name, parts in ranges.items():
-            several = len(set(parts.values())) > 1
-            for atom in sorted(parts, key=lambda atom: bool(atom.reason)):
-                full = name + parts[atom] * several
-                taken[full] = taken.get(full, 0) + 1
-                names[atom] = full if taken[full] == 1 else f"{full}#{taken[full]}"
-        return names
+    def _positions(self, parameter: ParameterAxis, atom: Atom) -> IntArray:
+        return positions(self.unifier.resolve(self.axes[parameter.operand][parameter.axis]), atom, {})
 
     def _first(self, axes: Sequence[ParameterAxis], atom: Atom) -> tuple[int, int]:
-        first = _producer(axes) or axes[0]
-        where = positions(self.unifier.resolve(self.axes[first.operand][first.axis]), atom, {})
+        first = producer_of(axes) or axes[0]
+        where = self._positions(first, atom)
         return first.operand.node, int(where.min()) if where.size else 0
 
     def _freeze_unroled(self) -> None:
@@ -590,54 +504,7 @@ class _Solver:
                         continue
                     if a is b:
                         self.unifier.freeze(a, "it multiplies with itself")
-                    elif _producer(members.get(a, ())) and _producer(members.get(b, ())):
+                    elif producer_of(members.get(a, ())) and producer_of(members.get(b, ())):
                         kept, other = (a, b) if a.size < b.size else (b, a)
                         reason = f"it multiplies with {other.size} channels that are fused instead"
                         self.unifier.freeze(kept, reason, apart=True)
-
-    def _foldable(self) -> Mapping[int, tuple[int, ...]]:
-        """Find for every batch normalisation the nodes that it folds into, where that is exact."""
-        found = {}
-        for index in self.normalising:
-            chain: list[int] = []
-            node = self.graph.nodes[index]
-            channels = self.unifier.resolve(self.axes[self._operand(node, 0)][1])
-            value = node.inputs[0]
-            while self.graph.sole_reader(value) is node and (maker := self.graph.producers.get(value)) is not None:
-                node = self.graph.nodes[maker]
-                chain.append(maker)
-                if node.op in _LINEAR:
-                    if self._makes(node, channels):
-                        found[index] = tuple(chain)
-                    break
-                value = self._input_of_bias(node, channels)
-        return found
-
-    def _makes(self, node: NodeView, channels: Layout) -> bool:
-        """Whether a linear node's weight makes just these channels, and its bias, if any, has one entry for each."""
-        roles = self._roles_over(node, channels)
-        has_bias = len(node.inputs) > 2 and bool(node.inputs[2])
-        return bool(roles & {Role.PRODUCER, Role.CARRIED}) and (Role.BIAS in roles or not has_bias)
-
-    def _input_of_bias(self, node: NodeView, channels: Layout) -> str:
-        """Return what a node adds a constant bias over these channels to; empty if it does anything else."""
-        computed = [name for slot, name in enumerate(node.inputs) if not self._operand(node, slot).is_constant]
-        if node.op not in {"Add", "Sub"} or len(computed) != 1 or self._roles_over(node, channels) != {Role.BIAS}:
-            return ""
-        return computed[0]
-
-    def _roles_over(self, node: NodeView, channels: Layout) -> set[Role]:
-        return {
-            self.weights[operand, axis]
-            for operand, axis in self.weights_of.get(node.index, ())
-            if self.unifier.resolve(self.axes[operand][axis]) == channels
-        }
-
-
-def _producer(axes: Sequence[ParameterAxis]) -> ParameterAxis | None:
-    return next((p for p in axes if p.role is Role.PRODUCER), None)
-
-
-def _name(axes: Sequence[ParameterAxis]) -> str:
-    first = _producer(axes)
-    return "" if first is None else first.node
