@@ -496,6 +496,22 @@ def _stored_weights() -> list[Example]:
 
         return middle
 
+    def rounded(axis: int | None, *, block: int = 0, dtype: Any = np.int8) -> Middle:
+        """A product whose weight of floats is rounded on the way."""
+
+        def middle(net: Net, h: str) -> str:
+            counts = [net.dims(h)[-1], 4]
+            blocks = [-(-n // block) if block and i == axis else n for i, n in enumerate(counts)]
+            form = [] if axis is None else blocks if block else [counts[axis]]
+            zero = net.constant(net.rng.integers(0, 4, form).astype(dtype))
+            parameters = (net.vector(*form, low=0.01, high=0.02), zero)
+            attributes: dict[str, Any] = {"axis": axis, **({"block_size": block} if block else {})}
+            w = net.constant(net.rng.normal(size=counts) * 0.1, name="inner_w")
+            made = net.node("QuantizeLinear", w, *parameters, **attributes)
+            return net.node("MatMul", h, net.node("DequantizeLinear", made, *parameters, **attributes), name="inner")
+
+        return middle
+
     def table(net: Net) -> None:
         tokens = net.input(2, 3, dtype=TensorProto.INT64)
         w = net.node("DequantizeLinear", stored(net, 7, WIDTH), *scales(net, WIDTH), axis=-1)
@@ -528,6 +544,15 @@ def _stored_weights() -> list[Example]:
         rows("blocks of outputs", weight(i4, 1, zero=False, block=2)),
         rows("columns, own", weight(np.int8, 1, zero=False, own_domain=True), domain=OWN),
         Example("DequantizeLinear", "table", table, ("before",), exact=False),
+        *(
+            replace(rows(label, middle), op="QuantizeLinear")
+            for label, middle in {
+                "rounded": rounded(None),
+                "rounded, columns": rounded(1),
+                "rounded, rows": rounded(0, dtype=np.uint8),
+                "rounded, blocks": rounded(0, block=8),
+            }.items()
+        ),
     ]
 
 

@@ -20,6 +20,7 @@ from onnxfuse.config import Provider
 from onnxfuse.coupling.constraints import Encoded
 from onnxfuse.coupling.groups import CouplingGroup, ParameterAxis, positions
 from onnxfuse.coupling.layout import leaves
+from onnxfuse.coupling.rounded import Rounding
 from onnxfuse.fusion.maps import ChannelMap
 from onnxfuse.fusion.quantised import integer_range
 from onnxfuse.fusion.weights import WeightState
@@ -89,14 +90,18 @@ def zero_points(encoded: Encoded | None, values: Mapping[str, AnyArray], shape: 
     """Return what stands for zero in every element of a weight, worked out from the file's numbers alone."""
     if encoded is None or encoded.zero is None:
         return np.zeros(shape)
-    zero = values[encoded.zero.name].astype(np.float64)
-    if zero.size == 1:
-        return np.full(shape, zero.ravel()[0])
+    return spread(encoded, values[encoded.zero.name].astype(np.float64), shape)
+
+
+def spread(encoded: Encoded | Rounding, parameter: AnyArray, shape: tuple[int, ...]) -> AnyArray:
+    """Return the scale or zero point of every element of a weight."""
+    if parameter.size == 1:
+        return np.full(shape, parameter.ravel()[0])
     if encoded.block > 1:
         index = [np.arange(n) // (encoded.block if i == encoded.along else 1) for i, n in enumerate(shape)]
-        found: AnyArray = zero[np.ix_(*index)]
+        found: AnyArray = parameter[np.ix_(*index)]
         return found
-    return np.broadcast_to(zero.reshape([n if i in encoded.axes else 1 for i, n in enumerate(shape)]), shape)
+    return np.broadcast_to(parameter.reshape([n if i in encoded.axes else 1 for i, n in enumerate(shape)]), shape)
 
 
 def rows_of(analysis: Analysis, group: CouplingGroup, parameter: ParameterAxis) -> IntArray:
@@ -164,17 +169,24 @@ def mergeable(analysis: Analysis, group: CouplingGroup, labels: IntArray) -> onn
             rows[where.ravel()] = rows[where[first].ravel()]
     for parameter in group.parameters:
         encoded = analysis.channels.encodings.get(parameter.operand)
-        if encoded is None:
+        rounding = analysis.channels.roundings.get(parameter.operand)
+        if encoded is None and rounding is None:
             continue
         where = rows_of(analysis, group, parameter)
         array = values[parameter.operand.name]
-        zero = np.moveaxis(zero_points(encoded, values, array.shape), parameter.axis, 0)
-        share = integer_range(array.dtype)[1] - zero
+        if rounding is None:
+            zero = np.moveaxis(zero_points(encoded, values, array.shape), parameter.axis, 0)
+            share, factor = integer_range(array.dtype)[1] - zero, np.ones(zero.shape)
+        else:
+            parameters = (values[rounding.zeros[0].name].astype(np.float64), values[rounding.scales[0].name])
+            spreads = (spread(rounding, p, array.shape) for p in parameters)
+            offset, factor = (np.moveaxis(found, parameter.axis, 0) for found in spreads)
+            zero, share = np.zeros(offset.shape), rounding.limits[1] - offset
         if parameter.role is Role.CONSUMER:
             share[where.ravel()] = shared(share[where], labels).reshape(where.size, *share.shape[1:])
         pattern = rng.choice([0.0, 1.0, 1.0], share.shape)
         pattern[where.ravel()] = pattern[where[first].ravel()]
-        np.moveaxis(array, parameter.axis, 0)[...] = (zero + share * pattern).astype(array.dtype)
+        np.moveaxis(array, parameter.axis, 0)[...] = ((zero + share * pattern) * factor).astype(array.dtype)
     return with_values(analysis.source.model, values)
 
 

@@ -37,7 +37,7 @@ class LinearNode:
 
     Attributes:
         node: The node.
-        weight: Its weight: a constant, or the integers that are decoded for it.
+        weight: Its weight: a constant, the integers that are decoded for it, or the floats that are rounded for it.
         result: What it computes, in numbers: its output, or what becomes of that once a scale behind it is applied.
         filters: How many filters each group of a convolution has in the file.
     """
@@ -159,7 +159,7 @@ def _is_fine(weight: Operand, node: NodeView, graph: GraphView, channels: Channe
         return False
     encoded = channels.encodings.get(weight)
     if encoded is None:
-        return weight.node == node.index
+        return weight.node == node.index or weight in channels.roundings
     return encoded.scale is not None and graph.constants[weight.name].data_type in _FINE_INTEGERS
 
 

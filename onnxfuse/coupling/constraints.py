@@ -31,6 +31,7 @@ __all__ = [
     "Parallel",
     "Prod",
     "Residual",
+    "Rounded",
     "Rule",
     "SelectOnly",
     "Site",
@@ -223,6 +224,31 @@ class Encoded:
 
 
 @dataclass(frozen=True, slots=True)
+class Rounded:
+    """A weight of floats is rounded to integers, which stand for it from here on.
+
+    It says nothing of axes: those of scale and zero point need equations and roles of their own.
+
+    Attributes:
+        operand: The weight, as the node that rounds it reads it.
+        result: Its integers.
+        scale: Their scale.
+        zero: Their zero point; None for 0.
+        axes: The axes that scale and zero point run along, as in `Encoded`.
+        along: The axis of ``axes`` that falls into blocks.
+        block: How many indices share a scale along it.
+    """
+
+    operand: Operand
+    result: Operand
+    scale: Operand
+    zero: Operand | None
+    axes: tuple[int, ...] = ()
+    along: int = -1
+    block: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedBias:
     """A bias holds integers whose scale is ``factor`` times that of the input times that of the weight.
 
@@ -265,6 +291,7 @@ Constraint: TypeAlias = (
     | Default
     | Encoded
     | EncodedBias
+    | Rounded
 )
 
 
@@ -385,7 +412,9 @@ def axis_references(constraint: Constraint) -> Iterator[AxisRef]:
             yield from _axis_refs(right)
         case Freeze(expr, _) | Residual(expr) | SelectOnly(expr, _) | Parallel(expr, _) | Statistic(expr, _):
             yield from _axis_refs(expr)
-        case Weight() | Normalises() | AttributeSize() | ConstantSize() | Default() | Encoded() | EncodedBias():
+        case Weight() | Normalises() | AttributeSize() | ConstantSize() | Default():
+            return
+        case Encoded() | EncodedBias() | Rounded():
             return
 
 

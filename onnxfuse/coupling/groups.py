@@ -9,6 +9,7 @@ import numpy as np
 from onnxfuse.arrays import IntArray
 from onnxfuse.coupling.constraints import Encoded, EncodedBias
 from onnxfuse.coupling.layout import Atom, Concat, Layout, Product
+from onnxfuse.coupling.rounded import Rounding
 from onnxfuse.graph.view import Operand
 from onnxfuse.statistics.features import Role
 
@@ -132,6 +133,7 @@ class ChannelGraph:
         encodings: How operands that hold integers stand for numbers.
         biases: The same of biases whose scale is that of a product.
         defaults: Every attribute that would change by itself with a size that may change.
+        roundings: How weights of floats are rounded on the way to the nodes that compute with them.
     """
 
     groups: tuple[CouplingGroup, ...]
@@ -143,6 +145,7 @@ class ChannelGraph:
     encodings: Mapping[Operand, Encoded] = field(default_factory=dict)
     biases: Mapping[Operand, EncodedBias] = field(default_factory=dict)
     defaults: Sequence[DefaultEntry] = ()
+    roundings: Mapping[Operand, Rounding] = field(default_factory=dict)
 
     def dims(self, operand: Operand, widths: Mapping[Atom, int]) -> tuple[int, ...]:
         """Return the shape of an operand once atoms have the sizes in ``widths`` (others keep theirs)."""

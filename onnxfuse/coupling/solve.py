@@ -31,6 +31,7 @@ from onnxfuse.coupling.constraints import (
     Parallel,
     Prod,
     Residual,
+    Rounded,
     Rule,
     SelectOnly,
     Site,
@@ -51,7 +52,8 @@ from onnxfuse.coupling.groups import (
 )
 from onnxfuse.coupling.layout import Atom, Concat, Layout, LayoutMismatchError, Product, Unifier, leaves
 from onnxfuse.coupling.naming import group_names, producer_of
-from onnxfuse.coupling.rearranged import moved_axis
+from onnxfuse.coupling.rearranged import REARRANGING, moved_axis
+from onnxfuse.coupling.rounded import Rounding, RoundingFinder
 from onnxfuse.coupling.rules import DEFAULT_RULES
 from onnxfuse.coupling.scales_behind import scale_behind
 from onnxfuse.coupling.sets import SetFinder
@@ -64,10 +66,6 @@ __all__ = ["solve_coupling"]
 
 logger = logging.getLogger(__name__)
 
-# Operators that pass a weight on with its elements merely moved or cast, so that its axes keep their meaning.
-_REARRANGING = frozenset(
-    {"Cast", "DequantizeLinear", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
-)
 _WEIGHT_TYPES = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
 # What a quantised weight may be stored as, with its zero point and its bias.
 _STORED_TYPES = frozenset(
@@ -115,6 +113,7 @@ class _Solver:
         self.weight_values: set[str] = set()
         self.encodings: dict[Operand, Encoded] = {}
         self.biases: dict[Operand, EncodedBias] = {}
+        self.rounded: dict[int, Rounded] = {}
         self.sources: dict[str, frozenset[str]] = {}
 
     def solve(self) -> ChannelGraph:
@@ -130,6 +129,7 @@ class _Solver:
         settler = SizeSettler(self.graph, self.shapes, self.unifier, self.axes, self._operand)
         self.sizes, targets = settler.settle(self.sizes)
         self._pass_roles_back()
+        roundings = self._roundings()
         groups = tuple(self._groups())
         resolve = self.unifier.resolve
         layouts = {operand: tuple(resolve(axis) for axis in axes) for operand, axes in self.axes.items()}
@@ -149,6 +149,7 @@ class _Solver:
             self.encodings,
             self.biases,
             defaults,
+            roundings,
         )
 
     # One node ---------------------------------------------------------------------------------------------------
@@ -156,7 +157,8 @@ class _Solver:
     def _visit(self, node: NodeView) -> None:
         for name in node.captured:
             self._freeze_value(name, f"a subgraph of {node.title} reads {name!r}")
-        if all(self._is_shape_value(name) or self._is_folded(node, name) for name in node.outputs if name):
+        is_weight = self._is_rearranging(node) and self._is_rounded(node)
+        if not is_weight and all(self._is_shape_value(o) or self._is_folded(node, o) for o in node.outputs if o):
             return
         site, unknown = self._site(node)
         reason = f"the shape of {unknown!r}, at {node.title}, is not known" if unknown else ""
@@ -176,8 +178,17 @@ class _Solver:
         for constraint in constraints:
             self._apply(node, constraint)
         self._check_complete(site, constraints)
-        if node.op in _REARRANGING and site.inputs and site.inputs[0] is not None and site.inputs[0].is_weight:
+        if self._is_rearranging(node) and site.inputs and site.inputs[0] is not None and site.inputs[0].is_weight:
             self.weight_values.update(node.outputs)
+
+    def _is_rounded(self, node: NodeView) -> bool:
+        """Whether a node makes integers that stand for a weight of floats, or passes them on."""
+        return node.op == "QuantizeLinear" or any(name in self.weight_values for name in node.inputs[:1])
+
+    def _is_rearranging(self, node: NodeView) -> bool:
+        """Whether a node passes a weight on; a Clip does so with integers that stand for one."""
+        clips_integers = node.op == "Clip" and self.shapes.types.get(node.inputs[0]) in _STORED_TYPES
+        return node.op in REARRANGING or clips_integers
 
     def _note_sources(self, node: NodeView) -> None:
         """Note for what a node computes which values it is made of: its own where it makes something anew."""
@@ -210,8 +221,8 @@ class _Solver:
 
         A weight matrix that is merely rearranged is followed to where it is stored instead.
         """
-        is_stored = node.op == "DequantizeLinear"
-        follows = node.op in _REARRANGING and (is_stored or len(self.shapes.dims.get(name, ())) > 1)
+        is_stored = node.op in {"DequantizeLinear", "QuantizeLinear"} or self._is_rounded(node)
+        follows = self._is_rearranging(node) and (is_stored or len(self.shapes.dims.get(name, ())) > 1)
         return name in self.shapes.fixed and not follows and name not in self.graph.outputs
 
     def _operand(self, node: NodeView, slot: int) -> Operand:
@@ -253,7 +264,7 @@ class _Solver:
                 self._give_role(axis.operand, axis.axis, role, node)
             case Normalises():
                 self.normalising.append(node.index)
-            case Encoded() | EncodedBias():
+            case Encoded() | EncodedBias() | Rounded():
                 self._note_encoding(node, constraint)
             case AttributeSize(name, expr, index, scale):
                 self.sizes.append(SizeEntry(node.index, self._layout(expr), name, -1, index, scale))
@@ -280,8 +291,11 @@ class _Solver:
                 self.axes[operand][axis], f"{node.title} reads a weight that has another role too"
             )
 
-    def _note_encoding(self, node: NodeView, constraint: Encoded | EncodedBias) -> None:
+    def _note_encoding(self, node: NodeView, constraint: Encoded | EncodedBias | Rounded) -> None:
         """Note how integers stand for numbers; what is not known before run time, or too coarse, can't be mixed."""
+        if isinstance(constraint, Rounded):
+            self.rounded[node.index] = constraint
+            return
         operand = constraint.operand
         if isinstance(constraint, EncodedBias):
             self.biases[operand] = constraint
@@ -328,6 +342,15 @@ class _Solver:
         found = {*self.biases}
         for encoded in self.encodings.values():
             found.update(o for o in (encoded.operand, encoded.scale, encoded.zero) if o is not None)
+        found.update(told.zero for told in self.rounded.values() if told.zero is not None)
+        return found
+
+    def _roundings(self) -> dict[Operand, Rounding]:
+        """Return how weights are rounded; where a scale can't be chosen anew, channels are only dropped."""
+        found, odd = RoundingFinder(self.graph, self.shapes, self._operand).find(self.rounded)
+        for operand, reason in odd.items():
+            for axis in self.axes[operand]:
+                self.unifier.forbid_mixing(axis, reason)
         return found
 
     def _mark(self, node: NodeView, constraint: Residual | SelectOnly | Parallel | Statistic) -> None:
@@ -402,12 +425,12 @@ class _Solver:
                 for atom in leaves(self.unifier.resolve(self.axes[operand][axis])):
                     roles.setdefault((operand, atom), set()).add(role)
         for node in reversed(self.graph.nodes):
-            if node.op not in _REARRANGING or node.outputs[0] not in self.weight_values:
+            if not self._is_rearranging(node) or node.outputs[0] not in self.weight_values:
                 continue
             source = self._operand(node, 0)
             self.users.setdefault(source, self.users.get(Operand(node.outputs[0]), node.name))
             for axis, layout in enumerate(self.axes[source]):
-                moved = moved_axis(node, axis, len(self.axes[source]), self._stated_axes(node))
+                moved = moved_axis(node, axis, len(self.axes[source]), self.shapes)
                 for atom in dict.fromkeys(leaves(self.unifier.resolve(layout))):
                     found = self._roles_behind(Operand(node.outputs[0]), moved, atom, roles)
                     roles.setdefault((source, atom), set()).update(found)
@@ -415,14 +438,6 @@ class _Solver:
                         self._give_role(source, axis, next(iter(found)), node)
                     elif found:
                         self.unifier.freeze(atom, f"{node.title} passes on a weight with two roles")
-
-    def _stated_axes(self, node: NodeView) -> list[int] | None:
-        """Return the axes that a Squeeze or Unsqueeze states, as an attribute or an input."""
-        if "axes" in node.attributes:
-            return [int(axis) for axis in node.attributes["axes"]]
-        if len(node.inputs) > 1 and node.inputs[1] in self.shapes.static:
-            return [int(axis) for axis in self.shapes.static[node.inputs[1]].ravel()]
-        return None
 
     def _roles_behind(
         self, result: Operand, axis: int | None, atom: Atom, roles: Mapping[tuple[Operand, Atom], set[Role]]

@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxfuse.arrays import FloatArray
 
-__all__ = ["Encoding", "decode", "encode", "fitting_encoding", "integer_range", "pack", "unpack"]
+__all__ = ["Encoding", "clipped", "decode", "encode", "fitting_encoding", "integer_range", "pack", "unpack"]
 
 Range: TypeAlias = tuple[int, int]
 _BITS_OF_A_BYTE = 8
@@ -84,6 +84,15 @@ def encode(values: FloatArray, encoding: Encoding, bounds: Range) -> FloatArray:
     """Return the integers q nearest to w / s + z within ``bounds``, as float64."""
     zero, scale = (encoding.spread(p, values.shape) for p in (encoding.zero_point, encoding.scale))
     return np.clip(np.rint(values / scale + zero), *bounds)
+
+
+def clipped(values: FloatArray, encoding: Encoding, bounds: Range) -> FloatArray:
+    """Return values with those that are no integer within ``bounds`` moved just so far that they are."""
+    zero, scale = (encoding.spread(p, values.shape) for p in (encoding.zero_point, encoding.scale))
+    # What is within half a step of the ends is rounded to them anyway; a negative scale turns them round.
+    ends = [(end - zero) * scale for end in (bounds[0] - 0.5, bounds[1] + 0.5)]
+    found: FloatArray = np.clip(values, np.minimum(*ends), np.maximum(*ends))
+    return found
 
 
 def fitting_encoding(values: FloatArray, old: Encoding, bounds: Range, dtype: Any = np.float32) -> Encoding:

@@ -16,13 +16,14 @@ from onnxfuse.arrays import FloatArray, Floats, IntArray
 from onnxfuse.coupling.constraints import Encoded
 from onnxfuse.coupling.groups import ChannelGraph, CouplingGroup, ParameterAxis
 from onnxfuse.coupling.layout import Atom
+from onnxfuse.coupling.rounded import Rounding
 from onnxfuse.coupling.scales_behind import scale_behind
 from onnxfuse.coupling.sets import Places, has_sets_elsewhere, places
 from onnxfuse.errors import InvariantError
 from onnxfuse.fusion.mapping import along, map_axes, rows_of
 from onnxfuse.fusion.maps import ChannelMap
 from onnxfuse.fusion.normalised import Norm, mapped_norm
-from onnxfuse.fusion.quantised import Encoding, decode, encode, fitting_encoding, integer_range, pack, unpack
+from onnxfuse.fusion.quantised import Encoding, clipped, decode, encode, fitting_encoding, integer_range, pack, unpack
 from onnxfuse.graph.shapes import Shapes
 from onnxfuse.graph.view import BIAS_SLOTS, DEFAULT_DOMAIN, GraphView, NodeView, Operand
 from onnxfuse.matrices import Matrix, transposed
@@ -63,6 +64,9 @@ class WeightState:
         self._output_axis = {
             p.operand: p.axis for group in channels.groups for p in group.parameters if p.role is Role.PRODUCER
         }
+        self._rounded_by: dict[Operand | None, Operand] = {
+            scale: weight for weight, rounding in channels.roundings.items() for scale in rounding.scales
+        }
         self._norm_after = {maker: norm for norm, makers in channels.batch_norms.items() for maker in makers}
 
     def array(self, operand: Operand) -> FloatArray:
@@ -70,7 +74,19 @@ class WeightState:
         return self._value(operand).astype(np.float64, copy=False)
 
     def _value(self, operand: Operand) -> Floats:
-        """Return the present value of a weight as it is kept: a large one in single precision."""
+        """Return the present value of a weight as it is kept, large ones in single precision, or as it counts.
+
+        What is beyond the ends of the integers that a weight is rounded to counts as if it were there.
+        """
+        value = self._kept(operand)
+        told = self.channels.roundings.get(operand)
+        if told is None or operand in self._mixed:
+            return value
+        found = clipped(value.astype(np.float64, copy=False), self._rounding(told), told.limits)
+        return found.astype(self._precision(operand, value.size), copy=False)
+
+    def _kept(self, operand: Operand) -> Floats:
+        """Return the present value of a weight as it is kept."""
         if operand in self._arrays:
             return self._arrays[operand]
         value = self._decoded(operand)
@@ -83,8 +99,7 @@ class WeightState:
         """Yield every weight that a map has acted on, cast once to the data type that the file has."""
         values: dict[Operand, Floats] = {operand: self._arrays[operand] for operand in self._changed}
         for operand in self._changed:
-            if self._is_stored(operand):
-                values.update(self._stored(operand))
+            values.update(self._as_stored(operand))
         for node in self.graph.nodes:
             values.update(self._stored_bias(node, values))
         values.update(self._stored_biases(values))
@@ -133,7 +148,8 @@ class WeightState:
         for parameter in sorted(group.parameters, key=lambda p: not self._has_sets_elsewhere(p, group)):
             if parameter.operand.node in norms or (parameter.role is Role.CONSUMER and not readers):
                 continue
-            current = results[parameter.operand] if parameter.operand in results else self._value(parameter.operand)
+            value = self._kept if channel_map.is_selection else self._value
+            current = results[parameter.operand] if parameter.operand in results else value(parameter.operand)
             results[parameter.operand] = self._mapped(current, parameter, group, channel_map)
             if not channel_map.is_selection:
                 self._mixed.add(parameter.operand)
@@ -212,7 +228,7 @@ class WeightState:
         """Yield the present values of a linear node's weights as the file would have them, with how they are stored."""
         values: dict[Operand, Floats] = {}
         for operand in operands:
-            values.update(self._stored(operand) if self._is_stored(operand) else {operand: self._value(operand)})
+            values.update({operand: self._value(operand)} | self._as_stored(operand))
         values.update(self._stored_bias(node, values))
         values.update(self._stored_biases(values))
         for operand, value in values.items():
@@ -225,6 +241,8 @@ class WeightState:
             or operand not in self.channels.layouts
             or not (operand.name in self.graph.constants or operand.name in self.shapes.static)
         ):
+            return None
+        if self.graph.nodes[operand.node].op == "QuantizeLinear" and operand not in self.channels.roundings:
             return None
         is_vector = self.array(operand).size == max(self.array(operand).shape, default=0) > 1
         return operand if is_vector else None
@@ -356,6 +374,28 @@ class WeightState:
         rows = self.channels.dims(told.operand, self.widths)[0]
         return unpack(stored.reshape(rows, -1), told.bits)[:, : count // rows]
 
+    def _rounding(self, told: Rounding) -> Encoding:
+        """Return how a weight of floats is rounded, at its present width."""
+        scales = self.array(told.scales[0])
+        scales = np.where(scales == 0, _NO_SCALE, scales)
+        zeros = np.rint(self.array(told.zeros[0])) if told.zeros else np.zeros(())
+        return Encoding(scales, zeros, told.axes, told.along, told.block)
+
+    def _as_stored(self, operand: Operand) -> dict[Operand, Floats]:
+        """Return what has to be written for a changed weight that is encoded or rounded."""
+        if self._is_stored(operand):
+            return {**self._stored(operand)}
+        rounding = self.channels.roundings.get(operand)
+        if rounding is None or operand not in self._mixed:
+            return {}
+        dtype = self._original(rounding.scales[0]).dtype
+        found = fitting_encoding(self.array(operand), self._rounding(rounding), rounding.limits, dtype)
+        values: dict[Operand, Floats] = {s: found.scale.reshape(self.array(s).shape) for s in rounding.scales}
+        for zero in rounding.zeros:
+            if zero in self._changed:
+                values[zero] = found.zero_point.reshape(self.array(zero).shape)
+        return values
+
     def _stored(self, operand: Operand) -> dict[Operand, FloatArray]:
         """Return the integers of a changed weight, and its scales and zero points where they had to change."""
         told, encoding = self.channels.encodings[operand], self._encoding(operand)
@@ -398,7 +438,7 @@ class WeightState:
         if makers[0] is None or makers[1] is None or makers[2] is None or node.domain != DEFAULT_DOMAIN:
             return {}
         scales = [self._operand(maker, 1) for maker in makers if maker is not None]
-        weight, bias = self._operand(makers[1], 0), self._operand(makers[2], 0)
+        weight, bias = self._decoded_by(makers[1]), self._operand(makers[2], 0)
         if weight is None or bias is None or None in scales or not self._is_stored(bias):
             return {}
         if not any(operand in values and operand in self._mixed for operand in (weight, bias)):
@@ -413,6 +453,11 @@ class WeightState:
         encoding = Encoding(rounded, np.zeros(()), (0,))
         stored = encode(self.array(bias), encoding, integer_range(self._original(bias).dtype))
         return {b_scale: encoding.scale, bias: stored}
+
+    def _decoded_by(self, maker: int) -> Operand | None:
+        """Return the weight that a DequantizeLinear decodes: its integers, or the floats that they are rounded from."""
+        scale = self._operand(maker, 1)
+        return self._rounded_by[scale] if scale in self._rounded_by else self._operand(maker, 0)
 
     def _dequantizer(self, node: NodeView, slot: int) -> int | None:
         if node.op not in {"Conv", "ConvTranspose", "Gemm"} or slot >= len(node.inputs):

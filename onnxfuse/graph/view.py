@@ -153,15 +153,25 @@ class GraphView:
         return numpy_helper.to_array(self.constants[name])
 
     def decoded_operand(self, node: NodeView, slot: int) -> Operand | None:
-        """Return what a node reads at ``slot``; behind a DequantizeLinear for it alone of a constant, that constant."""
+        """Return what a node reads at ``slot``, or the constant behind it that is decoded for this node alone.
+
+        That constant holds integers that a DequantizeLinear decodes, or floats that a QuantizeLinear rounds before.
+        """
         operand = self.operand(node, slot)
+        decoding = self._made_for(operand, node, "DequantizeLinear")
+        if decoding is None:
+            return operand
+        stored = self.operand(decoding, 0)
+        rounding = self._made_for(stored, decoding, "QuantizeLinear")
+        found = stored if rounding is None else self.operand(rounding, 0)
+        return found if found is not None and found.is_constant else operand
+
+    def _made_for(self, operand: Operand | None, reader: NodeView, op: str) -> NodeView | None:
+        """Return the node that makes an operand, if it is of some operator and only one node reads what it makes."""
         maker = None if operand is None else self.producers.get(operand.name)
-        if operand is None or maker is None or self.sole_reader(operand.name) is not node:
-            return operand
-        decoding = self.nodes[maker]
-        if decoding.op != "DequantizeLinear" or decoding.inputs[0] not in self.constants:
-            return operand
-        return Operand(decoding.inputs[0], maker, 0)
+        if operand is None or maker is None or self.sole_reader(operand.name) is not reader:
+            return None
+        return self.nodes[maker] if self.nodes[maker].op == op else None
 
     def sole_reader(self, name: str) -> NodeView | None:
         """Return the node that alone reads ``name``; None if several do, or if it is a graph output."""

@@ -1,8 +1,8 @@
 """Other number formats for the same axes: QuantizeLinear, DequantizeLinear, and weights packed into a few bits.
 
-A scale for the whole tensor says nothing of channels. A scale per channel belongs to a quantised weight, and is
-computed anew with it. A scale per block of a weight follows the block: along that axis whole blocks can go. Activations
-with a scale per channel or per block are frozen.
+A scale for the whole tensor says nothing of channels. A scale per channel belongs to a quantised weight, or to one of
+floats that is rounded at run time, and is computed anew with it. A scale per block of a weight follows the block: along
+that axis whole blocks can go. Activations with a scale per channel or per block are frozen.
 """
 
 import math
@@ -16,6 +16,7 @@ from onnxfuse.coupling.constraints import (
     Expr,
     Freeze,
     Fresh,
+    Rounded,
     Rule,
     Site,
     Statistic,
@@ -41,9 +42,12 @@ def quantize(site: Site) -> Iterator[Constraint]:
     yield from (Equal(axis, axis) for p in parameters for axis in p.axes)
     stored = x if site.node.op == "DequantizeLinear" else y
     zero = None if len(parameters) == 1 else parameters[1].operand
+    is_rounded = site.node.op == "QuantizeLinear" and x.is_weight
     if all(size == 1 for p in parameters for size in p.dims):
         yield Encoded(stored.operand, scale.operand, zero)
-    elif stored is y or not all(t.operand.is_constant for t in (x, *parameters)):
+        if is_rounded:
+            yield Rounded(x.operand, y.operand, scale.operand, zero)
+    elif not x.is_weight or not all(p.operand.is_constant for p in parameters):
         what = "per block, or per channel of an activation"
         axes = (*x.axes, *(axis for p in parameters for axis in p.axes))
         yield from (Freeze(axis, f"{site.node.title} has scales {what}") for axis in axes)
@@ -52,7 +56,9 @@ def quantize(site: Site) -> Iterator[Constraint]:
     else:
         along = int(site.attribute("axis", 1)) % x.rank
         yield from (c for p in parameters for c in (Equal(p[0], x[along]), Weight(p[0], Role.ENCODING)))
-        yield Encoded(x.operand, scale.operand, zero, (along,))
+        yield Encoded(stored.operand, scale.operand, zero, (along,))
+        if is_rounded:
+            yield Rounded(x.operand, y.operand, scale.operand, zero, (along,))
 
 
 def _blocked(site: Site, x: Tensor, parameters: list[Tensor], block: int) -> Iterator[Constraint]:
@@ -65,7 +71,13 @@ def _blocked(site: Site, x: Tensor, parameters: list[Tensor], block: int) -> Ite
         yield from (Equal(parameter[i], x[i]) for i in range(x.rank) if i != along)
         yield from (Weight(a, Role.ENCODING) for a in parameter.axes)
     zero = None if len(parameters) == 1 else parameters[1].operand
-    yield Encoded(x.operand, parameters[0].operand, zero, tuple(range(x.rank)), along, block)
+    every = tuple(range(x.rank))
+    if site.node.op == "DequantizeLinear":
+        yield Encoded(x.operand, parameters[0].operand, zero, every, along, block)
+    else:
+        y = site.output().operand
+        yield Encoded(y, parameters[0].operand, zero, every, along, block)
+        yield Rounded(x.operand, y, parameters[0].operand, zero, every, along, block)
 
 
 def _in_blocks(size: int, block: int, title: str) -> tuple[Expr, Expr]:
