@@ -260,6 +260,12 @@ def _groups(net: Net, h: str) -> str:
     return net.conv(h, WIDTH, name="grouped", group=2)
 
 
+def _competing(net: Net, h: str) -> str:
+    """Let the channels of each of three groups compete, so that there have to be as many."""
+    shares = net.node("Softmax", net.reshape(h, 0, 3, 2, 4, 4), axis=2)
+    return net.reshape(shares, 0, 6, 4, 4)
+
+
 def _convolutions() -> list[Example]:
     def two(
         label: str, middle: Middle, free: tuple[str, ...], frozen: dict[str, str] | None = None, **more: Any
@@ -273,6 +279,19 @@ def _convolutions() -> list[Example]:
         two("2d", lambda n, h: n.conv(h, 4, name="inner", **options), ("before", "inner"), dims=(2, 6, 6)),
         two("3d", lambda n, h: n.conv(h, 4, name="inner", bias=False), ("before", "inner"), dims=(2, 3, 4, 3)),
         two("groups", _groups, ("before", "grouped")),
+        two(
+            "whole groups",
+            lambda n, h: _competing(n, n.conv(_competing(n, h), WIDTH, name="grouped", group=3)),
+            ("before",),
+            {"before#2": "normalises over it", "grouped": "normalises over it"},
+        ),
+        two(
+            "whole groups, filters",
+            lambda n, h: n.conv(_competing(n, h), WIDTH, name="grouped", group=3),
+            ("before", "grouped"),
+            {"before#2": "normalises over it"},
+        ),
+        two("one filter a group", lambda n, h: n.conv(h, 3, name="grouped", group=3), ("before", "before#2")),
         two("depthwise", lambda n, h: n.conv(h, WIDTH, name="deep", group=WIDTH), ("before",)),
         two("multiplier", lambda n, h: n.conv(h, 2 * WIDTH, name="deep", group=WIDTH), ("before",)),
         two("auto_pad", lambda n, h: n.conv(h, 4, name="inner", auto_pad="SAME_UPPER"), ("before", "inner")),

@@ -254,3 +254,28 @@ def test_channels_that_carry_nothing_leave_their_reader_as_it_is() -> None:
     assert all(np.isfinite(a).all() for a in initializers(made.model).values())
     y, z = (run_ort(m, _samples(4, 5))[model.graph.output[0].name] for m in (model, made.model))
     np.testing.assert_allclose(z, y, atol=1e-6)
+
+
+def test_a_convolution_that_loses_groups_is_fitted_group_by_group() -> None:
+    """Where channels of a group compete, whole groups go; those that stay, and what reads them, are still fitted."""
+    net = Net(17, seed=2)
+
+    def competing(h: str) -> str:
+        shares = net.node("Softmax", net.reshape(h, 0, 8, 3, 5, 5), axis=2)
+        return net.reshape(shares, 0, 24, 5, 5)
+
+    h = competing(net.conv(net.input(1, 3, 5, 5, batch="n"), 24, name="first"))
+    h = competing(net.conv(net.node("Mul", h, net.constant(3.0)), 24, name="grouped", group=8))
+    net.output(net.conv(h, 4, name="last"))
+    model, samples = net.model(), {"x0": np.random.default_rng(1).normal(size=(64, 3, 5, 5)).astype(np.float32)}
+    without, refitted = (
+        onnxfuse.compress(model, calibration=samples, method="prune", ratio=0.5, refit=refit, provider="cpu")
+        for refit in (False, True)
+    )
+    found = {n.name: {a.name: a.i for a in n.attribute}.get("group", 1) for n in refitted.model.graph.node}
+    assert found["grouped"] == 4
+    shapes = {name: value.shape for name, value in initializers(refitted.model).items()}
+    assert (shapes["first_w"], shapes["grouped_w"], shapes["last_w"]) == ((12, 3, 3, 3), (12, 3, 3, 3), (4, 12, 3, 3))
+    assert [r.node for r in refitted.report.refits] == ["grouped", "last"]
+    others = {"x0": np.random.default_rng(2).normal(size=(64, 3, 5, 5)).astype(np.float32)}
+    assert gap(model, refitted.model, others) < 0.8 * gap(model, without.model, others)

@@ -14,6 +14,7 @@ from onnx import TensorProto
 
 from onnxfuse.arrays import FloatArray, IntArray
 from onnxfuse.coupling.groups import ChannelGraph
+from onnxfuse.coupling.layout import leaves
 from onnxfuse.coupling.scales_behind import scale_behind
 from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView, Operand
 from onnxfuse.statistics.patches import convolution_pads, patch_rows, place_count
@@ -40,12 +41,14 @@ class LinearNode:
         weight: Its weight: a constant, the integers that are decoded for it, or the floats that are rounded for it.
         result: What it computes, in numbers: its output, or what becomes of that once a scale behind it is applied.
         filters: How many filters each group of a convolution has in the file.
+        loses_groups: Whether it is groups that a convolution loses, and not filters of each.
     """
 
     node: NodeView
     weight: Operand
     result: str
     filters: int = 1
+    loses_groups: bool = False
 
     @property
     def is_convolution(self) -> bool:
@@ -63,7 +66,7 @@ class LinearNode:
             return 1
         stated = int(self.node.attributes.get("group", 1))
         # A depthwise convolution loses whole groups; each keeps its filters.
-        return len(value) // self.filters if stated > 1 and value.shape[1] == 1 else stated
+        return len(value) // self.filters if stated > 1 and (value.shape[1] == 1 or self.loses_groups) else stated
 
     def matrices(self, value: FloatArray) -> FloatArray:
         """Return a value of the weight as one matrix for each group, shape (G, O / G, D)."""
@@ -127,17 +130,22 @@ class LinearNode:
 
 def linear_nodes(graph: GraphView, channels: ChannelGraph) -> Iterator[LinearNode]:
     """Yield the nodes that can be fitted, in the order in which they run."""
+    free = {group.atom for group in channels.groups if not group.frozen}
+    counted = {size.node: set(leaves(size.layout)) for size in channels.sizes if size.attribute == "group"}
     for node in graph.nodes:
         slot = _WEIGHT_SLOTS.get((node.domain, node.op))
         first = graph.operand(node, 0)
         weight = None if slot is None else graph.decoded_operand(node, slot)
         if weight is None or first is None or first.is_constant or not _is_fine(weight, node, graph, channels):
             continue
-        dims = graph.constants[weight.name].dims
-        if _is_plain(node, len(dims)):
+        dims, groups = graph.constants[weight.name].dims, int(node.attributes.get("group", 1))
+        told = counted.get(node.index, set())
+        going = {atom in told for atom in leaves(channels.layouts[weight][0]) if atom in free}
+        # Of what is left of a weight that may lose groups and filters of each nobody could tell which it has lost.
+        if _is_plain(node, len(dims)) and (groups == 1 or len(going) < 2):
             behind = scale_behind(graph, node)
             result = node.outputs[0] if behind is None else behind.result
-            yield LinearNode(node, weight, result, dims[0] // int(node.attributes.get("group", 1)))
+            yield LinearNode(node, weight, result, dims[0] // groups, loses_groups=True in going)
 
 
 def _has_scale(node: NodeView) -> bool:

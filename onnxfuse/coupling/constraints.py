@@ -35,6 +35,7 @@ __all__ = [
     "Rule",
     "SelectOnly",
     "Site",
+    "Spare",
     "Statistic",
     "Tensor",
     "Weight",
@@ -144,6 +145,17 @@ class Parallel:
 
     An index is dropped as a whole, with everything that it multiplies on an axis; indices can't be mixed, since what
     is computed from the mean of two has nothing to do with the mean of what is computed from each.
+    """
+
+    expr: Expr
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Spare:
+    """The indices are `Parallel`, but kept, for a reason shown to the user, as long as anything beside them can go.
+
+    They are free where a weight has them on an axis with nothing else that may change.
     """
 
     expr: Expr
@@ -283,6 +295,7 @@ Constraint: TypeAlias = (
     | Residual
     | SelectOnly
     | Parallel
+    | Spare
     | Statistic
     | Weight
     | Normalises
@@ -410,7 +423,9 @@ def axis_references(constraint: Constraint) -> Iterator[AxisRef]:
         case Equal(left, right):
             yield from _axis_refs(left)
             yield from _axis_refs(right)
-        case Freeze(expr, _) | Residual(expr) | SelectOnly(expr, _) | Parallel(expr, _) | Statistic(expr, _):
+        case Freeze(expr, _) | Residual(expr) | SelectOnly(expr, _) | Statistic(expr, _):
+            yield from _axis_refs(expr)
+        case Parallel(expr, _) | Spare(expr, _):
             yield from _axis_refs(expr)
         case Weight() | Normalises() | AttributeSize() | ConstantSize() | Default():
             return

@@ -35,6 +35,7 @@ class Atom:
         statistic: Which node computes a statistic over its indices; empty if none does.
         structural: Whether it counts parts that an operator's form gives (gates, groups, blocks) and not channels.
         entangled: Whether what is computed for one index may depend on others, so far as is known.
+        spare: Why it keeps its size as long as something beside it can change; empty if it need not.
         binding: The layout that it was found to equal, or None.
     """
 
@@ -46,6 +47,7 @@ class Atom:
         "reason",
         "residual",
         "size",
+        "spare",
         "statistic",
         "structural",
         "unmixable",
@@ -61,6 +63,7 @@ class Atom:
         self.residual = False
         self.unmixable = ""
         self.parallel = False
+        self.spare = ""
         self.statistic = ""
         self.binding: Layout | None = None
 
@@ -104,6 +107,7 @@ class Unifier:
 
     Attributes:
         apart: Atoms of which it was said that what is computed for one index depends on no other.
+        spare: Atoms of which it was said that they are only dropped where nothing beside them can change.
 
     Example:
         >>> u = Unifier()
@@ -116,6 +120,7 @@ class Unifier:
     def __init__(self) -> None:
         """Start without equations."""
         self.apart: set[Atom] = set()
+        self.spare: set[Atom] = set()
 
     def size(self, layout: Layout) -> int:
         """Return the number of indices of ``layout``."""
@@ -170,6 +175,13 @@ class Unifier:
             atom.parallel = True
             self.apart.add(atom)
         self.forbid_mixing(layout, reason)
+
+    def mark_spare(self, layout: Layout, reason: str) -> None:
+        """Note that the indices of ``layout`` are only dropped where nothing beside them can change."""
+        for atom in leaves(self.resolve(layout)):
+            atom.spare = atom.spare or reason
+            self.apart.add(atom)
+            self.spare.add(atom)
 
     def mark_statistic(self, layout: Layout, reason: str) -> None:
         """Note that a statistic is computed over the indices of ``layout``; the first reason stays."""
@@ -254,6 +266,8 @@ class Unifier:
             self.mark_residual(layout)
         if atom.parallel:
             self.mark_parallel(layout, atom.unmixable)
+        if atom.spare:
+            self.mark_spare(layout, atom.spare)
         if atom.unmixable:
             self.forbid_mixing(layout, atom.unmixable)
         if atom.statistic:
@@ -368,6 +382,7 @@ class Unifier:
         part = Atom(size, atom.label, atom.reason)
         part.residual, part.unmixable, part.statistic = atom.residual, atom.unmixable, atom.statistic
         part.structural, part.parallel, part.entangled = atom.structural, atom.parallel, atom.entangled
+        part.spare = atom.spare
         return part
 
     def _product(self, factors: Iterable[Layout]) -> Layout:

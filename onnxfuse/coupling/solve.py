@@ -35,6 +35,7 @@ from onnxfuse.coupling.constraints import (
     Rule,
     SelectOnly,
     Site,
+    Spare,
     Statistic,
     Tensor,
     Weight,
@@ -258,7 +259,7 @@ class _Solver:
                 self._equate(node, self._layout(left), self._layout(right))
             case Freeze(expr, reason, apart):
                 self.unifier.freeze(self._layout(expr), reason, apart=apart)
-            case Residual() | SelectOnly() | Parallel() | Statistic():
+            case Residual() | SelectOnly() | Parallel() | Spare() | Statistic():
                 self._mark(node, constraint)
             case Weight(axis, role):
                 self._give_role(axis.operand, axis.axis, role, node)
@@ -353,7 +354,7 @@ class _Solver:
                 self.unifier.forbid_mixing(axis, reason)
         return found
 
-    def _mark(self, node: NodeView, constraint: Residual | SelectOnly | Parallel | Statistic) -> None:
+    def _mark(self, node: NodeView, constraint: Residual | SelectOnly | Parallel | Spare | Statistic) -> None:
         layout = self._layout(constraint.expr)
         match constraint:
             case Residual():
@@ -363,6 +364,8 @@ class _Solver:
                 self.unifier.forbid_mixing(layout, constraint.reason)
             case Parallel():
                 self.unifier.mark_parallel(layout, constraint.reason)
+            case Spare():
+                self.unifier.mark_spare(layout, constraint.reason)
             case Statistic():
                 self.unifier.mark_statistic(layout, constraint.reason)
 
@@ -457,6 +460,7 @@ class _Solver:
                 members.setdefault(atom, []).append(ParameterAxis(operand, name, axis, role))
         self._freeze_unroled()
         self._freeze_odd_types()
+        self._settle_spare()
         self._freeze_products(members)
         order = sorted(members, key=lambda atom: self._first(members[atom], atom))
         channels = [a for a in order if producer_of(members[a]) is not None and not a.structural]
@@ -501,6 +505,27 @@ class _Solver:
             if operand.is_constant and self.shapes.types.get(operand.name) not in kinds:
                 reason = f"{self.graph.nodes[operand.node].title} reads {operand.name!r}, which is not stored as floats"
                 self.unifier.freeze(self.axes[operand][axis], reason)
+
+    def _settle_spare(self) -> None:
+        """Let go of what is spare where a weight has it beside nothing that may change; freeze it elsewhere."""
+        needed: set[Atom] = set()
+        for (operand, axis), role in self.weights.items() if self.unifier.spare else ():
+            if operand.is_constant and role in {Role.PRODUCER, Role.CONSUMER}:
+                layout = self.unifier.resolve(self.axes[operand][axis])
+                found = [atom for atom in leaves(layout) if atom.spare]
+                pairs = list(product_partners(layout)) if found else []
+                held = {atom for pair in pairs for atom in pair if any(self._may_change(other) for other in pair)}
+                needed.update(atom for atom in found if atom not in held)
+        spare = dict.fromkeys(atom for told in self.unifier.spare for atom in leaves(self.unifier.resolve(told)))
+        for atom in spare:
+            if atom in needed and not atom.reason:
+                self.unifier.mark_parallel(atom, atom.spare)
+            else:
+                self.unifier.freeze(atom, atom.spare, apart=True)
+
+    @staticmethod
+    def _may_change(atom: Atom) -> bool:
+        return atom.size > 1 and not (atom.reason or atom.spare)
 
     def _freeze_products(self, members: Mapping[Atom, Sequence[ParameterAxis]]) -> None:
         """Where two channel atoms multiply on one axis, free the larger one and keep the other.

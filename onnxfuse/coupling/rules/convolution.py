@@ -3,6 +3,7 @@
 With ``group`` G, the input channels are G x c and the output channels G x o in row-major order; the weight of Conv is
 (G x o, c, taps...), that of ConvTranspose (G x c, o, taps...). A depthwise convolution is the case c = 1: every channel
 has filters of its own, one or several (o), so a channel goes with its group, and the attribute ``group`` follows G.
+Otherwise channels go inside the groups, as many from each, and whole groups only where what is inside has to stay.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,9 @@ from onnxfuse.coupling.constraints import (
     Freeze,
     Fresh,
     Rule,
+    SelectOnly,
     Site,
+    Spare,
     Tensor,
     Weight,
     prod,
@@ -64,8 +67,7 @@ def convolution(
     if group > 1:
         yield AttributeSize("group", groups)
         if w.dims[1] > 1:
-            reason = f"the groups of {site.node.title} are kept; channels are fused inside each group"
-            yield Freeze(groups, reason, apart=True)
+            yield from _whole(site, groups)
 
 
 def deform_conv(site: Site) -> Iterator[Constraint]:
@@ -101,8 +103,13 @@ def conv_transpose(site: Site) -> Iterator[Constraint]:
     if group > 1:
         yield AttributeSize("group", groups)
         if w.dims[0] > group:
-            reason = f"the groups of {site.node.title} are kept; channels are fused inside each group"
-            yield Freeze(groups, reason, apart=True)
+            yield from _whole(site, groups)
+
+
+def _whole(site: Site, groups: Fresh) -> Iterator[Constraint]:
+    """Groups of several channels: what is made of one has nothing to do with another."""
+    yield SelectOnly(groups, f"the groups of {site.node.title} have filters of their own")
+    yield Spare(groups, f"the groups of {site.node.title} are kept; channels are fused inside each group")
 
 
 def _outputs(site: Site, outputs: int, inputs: int, group: int) -> Fresh:
