@@ -100,7 +100,11 @@ def allocate_widths(
     total = table.total({})
     limit = target.limit(total)
     choices = [
-        Choice(plan.group, judgements[plan.group.name].damage, allowed_widths(plan.group.channels, config))
+        Choice(
+            plan.group,
+            judgements[plan.group.name].damage,
+            allowed_widths(plan.group.channels, config, plan.group.multiple),
+        )
         for plan in plans
         if plan.group.name in judgements and not plan.reason and not plan.is_fixed
     ]

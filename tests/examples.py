@@ -1278,18 +1278,18 @@ def _attentions() -> list[Example]:
         net.output(net.matmul(y, 2, name="after"))
 
     def grouped(net: Net) -> None:
-        (q,) = _projected(net, 64, "query")
-        k, v = (net.matmul("x0", 32, name=name) for name in ("key", "value"))
-        cos, sin = _tables(net, 8)
+        (q,) = _projected(net, 128, "query")
+        k, v = (net.matmul("x0", 64, name=name) for name in ("key", "value"))
+        cos, sin = _tables(net, 16)
         lengths = [net.constant(np.array([3], np.int32)), net.constant(np.array(4, np.int32))]
         inputs = (q, k, v, "", "", *lengths, cos, sin)
         numbers: dict[str, Any] = {"num_heads": 4, "kv_num_heads": 2, "do_rotary": 1}
         net.output(net.matmul(_own(net, "GroupQueryAttention", *inputs, like=q, name="scores", **numbers), 2))
 
-    def all_in_one(net: Net) -> None:
-        (qkv,) = _projected(net, 8 * (6 + 2 + 2), "before")
+    def all_in_one(net: Net, size: int = 24) -> None:
+        (qkv,) = _projected(net, size * (6 + 2 + 2), "before")
         lengths = [net.constant(np.array([3], np.int32)), net.constant(np.array(4, np.int32))]
-        like = _typed(net, (1, 4, 48))
+        like = _typed(net, (1, 4, 6 * size))
         inputs = (qkv, "", "", "", "", *lengths)
         y = _own(net, "GroupQueryAttention", *inputs, like=like, num_heads=6, kv_num_heads=2, name="scores")
         net.output(net.matmul(y, 2, name="after"))
@@ -1303,15 +1303,14 @@ def _attentions() -> list[Example]:
         v = net.matmul("x0", 16, name="value")
         net.output(net.matmul(_own(net, "MultiHeadAttention", q, k, v, like=q, num_heads=2, name="scores"), 2))
 
-    size, whole = {"query#3": "multiples of 8"}, {"before:0-80#2": "multiples of 8"}
     turned, parts = ("query", "query#2", "value"), ("query:0-16", "query:0-12", "query:4-16", "value")
     return [
         Example("Attention", "own", attention, ("before", "scores", "scores#2")),
         Example("Attention", "uneven", uneven, ("before", "scores:0-39", "scores:0-24", "scores:24-39")),
         Example("MultiHeadAttention", "own", heads, ("query", "query#2", "value")),
         Example("MultiHeadAttention", "unscaled", unscaled, ("query", "query#2", "value")),
-        Example("GroupQueryAttention", "rotary", grouped, ("query", "query#2"), size),
-        Example("GroupQueryAttention", "packed", all_in_one, ("before:0-80", "before:0-48"), whole),
+        Example("GroupQueryAttention", "rotary", grouped, ("query", "query#2", "query#3")),
+        Example("GroupQueryAttention", "packed", all_in_one, ("before:0-240", "before:0-144", "before:0-240#2")),
         Example("RotaryEmbedding", "halves", rotary, turned),
         Example("RotaryEmbedding", "interleaved", partial(rotary, interleaved=1), turned),
         Example("RotaryEmbedding", "part", partial(rotary, rotary_embedding_dim=4, num_heads=2), parts),

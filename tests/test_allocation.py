@@ -48,13 +48,13 @@ def test_a_ratio_and_a_target_exclude_each_other() -> None:
         CompressionConfig(ratio=0.5, target="macs=0.5")
 
 
-@given(st.integers(1, 300), st.integers(1, 16), st.integers(1, 20))
-def test_allowed_widths_fall_from_all_to_the_least(channels: int, round_to: int, least: int) -> None:
+@given(st.integers(1, 300), st.integers(1, 16), st.integers(1, 20), st.sampled_from([1, 2, 8]))
+def test_allowed_widths_fall_from_all_to_the_least(channels: int, round_to: int, least: int, multiple: int) -> None:
     """Widths fall from C on, are multiples as asked for and not below the least, and are not too many."""
-    widths = allowed_widths(channels, CompressionConfig(round_to=round_to, min_channels=least))
+    widths = allowed_widths(channels, CompressionConfig(round_to=round_to, min_channels=least), multiple)
     assert widths[0] == channels
     assert list(widths) == sorted(set(widths), reverse=True)
-    assert all(width % round_to == 0 and width >= least for width in widths[1:])
+    assert all(width % round_to == width % multiple == 0 and width >= least for width in widths[1:])
     assert len(widths) <= 130
 
 

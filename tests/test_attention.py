@@ -6,7 +6,7 @@ are is counted here, from the form alone.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 import onnxfuse
 from onnxfuse.analysis import Analysis
 from onnxfuse.coupling.groups import CouplingGroup
+from onnxfuse.errors import ConfigError
 from onnxfuse.fusion.maps import ChannelMap
 from tests.builders import AnyArray, Net, initializers, run_ort
 from tests.laws import (
@@ -631,3 +632,57 @@ def test_an_open_batch_stays_open(name: str) -> None:
     result = fuse(analysed(net), {group.name: ChannelMap.selection(np.array([0, 2, 3]), count)})
     feeds = {"x0": np.random.default_rng(8).standard_normal((3, LENGTH, WIDTH)).astype(np.float32)}
     assert_same_outputs(run_ort(without_rows(net.model(), rows(1)), feeds), run_ort(result.model, feeds))
+
+
+# Sizes that an operator takes -----------------------------------------------------------------------------------------
+
+
+def turned_heads(pairs: int, *, rotary: bool = True) -> Net:
+    """Write a GroupQueryAttention with rotary positions, of a size that may shrink by multiples alone."""
+    form = Form("", fused, 2, 2, 2 * pairs)
+    net = Net(17, seed=8)
+    kept = form.kept * form.size
+    q, k, v = projected(net, form.heads * form.size, kept, kept)
+    last, total = net.constant(np.full(2, LENGTH - 1, np.int32)), net.constant(np.array(LENGTH, np.int32))
+    tables = [net.vector(LENGTH, pairs) for _ in range(2)] if rotary else []
+    more: dict[str, Any] = {"num_heads": 4, "kv_num_heads": 2, "do_rotary": int(rotary)}
+    net.domains[OWN] = 1
+    y = net.node("GroupQueryAttention", q, k, v, "", "", last, total, *tables, domain=OWN, like=q, **more)
+    finish(net, y)
+    return net
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"ratio": 0.1}, {"ratio": 0.4}, {"target": "params=0.7"}, {"ratio": 0.0, "keep": ["query#3=11"]}, {"ratio": 0.9}],
+    ids=str,
+)
+@pytest.mark.parametrize("turned", ["rotary", ""])
+def test_heads_have_sizes_that_the_operator_takes(options: dict[str, Any], turned: str) -> None:
+    """However much goes, a head has a multiple of 16 channels where pairs are turned, else of 8; the result runs."""
+    rotary = bool(turned)
+    net = turned_heads(24 if rotary else 16, rotary=rotary)
+    sizes = {g.name: g.channels_before for g in onnxfuse.inspect(net.model()).groups if not g.frozen}
+    assert sizes["query#3"] == (24 if rotary else 32)
+    result = onnxfuse.compress(net.model(), method="prune", provider="cpu", **options)
+    after = {g.name: g.channels_after for g in result.report.groups}
+    assert after["query#3"] % 8 == 0
+    assert after["query#3"] < sizes["query#3"] or options == {"ratio": 0.1} or "target" in options
+    if "keep" in options:
+        assert after["query#3"] == 16
+
+
+def test_a_plan_for_another_size_is_refused() -> None:
+    """A plan that has been edited to a size that the operator does not take is refused, with the multiple."""
+    made = onnxfuse.plan(turned_heads(24).model(), ratio=0.4, method="prune", provider="cpu")
+    group = made.groups["query#3"]
+    assert group.keep == 16
+    edited = replace(made, groups={**made.groups, "query#3": replace(group, keep=12)})
+    with pytest.raises(ConfigError, match="must be a multiple of 8"):
+        onnxfuse.compress(turned_heads(24).model(), plan=edited, method="prune", provider="cpu")
+
+
+def test_a_size_that_can_only_stay_says_why() -> None:
+    """A head of eight pairs can't lose any, for a reason that names the operator."""
+    frozen = {g.name: g.frozen for g in onnxfuse.inspect(turned_heads(8).model()).groups}
+    assert "turns multiples of 8 pairs" in (frozen["query#3"] or "")

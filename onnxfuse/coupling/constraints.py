@@ -27,6 +27,7 @@ __all__ = [
     "Expr",
     "Freeze",
     "Fresh",
+    "Multiple",
     "Normalises",
     "Parallel",
     "Prod",
@@ -148,6 +149,21 @@ class Parallel:
     """
 
     expr: Expr
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Multiple:
+    """The node takes only certain sizes of the expression, for a reason that is shown to the user.
+
+    Attributes:
+        expr: The expression.
+        of: What its size has to be a multiple of.
+        reason: Why; shown where it can't be.
+    """
+
+    expr: Expr
+    of: int
     reason: str
 
 
@@ -295,6 +311,7 @@ Constraint: TypeAlias = (
     | Residual
     | SelectOnly
     | Parallel
+    | Multiple
     | Spare
     | Statistic
     | Weight
@@ -425,7 +442,7 @@ def axis_references(constraint: Constraint) -> Iterator[AxisRef]:
             yield from _axis_refs(right)
         case Freeze(expr, _) | Residual(expr) | SelectOnly(expr, _) | Statistic(expr, _):
             yield from _axis_refs(expr)
-        case Parallel(expr, _) | Spare(expr, _):
+        case Parallel(expr, _) | Spare(expr, _) | Multiple(expr, _):
             yield from _axis_refs(expr)
         case Weight() | Normalises() | AttributeSize() | ConstantSize() | Default():
             return

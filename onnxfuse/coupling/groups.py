@@ -57,6 +57,7 @@ class CouplingGroup:
         atom: The atom that stands for them in layouts.
         over: Atoms for each of whose indices there are so many channels, which may be mapped in a way of their own (see
             `onnxfuse.coupling.sets`).
+        multiple: What the number of channels that stay has to be a multiple of.
     """
 
     name: str
@@ -68,6 +69,7 @@ class CouplingGroup:
     statistic: str
     atom: Atom = field(repr=False)
     over: tuple[Atom, ...] = field(default=(), repr=False)
+    multiple: int = 1
 
     @property
     def sets(self) -> int:

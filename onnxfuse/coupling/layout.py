@@ -29,6 +29,7 @@ class Atom:
         size: Number of indices, >= 0.
         label: Where the atom came from, for messages.
         reason: Why it must keep its size; empty while it need not.
+        multiple: What any new size has to be a multiple of.
         residual: Whether an addition of computed tensors ties it (a residual stream).
         unmixable: Why its indices may be dropped but not mixed; empty if they may be mixed.
         parallel: Whether products of computed tensors run index by index over it (the heads of an attention).
@@ -43,6 +44,7 @@ class Atom:
         "binding",
         "entangled",
         "label",
+        "multiple",
         "parallel",
         "reason",
         "residual",
@@ -58,6 +60,7 @@ class Atom:
         self.size = size
         self.label = label
         self.reason = reason
+        self.multiple = 1
         self.structural = structural
         self.entangled = bool(reason)
         self.residual = False
@@ -176,6 +179,14 @@ class Unifier:
             self.apart.add(atom)
         self.forbid_mixing(layout, reason)
 
+    def mark_multiple(self, layout: Layout, of: int, reason: str) -> None:
+        """Note that ``layout`` has sizes that are multiples of a number; freeze atoms that have no smaller one."""
+        for atom in leaves(self.resolve(layout)):
+            # Sums and products of multiples are multiples.
+            atom.multiple = math.lcm(atom.multiple, of)
+            if atom.size % atom.multiple or atom.size == atom.multiple:
+                self.freeze(atom, reason, apart=True)
+
     def mark_spare(self, layout: Layout, reason: str) -> None:
         """Note that the indices of ``layout`` are only dropped where nothing beside them can change."""
         for atom in leaves(self.resolve(layout)):
@@ -266,6 +277,8 @@ class Unifier:
             self.mark_residual(layout)
         if atom.parallel:
             self.mark_parallel(layout, atom.unmixable)
+        if atom.multiple > 1:
+            self.mark_multiple(layout, atom.multiple, f"its size has to be a multiple of {atom.multiple}")
         if atom.spare:
             self.mark_spare(layout, atom.spare)
         if atom.unmixable:
@@ -382,7 +395,9 @@ class Unifier:
         part = Atom(size, atom.label, atom.reason)
         part.residual, part.unmixable, part.statistic = atom.residual, atom.unmixable, atom.statistic
         part.structural, part.parallel, part.entangled = atom.structural, atom.parallel, atom.entangled
-        part.spare = atom.spare
+        part.spare, part.multiple = atom.spare, atom.multiple
+        if size % atom.multiple or size == atom.multiple > 1:
+            part.reason = part.reason or f"its size has to be a multiple of {atom.multiple}"
         return part
 
     def _product(self, factors: Iterable[Layout]) -> Layout:

@@ -27,6 +27,7 @@ from onnxfuse.coupling.constraints import (
     Expr,
     Freeze,
     Fresh,
+    Multiple,
     Normalises,
     Parallel,
     Prod,
@@ -259,7 +260,7 @@ class _Solver:
                 self._equate(node, self._layout(left), self._layout(right))
             case Freeze(expr, reason, apart):
                 self.unifier.freeze(self._layout(expr), reason, apart=apart)
-            case Residual() | SelectOnly() | Parallel() | Spare() | Statistic():
+            case Residual() | SelectOnly() | Parallel() | Multiple() | Spare() | Statistic():
                 self._mark(node, constraint)
             case Weight(axis, role):
                 self._give_role(axis.operand, axis.axis, role, node)
@@ -354,7 +355,9 @@ class _Solver:
                 self.unifier.forbid_mixing(axis, reason)
         return found
 
-    def _mark(self, node: NodeView, constraint: Residual | SelectOnly | Parallel | Spare | Statistic) -> None:
+    def _mark(
+        self, node: NodeView, constraint: Residual | SelectOnly | Parallel | Multiple | Spare | Statistic
+    ) -> None:
         layout = self._layout(constraint.expr)
         match constraint:
             case Residual():
@@ -364,6 +367,8 @@ class _Solver:
                 self.unifier.forbid_mixing(layout, constraint.reason)
             case Parallel():
                 self.unifier.mark_parallel(layout, constraint.reason)
+            case Multiple():
+                self.unifier.mark_multiple(layout, constraint.of, constraint.reason)
             case Spare():
                 self.unifier.mark_spare(layout, constraint.reason)
             case Statistic():
@@ -470,7 +475,15 @@ class _Solver:
             reason = atom.reason or ("it has one channel" if atom.size == 1 else "")
             axes = tuple(members[atom])
             yield CouplingGroup(
-                names[atom], atom.size, axes, reason, atom.residual, atom.unmixable, atom.statistic, atom
+                names[atom],
+                atom.size,
+                axes,
+                reason,
+                atom.residual,
+                atom.unmixable,
+                atom.statistic,
+                atom,
+                multiple=atom.multiple,
             )
 
     def _positions(self, parameter: ParameterAxis, atom: Atom) -> IntArray:

@@ -135,6 +135,9 @@ def apply_plan(plan: Plan, plans: Sequence[GroupPlan]) -> list[GroupPlan]:
         if wanted.channels != group.channels or not 1 <= wanted.keep <= group.channels:
             what = f"the plan keeps {wanted.keep} of {wanted.channels} channels of {name!r}, which has {group.channels}"
             raise ConfigError(what, where="--plan", mend="give from 1 to all of them")
+        if wanted.keep < group.channels and wanted.keep % group.multiple:
+            what = f"the plan keeps {wanted.keep} channels of {name!r}, which must be a multiple of {group.multiple}"
+            raise ConfigError(what, where="--plan", mend="give such a number, or all of them")
         if known[name].reason and wanted.keep < group.channels:
             what = f"the plan keeps {wanted.keep} of {group.channels} channels of {name!r}: {known[name].reason}"
             raise ConfigError(what, where="--plan", mend="keep all channels of this group")

@@ -43,19 +43,20 @@ def kept_channels(channels: int, ratio: float) -> int:
     return max(1, math.floor(channels * (1 - Fraction(str(ratio)))))
 
 
-def allowed_widths(channels: int, config: CompressionConfig) -> tuple[int, ...]:
+def allowed_widths(channels: int, config: CompressionConfig, multiple: int = 1) -> tuple[int, ...]:
     """Return the widths that a group of C channels may have, decreasing from C on.
 
-    Below C they are multiples of ``round_to`` and at least ``min_channels``; of many, about 64 are enough to choose
-    from.
+    Below C they are multiples of ``round_to`` and of what the group's operators ask for, and at least
+    ``min_channels``; of many, about 64 are enough to choose from.
 
     Example:
         >>> allowed_widths(20, CompressionConfig(round_to=8))
         (20, 16, 8)
     """
-    least = max(config.min_channels, config.round_to, 1)
-    step = config.round_to * max(1, round(channels / config.round_to / _MOST_WIDTHS))
-    first = math.ceil(channels / config.round_to) * config.round_to - config.round_to
+    unit = math.lcm(config.round_to, multiple)
+    least = max(config.min_channels, unit, 1)
+    step = unit * max(1, round(channels / unit / _MOST_WIDTHS))
+    first = math.ceil(channels / unit) * unit - unit
     return (channels, *(width for width in range(first, 0, -step) if width >= least))
 
 
@@ -99,14 +100,15 @@ def _plan(group: CouplingGroup, config: CompressionConfig) -> GroupPlan:
         return GroupPlan(group, group.channels, reason)
     fixed = [keep for rule in config.keep if fits(group.name, [(keep := Keep.parse(rule)).pattern])]
     if fixed:
-        return GroupPlan(group, fixed[-1].width(group.channels), "", is_fixed=True)
-    return GroupPlan(group, _rounded(group.channels, config), "")
+        return GroupPlan(group, _rounded(fixed[-1].width(group.channels), group, 1), "", is_fixed=True)
+    kept = max(kept_channels(group.channels, config.ratio), config.min_channels)
+    return GroupPlan(group, _rounded(kept, group, config.round_to), "")
 
 
-def _rounded(channels: int, config: CompressionConfig) -> int:
-    """Return K by the ratio, up to the next multiple that is asked for."""
-    kept = max(kept_channels(channels, config.ratio), config.min_channels)
-    return min(channels, math.ceil(kept / config.round_to) * config.round_to)
+def _rounded(kept: int, group: CouplingGroup, round_to: int) -> int:
+    """Return K, up to the next multiple that is asked for, by an option or by the group's operators."""
+    unit = math.lcm(round_to, group.multiple)
+    return min(group.channels, math.ceil(kept / unit) * unit)
 
 
 def fits(name: str, patterns: Sequence[str]) -> bool:

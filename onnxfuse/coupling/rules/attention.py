@@ -19,6 +19,7 @@ from onnxfuse.coupling.constraints import (
     Expr,
     Freeze,
     Fresh,
+    Multiple,
     Parallel,
     Rule,
     SelectOnly,
@@ -33,6 +34,8 @@ from onnxfuse.statistics.features import Role
 __all__ = ["RULES", "packed_attention", "packed_heads"]
 
 _DOMAIN = "com.microsoft"
+# GroupQueryAttention has kernels for heads of multiples of 8 channels, and turns multiples of 8 pairs.
+_HEAD_UNIT = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,7 +241,7 @@ def _keys(site: Site, tensor: Tensor | None, batch: AxisRef, heads: _Heads, insi
 
 
 def group_query_attention(site: Site) -> Iterator[Constraint]:
-    """GroupQueryAttention, packed or not, with rotary positions and caches; the head size stays."""
+    """GroupQueryAttention, packed or not, with rotary positions and caches; the size of a head is a multiple of 8."""
     query, key, value = site.input(0), site.optional_input(1), site.optional_input(2)
     y, title = site.output(), site.node.title
     count, kept = int(site.attribute("num_heads")), int(site.attribute("kv_num_heads"))
@@ -253,12 +256,14 @@ def group_query_attention(site: Site) -> Iterator[Constraint]:
             yield Equal(tensor[0], query[0])
             yield Equal(tensor[1], key[1])
             yield Equal(tensor[2], heads.key)
-    yield Freeze(heads.size, f"{title} takes multiples of 8 or 16 as head size")
+    if site.optional_input(7) is None:
+        yield Multiple(heads.size, _HEAD_UNIT, f"{title} takes multiples of {_HEAD_UNIT} as head size")
     for cache in (site.optional_input(3), site.optional_input(4), _output(site, 1), _output(site, 2)):
         yield from _cache(site, cache, query[0], heads.kept, heads.size)
     for slot in (5, 6, 9, 12, 13):
         yield from _told(site.optional_input(slot), f"{title} is told it")
-    yield from _rotated(site, (7, 8), heads.size, interleaved=bool(site.attribute("rotary_interleaved", 0)))
+    interleaved = bool(site.attribute("rotary_interleaved", 0))
+    yield from _rotated(site, (7, 8), heads.size, interleaved=interleaved, unit=_HEAD_UNIT)
     yield from _bias_of_scores(site, site.optional_input(10), heads)
     for slot, expr in ((11, heads.queries), (14, heads.size), (15, heads.size)):
         numbers = site.optional_input(slot)
@@ -330,7 +335,7 @@ def rotary_embedding(site: Site) -> Iterator[Constraint]:
 
 
 def _rotated(
-    site: Site, slots: Sequence[int], inside: Fresh, *, interleaved: bool, stated: bool = False
+    site: Site, slots: Sequence[int], inside: Fresh, *, interleaved: bool, stated: bool = False, unit: int = 1
 ) -> Iterator[Constraint]:
     """Rotary positions inside heads, with tables of cosines and sines whose last axis has one entry for each pair.
 
@@ -340,6 +345,7 @@ def _rotated(
         inside: The head size; what is behind the pairs is not turned.
         interleaved: Whether the two channels of a pair are neighbours, and not half a head apart.
         stated: Whether an attribute states how many channels are turned.
+        unit: What the node wants the number of pairs to be a multiple of.
     """
     tables = [table for slot in slots if (table := site.optional_input(slot)) is not None]
     if not tables:
@@ -350,6 +356,9 @@ def _rotated(
     turned = prod(pairs, two) if interleaved else prod(two, pairs)
     rest = Fresh(inside.size - 2 * pairs.size, "not turned")
     yield Equal(inside, cat(turned, rest))
+    if unit > 1:
+        yield Multiple(pairs, unit, f"{title} turns multiples of {unit} pairs")
+        yield Multiple(rest, 2 * unit, f"{title} takes multiples of {2 * unit} as head size")
     yield SelectOnly(pairs, f"{title} turns each by an angle of its own")
     for table in tables:
         yield Equal(table[-1], pairs)
