@@ -473,6 +473,48 @@ def _packed_products() -> list[Example]:
     ]
 
 
+def _tables() -> list[Example]:
+    def build(kind: Any, blocks: int, *, zero: bool, bits: int = 4, last: int = BLOCK) -> Callable[[Net], None]:
+        """A table of tokens, with elements packed into bytes where its type is that of bytes."""
+        size, count = (blocks - 1) * BLOCK + last, 7
+        is_packed = kind is np.uint8
+
+        def made(net: Net) -> None:
+            tokens = net.input(2, 3, dtype=TensorProto.INT64)
+            low = -8 if kind is ml_dtypes.int4 else 0
+            integers = net.rng.integers(low, low + 2**bits, (count, size))
+            zeros = net.rng.integers(low, low + 2**bits, (count, blocks))
+            table, points = (packed(n, bits) if is_packed else n.astype(kind) for n in (integers, zeros))
+            scale = net.vector(count, blocks, low=0.01, high=0.03)
+            inputs = (net.constant(table), tokens, scale, *([net.constant(points)] if zero else []))
+            like = typed(net, (2, 3, size), TensorProto.FLOAT)
+            found = own(
+                net, "GatherBlockQuantized", *inputs, like=like, name="before", block_size=BLOCK, gather_axis=0,
+                quantize_axis=1, bits=bits,
+            )  # fmt: skip
+            net.output(net.matmul(net.node("Tanh", found), 2, name="after"))
+
+        return made
+
+    def table(label: str, made: Callable[[Net], None], free: tuple[str, ...] = ("before",)) -> Example:
+        frozen = {} if free else {"before": "do not come out even"}
+        return Example("GatherBlockQuantized", label, made, free, frozen, opset=21, exact=False, domain=OWN)
+
+    u8, i4, u4 = np.uint8, ml_dtypes.int4, ml_dtypes.uint4
+    return [
+        table("packed", build(u8, 4, zero=False)),
+        table("packed, zero points", build(u8, 4, zero=True)),
+        table("packed, odd zero points", build(u8, 3, zero=True), ()),
+        table("packed, odd", build(u8, 3, zero=False)),
+        table("packed, uneven", build(u8, 3, zero=False, last=8), ()),
+        table("8 bits", build(u8, 3, zero=True, bits=8)),
+        table("int4", build(i4, 3, zero=False)),
+        table("uint4", build(u4, 3, zero=True)),
+        table("int4, uneven", build(i4, 3, zero=True, last=8)),
+        table("one block", build(i4, 1, zero=True, last=12)),
+    ]
+
+
 def _stored_weights() -> list[Example]:
     def weight(dtype: Any, axis: int, *, zero: bool, block: int = 0, own_domain: bool = False) -> Middle:
         """A product whose weight has scales along one axis."""
@@ -591,6 +633,7 @@ QUANTISED: tuple[Example, ...] = (
     *_single_operands(),
     *_pools(),
     *_packed_products(),
+    *_tables(),
     *_stored_weights(),
     *_formats(),
 )

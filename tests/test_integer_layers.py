@@ -24,9 +24,10 @@ from onnxfuse.coupling.rounded import Rounding
 from onnxfuse.fusion.maps import ChannelMap
 from onnxfuse.fusion.quantised import integer_range
 from onnxfuse.fusion.weights import WeightState
+from onnxfuse.graph.view import Operand
 from onnxfuse.proof.samples import load_samples
 from onnxfuse.statistics.features import Role
-from tests.builders import AnyArray, Net, Style, initializers, run_ort
+from tests.builders import AnyArray, Net, Style, initializers, run_ort, run_ort_all
 from tests.examples import Example
 from tests.laws import (
     analysis_of,
@@ -404,3 +405,15 @@ def test_four_bits_are_written_as_such(style: Style, dtype: type[np.generic]) ->
     np.testing.assert_array_equal(stored_now["second"].astype(int), weights["second"][[1, 2, 5]].astype(int))
     assert_valid(fused.model)
     assert run_ort(fused.model, net.feeds).keys() == run_ort(net.model(), net.feeds).keys()
+
+
+@every([e for e in QUANTISED if e.op == "GatherBlockQuantized"])
+def test_a_table_is_decoded_as_it_is_looked_up(example: Example) -> None:
+    """What importances see of a table of a few bits are the numbers that the runtime finds in it."""
+    net, analysis = example.net(), analysis_on(example)
+    node = next(node for node in analysis.graph.nodes if node.op == "GatherBlockQuantized")
+    table = WeightState(analysis.graph, analysis.shapes, analysis.channels).array(
+        Operand(node.inputs[0], node.index, 0)
+    )
+    found = run_ort_all(net.model(), net.feeds)[node.outputs[0]]
+    np.testing.assert_allclose(table.reshape(len(table), -1)[net.feeds[node.inputs[1]]], found, rtol=1e-5)

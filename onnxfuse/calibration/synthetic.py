@@ -137,13 +137,15 @@ def _pictures(folder: Path, images: Mapping[str, Image], most: int) -> tuple[dic
 
 def _tables(analysis: Analysis) -> Iterator[tuple[str, int]]:
     """Yield the inputs that look tokens up in a table, with the table's length."""
+    attributes = {"Gather": "axis", "GatherBlockQuantized": "gather_axis"}
     for node in analysis.graph.nodes:
         if (
-            node.op == "Gather"
+            node.op in attributes
             and node.inputs[1] in analysis.graph.inputs
             and node.inputs[0] in analysis.graph.constants
         ):
-            yield node.inputs[1], analysis.shapes.dims[node.inputs[0]][int(node.attributes.get("axis", 0))]
+            axis = int(node.attributes.get(attributes[node.op], 0))
+            yield node.inputs[1], analysis.shapes.dims[node.inputs[0]][axis]
 
 
 def _tokens(like: AnyArray, table: int, rng: np.random.Generator) -> AnyArray:

@@ -342,7 +342,9 @@ class WeightState:
         value = self._original(operand)
         if self._is_stored(operand):
             bits = self.channels.encodings[operand].bits
-            return decode(unpack(value, bits) if bits else value.astype(np.float64), self._encoding(operand))
+            # What a byte holds gets an axis of its own, so that all others stay as they are.
+            integers = unpack(value, bits).reshape(*value.shape, -1) if bits else value.astype(np.float64)
+            return decode(integers, self._encoding(operand))
         if operand in self.channels.biases:
             return decode(value.astype(np.float64), self._bias_encoding(operand, {}))
         return value.astype(self._precision(operand, value.size))
@@ -400,7 +402,8 @@ class WeightState:
         """Return the integers of a changed weight, and its scales and zero points where they had to change."""
         told, encoding = self.channels.encodings[operand], self._encoding(operand)
         if told.bits:
-            return {operand: pack(encode(self.array(operand), encoding, (0, 2**told.bits - 1)), told.bits)}
+            integers = encode(self.array(operand), encoding, (0, 2**told.bits - 1))
+            return {operand: pack(integers.reshape(*integers.shape[:-2], -1), told.bits)}
         bounds = integer_range(self._original(operand).dtype)
         values: dict[Operand, FloatArray] = {}
         if operand in self._mixed and told.scale is not None:

@@ -17,7 +17,8 @@ __all__ = ["ValueHints", "needed_sizes", "value_hints"]
 _PASSING = frozenset(
     {"Cast", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
 )
-_LOOKING_UP = frozenset({"Gather", "GatherElements"})
+# Operators that look something up in their first input, with the attribute that has the axis.
+_LOOKING_UP = {"Gather": "axis", "GatherElements": "axis", "GatherBlockQuantized": "gather_axis"}
 # Operators that keep the axes of their first input, where the others are constants.
 _KEEPING = frozenset({"Add", "BatchNormalization", "Cast", "Clip", "Div", "Identity", "Mul", "QuantizeLinear", "Sub"})
 _COMPARING = frozenset({"Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
@@ -56,7 +57,7 @@ def value_hints(graph: GraphView, name: str) -> ValueHints:
     for node, slot in _readers(graph, name):
         if node.op in _LOOKING_UP and slot == 1 and node.inputs[0] in graph.constants:
             dims = graph.constants[node.inputs[0]].dims
-            bounds.append(dims[int(node.attributes.get("axis", 0))])
+            bounds.append(dims[int(node.attributes.get(_LOOKING_UP[node.op], 0))])
         elif node.op == "Equal" or node.op in _COMPARING:
             for number in _numbers(graph, node.inputs[1 - slot]):
                 told = (number,) if node.op == "Equal" else (number - 1, number + 1)
@@ -108,7 +109,7 @@ def _readers(graph: GraphView, name: str, passing: frozenset[str] = _PASSING) ->
     while waiting and len(seen) < _MOST_NODES:
         for reader in graph.readers.get(waiting.pop(), []):
             node = graph.nodes[reader.node]
-            if reader.slot < 0 or node.domain != DEFAULT_DOMAIN:
+            if reader.slot < 0 or (node.domain != DEFAULT_DOMAIN and node.op not in _LOOKING_UP):
                 continue
             yield node, reader.slot
             if node.op in passing and reader.slot == 0 and node.outputs[0] not in seen:

@@ -6,10 +6,12 @@ that axis whole blocks can go. Activations with a scale per channel or per block
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from onnxfuse.coupling.constraints import (
     AttributeSize,
+    AxisRef,
     Constraint,
     Encoded,
     Equal,
@@ -113,14 +115,9 @@ def matmul_n_bits(site: Site) -> Iterator[Constraint]:
         what = "an order of groups (g_idx) is not covered"
         raise ValueError(what)
     outputs = Fresh(b.dims[0], "outputs")
-    # Zero points that share a byte can only go together.
     columns = blocks if zero is None else _size(zero) // outputs.size
-    together = _BITS_OF_A_BYTE // bits if columns < blocks else 1
-    uneven = blocks * block != a.dims[-1] or blocks % together != 0
-    reason = f"the blocks of {site.node.title} do not come out even" if uneven else ""
-    count = Fresh(columns, "blocks, or bytes of their zero points", reason)
-    shared = Fresh(together, "blocks that share a byte", f"the zero points of {site.node.title} share bytes")
-    whole = Fresh(blocks, "blocks", reason) if uneven else prod(count, shared)
+    whole, count, reason = _shared_blocks(site, blocks, columns, even=blocks * block == a.dims[-1])
+    uneven = bool(reason)
     inside = Fresh(block, "indices of a block", f"the blocks of {site.node.title} are kept or go as a whole")
     yield from (Equal(x, z) for x, z in zip(a.axes[:-1], y.axes[:-1], strict=True))
     yield Equal(y[-1], outputs)
@@ -144,6 +141,74 @@ def matmul_n_bits(site: Site) -> Iterator[Constraint]:
         yield from (Freeze(x, f"the weight of {site.node.title} is computed at run time") for x in (*a.axes, *y.axes))
 
 
+def _shared_blocks(site: Site, blocks: int, columns: int, *, even: bool = True) -> tuple[Expr, Fresh, str]:
+    """Return the axis of blocks whose zero points may share bytes, that of these bytes, and why both stay, if so."""
+    together = _BITS_OF_A_BYTE // int(site.attribute("bits", 4)) if columns < blocks else 1
+    # Zero points that share a byte can only go together.
+    is_whole = even and blocks % together == 0
+    reason = "" if is_whole else f"the blocks of {site.node.title} do not come out even"
+    count = Fresh(columns, "blocks, or bytes of their zero points", reason)
+    shared = Fresh(together, "blocks that share a byte", f"the zero points of {site.node.title} share bytes")
+    return prod(count, shared) if is_whole else Fresh(blocks, "blocks", reason), count, reason
+
+
+def gather_block_quantized(site: Site) -> Iterator[Constraint]:
+    """GatherBlockQuantized: an embedding whose table has a few bits and a scale per block; whole blocks can go."""
+    data, indices, scales, y = site.input(0), site.input(1), site.input(2), site.output()
+    zero, title = site.optional_input(3), site.node.title
+    picked, along = (
+        int(site.attribute(name, default)) % data.rank for name, default in (("gather_axis", 0), ("quantize_axis", 1))
+    )
+    if picked == along or not data.operand.is_constant:
+        what = "a table that is made at run time, or looked up along its blocks, is not covered"
+        raise ValueError(what)
+    block, places = (
+        int(site.attribute("block_size", 128)),
+        [i if i < picked else i + indices.rank - 1 for i in range(data.rank)],
+    )
+    yield Freeze(data[picked], f"{title} picks indices from it")
+    for axis, source in zip(y.axes[picked : picked + indices.rank], indices.axes, strict=True):
+        yield Equal(axis, source)
+        yield Freeze(axis, f"the indices of {title}")
+    parameters = [scales] if zero is None else [scales, zero]
+    for i in (i for i in range(data.rank) if i not in {picked, along}):
+        yield Equal(data[i], y[places[i]])
+    for i in (i for i in range(data.rank) if i != along):
+        yield from (Equal(parameter[i], data[i]) for parameter in parameters)
+    yield from (Weight(axis, Role.PRODUCER) for i, axis in enumerate(data.axes) if i != picked)
+    yield from (Weight(axis, Role.ENCODING) for parameter in parameters for axis in parameter.axes)
+    told = Encoded(data.operand, scales.operand, None if zero is None else zero.operand, tuple(range(data.rank)), along)
+    size = y.dims[places[along]]
+    if size == data.dims[along] and int(site.attribute("bits", 4)) < _BITS_OF_A_BYTE:
+        whole, blocks = _in_blocks(size, block, title)
+        yield from (Equal(axis, whole) for axis in (data[along], y[places[along]]))
+        yield from (Equal(parameter[along], blocks) for parameter in parameters)
+        yield replace(told, block=block)
+    else:
+        yield from _packed_table(site, data[along], y[places[along]], parameters, size, block)
+        yield replace(told, block=max(block * data.dims[along] // size, 1), bits=int(site.attribute("bits", 4)))
+
+
+def _packed_table(
+    site: Site, stored: AxisRef, looked_up: AxisRef, parameters: Sequence[Tensor], size: int, block: int
+) -> Iterator[Constraint]:
+    """The axis of a table along which bytes hold elements, and blocks of those share a scale."""
+    title, together = site.node.title, _BITS_OF_A_BYTE // int(site.attribute("bits", 4))
+    if size % block or block % together:
+        yield from (Freeze(axis, f"the blocks of {title} do not come out even") for axis in (stored, looked_up))
+        yield from (Freeze(parameter[-1], f"the blocks of {title}") for parameter in parameters)
+        return
+    blocks = size // block
+    columns = parameters[1].dims[-1] if len(parameters) > 1 else blocks
+    whole, count, _ = _shared_blocks(site, blocks, columns)
+    kept = f"the blocks of {title} are kept or go as a whole"
+    yield Equal(looked_up, prod(whole, Fresh(block, "indices of a block", kept)))
+    yield Equal(stored, prod(whole, Fresh(block // together, "bytes of a block", kept)))
+    yield Equal(parameters[0][-1], whole)
+    if len(parameters) > 1:
+        yield Equal(parameters[1][-1], count)
+
+
 def _size(tensor: Tensor) -> int:
     return math.prod(tensor.dims)
 
@@ -163,4 +228,5 @@ RULES = (
     Rule("DynamicQuantizeLinear", dynamic_quantize, since=11),
     *(Rule(op, quantize, domain=_DOMAIN) for op in ("QuantizeLinear", "DequantizeLinear")),
     Rule("MatMulNBits", matmul_n_bits, domain=_DOMAIN),
+    Rule("GatherBlockQuantized", gather_block_quantized, domain=_DOMAIN),
 )
