@@ -966,9 +966,25 @@ def _deformable() -> list[Example]:
     def deformable(groups: int, offsets: int) -> Example:
         plain = between("DeformConv", f"groups {groups}, offsets {offsets}", moved(groups, offsets), opset=19)
         frozen = {"offset": "offsets of", "mask": "offsets of"}
+        if offsets > 1:
+            frozen = {
+                "before#2": "groups of 'inner' (DeformConv) are kept",
+                "offset": "offsets of",
+                "mask": "offsets of",
+            }
         return Example("DeformConv", plain.label, plain.build, ("before", "inner"), frozen, 19)
 
-    return [deformable(*counts) for counts in ((1, 1), (1, 2), (2, 1), (2, 2))]
+    def whole() -> Example:
+        """Where the channels of an offset group have to stay, whole groups go, with their offsets."""
+
+        def middle(net: Net, h: str) -> str:
+            return moved(1, 3)(net, _competing(net, h))
+
+        plain = between("DeformConv", "whole offset groups", middle, opset=19)
+        frozen = {"before#2": "normalises over it", "offset": "offsets of", "mask": "offsets of"}
+        return Example("DeformConv", plain.label, plain.build, ("before", "inner"), frozen, 19)
+
+    return [*(deformable(*counts) for counts in ((1, 1), (1, 2), (2, 1), (2, 2))), whole()]
 
 
 def _without_passage() -> list[Example]:

@@ -171,11 +171,15 @@ class Multiple:
 class Spare:
     """The indices are `Parallel`, but kept, for a reason shown to the user, as long as anything beside them can go.
 
-    They are free where a weight has them on an axis with nothing else that may change.
+    Attributes:
+        expr: The indices.
+        reason: Why they are kept.
+        axes: Where they are beside other things; they go if nothing else on one of these axes may change.
     """
 
     expr: Expr
     reason: str
+    axes: tuple[AxisRef, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -442,7 +446,7 @@ def axis_references(constraint: Constraint) -> Iterator[AxisRef]:
             yield from _axis_refs(right)
         case Freeze(expr, _) | Residual(expr) | SelectOnly(expr, _) | Statistic(expr, _):
             yield from _axis_refs(expr)
-        case Parallel(expr, _) | Spare(expr, _) | Multiple(expr, _):
+        case Parallel(expr, _) | Spare(expr) | Multiple(expr):
             yield from _axis_refs(expr)
         case Weight() | Normalises() | AttributeSize() | ConstantSize() | Default():
             return

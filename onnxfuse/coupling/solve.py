@@ -116,6 +116,7 @@ class _Solver:
         self.encodings: dict[Operand, Encoded] = {}
         self.biases: dict[Operand, EncodedBias] = {}
         self.rounded: dict[int, Rounded] = {}
+        self.spare: list[Spare] = []
         self.sources: dict[str, frozenset[str]] = {}
 
     def solve(self) -> ChannelGraph:
@@ -370,6 +371,7 @@ class _Solver:
             case Multiple():
                 self.unifier.mark_multiple(layout, constraint.of, constraint.reason)
             case Spare():
+                self.spare.append(constraint)
                 self.unifier.mark_spare(layout, constraint.reason)
             case Statistic():
                 self.unifier.mark_statistic(layout, constraint.reason)
@@ -520,17 +522,15 @@ class _Solver:
                 self.unifier.freeze(self.axes[operand][axis], reason)
 
     def _settle_spare(self) -> None:
-        """Let go of what is spare where a weight has it beside nothing that may change; freeze it elsewhere."""
+        """Let go of what is spare where it is on an axis beside nothing that may change; freeze it elsewhere."""
         needed: set[Atom] = set()
-        for (operand, axis), role in self.weights.items() if self.unifier.spare else ():
-            if operand.is_constant and role in {Role.PRODUCER, Role.CONSUMER}:
-                layout = self.unifier.resolve(self.axes[operand][axis])
-                found = [atom for atom in leaves(layout) if atom.spare]
-                pairs = list(product_partners(layout)) if found else []
+        for told in self.spare:
+            for axis in told.axes:
+                layout = self.unifier.resolve(self._layout(axis))
+                pairs = product_partners(layout)
                 held = {atom for pair in pairs for atom in pair if any(self._may_change(other) for other in pair)}
-                needed.update(atom for atom in found if atom not in held)
-        spare = dict.fromkeys(atom for told in self.unifier.spare for atom in leaves(self.unifier.resolve(told)))
-        for atom in spare:
+                needed.update(a for a in leaves(self.unifier.resolve(self._layout(told.expr))) if a not in held)
+        for atom in dict.fromkeys(a for told in self.unifier.spare for a in leaves(self.unifier.resolve(told))):
             if atom in needed and not atom.reason:
                 self.unifier.mark_parallel(atom, atom.spare)
             else:

@@ -6,6 +6,7 @@ has filters of its own, one or several (o), so a channel goes with its group, an
 Otherwise channels go inside the groups, as many from each, and whole groups only where what is inside has to stay.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 from onnxfuse.coupling.constraints import (
@@ -67,20 +68,27 @@ def convolution(
     if group > 1:
         yield AttributeSize("group", groups)
         if w.dims[1] > 1:
-            yield from _whole(site, groups)
+            yield from _whole(site, groups, (x[1], y[1]))
 
 
 def deform_conv(site: Site) -> Iterator[Constraint]:
     """DeformConv: a Conv whose taps are moved by a second input, alike for all channels of an offset group."""
     x, count = site.input(0), int(site.attribute("offset_group", 1))
     yield from convolution(site, x.axes, site.input(1), site.optional_input(3), site.output().axes)
+    title, taps = site.node.title, math.prod(site.input(1).dims[2:])
+    groups = Fresh(count, "offset groups")
     if count > 1:
-        groups = Fresh(count, "offset groups", f"the offset groups of {site.node.title} are kept")
         yield Equal(x[1], prod(groups, Fresh(x.dims[1] // count, "channels of an offset group")))
-    for slot in (2, 4):
+        yield AttributeSize("offset_group", groups)
+        yield SelectOnly(groups, f"the offset groups of {title} have offsets of their own")
+        yield Spare(groups, f"the offset groups of {title} are kept; channels are fused inside each of them", (x[1],))
+    # Two coordinates, and one factor, for every tap of the weight.
+    for slot, numbers in ((2, 2 * taps), (4, taps)):
         moved = site.optional_input(slot)
         if moved is not None:
-            yield from (Freeze(axis, f"the offsets of {site.node.title}") for axis in moved.axes)
+            inside = Fresh(numbers, "offsets")
+            yield Equal(moved[1], prod(groups, inside))
+            yield from (Freeze(axis, f"the offsets of {title}") for axis in (moved[0], inside, *moved.axes[2:]))
 
 
 def conv_transpose(site: Site) -> Iterator[Constraint]:
@@ -103,13 +111,13 @@ def conv_transpose(site: Site) -> Iterator[Constraint]:
     if group > 1:
         yield AttributeSize("group", groups)
         if w.dims[0] > group:
-            yield from _whole(site, groups)
+            yield from _whole(site, groups, (x[1], y[1]))
 
 
-def _whole(site: Site, groups: Fresh) -> Iterator[Constraint]:
+def _whole(site: Site, groups: Fresh, axes: tuple[AxisRef, ...]) -> Iterator[Constraint]:
     """Groups of several channels: what is made of one has nothing to do with another."""
     yield SelectOnly(groups, f"the groups of {site.node.title} have filters of their own")
-    yield Spare(groups, f"the groups of {site.node.title} are kept; channels are fused inside each group")
+    yield Spare(groups, f"the groups of {site.node.title} are kept; channels are fused inside each group", axes)
 
 
 def _outputs(site: Site, outputs: int, inputs: int, group: int) -> Fresh:
