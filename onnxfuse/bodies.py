@@ -6,7 +6,7 @@ report says why.
 """
 
 import glob
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
@@ -19,7 +19,7 @@ from onnxfuse.calibration.reconstruct import Reconstruction
 from onnxfuse.calibration.refit import Refit
 from onnxfuse.config import CompressionConfig
 from onnxfuse.errors import ConfigError, OnnxFuseError, UnsupportedGraphError
-from onnxfuse.graph.bodies import Body, cut_body, drop_unread, splice_body, subgraphs
+from onnxfuse.graph.bodies import Body, cut_body, drop_unread, splice_body, subgraphs, trip_count
 from onnxfuse.graph.shapes import Shapes, shapes_at_other_sizes
 from onnxfuse.planning.files import Plan, PlannedGroup
 from onnxfuse.planning.widths import fits, reason_to_keep
@@ -34,10 +34,12 @@ __all__ = [
     "Bodies",
     "BodyResult",
     "Commands",
+    "Spending",
     "compress_bodies",
     "find_bodies",
     "inspect_bodies",
     "plan_bodies",
+    "spend_in_bodies",
     "with_bodies",
     "with_shared_target",
 ]
@@ -56,10 +58,46 @@ class Commands(Protocol):
     def plan(self, model: onnx.ModelProto, arrays: Arrays, config: CompressionConfig) -> Plan:
         """Decide how many channels they keep."""
 
+    def spending(self, model: onnx.ModelProto, arrays: Arrays, config: CompressionConfig) -> "Spending":
+        """Find out what it costs under any budget."""
+
     def compress(
         self, model: onnx.ModelProto, arrays: Arrays, config: CompressionConfig, wanted: Plan | None
     ) -> tuple[onnx.ModelProto, CompressionReport]:
         """Compress it, by a plan if there is one."""
+
+
+@dataclass(frozen=True)
+class Spending:
+    """What a model keeps, and what it costs then, if each of its graphs keeps the same share of what it costs itself.
+
+    Attributes:
+        own: For a share: what is planned for the groups of the main graph, and what that graph costs without bodies.
+        bodies: The bodies in it: their names, the nodes that they belong to, how often they run, and what they cost.
+    """
+
+    own: Callable[[float], tuple[Mapping[str, PlannedGroup], float]]
+    bodies: "tuple[tuple[str, int, float, Spending], ...]" = ()
+
+    def groups(self, share: float) -> dict[str, PlannedGroup]:
+        """Return what is planned for all groups, by their full names."""
+        found = dict(self.own(share)[0])
+        for name, _, _, inside in self.bodies:
+            found |= {f"{name}/{inner}": group for inner, group in inside.groups(share).items()}
+        return found
+
+    def cost(self, share: float, measure: Measure) -> float:
+        """Return what the whole model costs.
+
+        Of the branches of an If the one that does most counts, and a body counts as often as it runs; what is stored
+        counts once.
+        """
+        costs: dict[int, list[float]] = {}
+        for _, node, times, inside in self.bodies:
+            cost = inside.cost(share, measure)
+            costs.setdefault(node, []).append(times * cost if measure is Measure.MACS else cost)
+        together = max if measure is Measure.MACS else sum
+        return self.own(share)[1] + sum(together(found) for found in costs.values())
 
 
 @dataclass(frozen=True)
@@ -187,6 +225,23 @@ def plan_bodies(
     return groups
 
 
+def spend_in_bodies(
+    analysis: Analysis, samples: Samples, config: CompressionConfig, commands: Commands
+) -> Iterator[tuple[str, int, float, Spending]]:
+    """Yield the bodies of a model with what they cost under any budget, as `Spending` has them.
+
+    Args:
+        analysis: The model around them.
+        samples: Inputs that it runs with.
+        config: The options, with a budget.
+        commands: What to do with a body.
+    """
+    for body, arrays in _cut_bodies(analysis, samples, config, _MANY, []):
+        found = _planned(_inspected(body, commands.inspect(body.model, arrays, replace(config, prove=False))), config)
+        spending = commands.spending(body.model, arrays, _own_config(body, found.groups, config))
+        yield body.name, body.node.index, trip_count(body.node, analysis.shapes), spending
+
+
 def compress_bodies(
     analysis: Analysis,
     samples: Samples,
@@ -199,18 +254,18 @@ def compress_bodies(
     Args:
         analysis: The model around them.
         samples: Inputs that it runs with.
-        config: The options; patterns for names of groups go by the full names, with node and branch. A budget holds
-            for each body as a share of what it costs itself.
+        config: The options; patterns for names of groups go by the full names, with node and branch.
         wanted: A plan to follow; None to go by the options.
         commands: What to do with a body.
     """
     results: list[BodyResult] = []
     left: list[str] = []
+    own = config if wanted is None else replace(config, target="")
     for body, arrays in _cut_bodies(analysis, samples, config, _MANY, left):
         found = _planned(_inspected(body, commands.inspect(body.model, arrays, replace(config, prove=False))), config)
         if found.groups:
             part = None if wanted is None else wanted.inside(f"{body.name}/")
-            results.append(_compressed(found, arrays, config, part, commands))
+            results.append(_compressed(found, arrays, own, part, commands))
     return Bodies(tuple(results), tuple(left), any(result.model is not None for result in results))
 
 

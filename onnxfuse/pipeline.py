@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 
 from onnxfuse.analysis import analyse, choose_samples, compressible_share, cost_of, in_runs_that_fit, more_samples
-from onnxfuse.bodies import Arrays, Bodies, inspect_bodies, plan_bodies, with_bodies
+from onnxfuse.bodies import Arrays, Bodies, Spending, inspect_bodies, plan_bodies, with_bodies
 from onnxfuse.calibration.reconstruct import Reconstruction
 from onnxfuse.calibration.refit import Refit
 from onnxfuse.calibration.synthetic import calibration_samples
@@ -21,6 +21,7 @@ from onnxfuse.errors import ConfigError, RuntimeFailedError, UnsupportedGraphErr
 from onnxfuse.graph.cost import Cost
 from onnxfuse.graph.files import SourceModel, check_output_path, read_model, staged, write_model
 from onnxfuse.graph.view import GraphView
+from onnxfuse.planning.costs import CostTable
 from onnxfuse.planning.files import Plan, PlannedGroup
 from onnxfuse.planning.widths import GroupPlan
 from onnxfuse.preparation import (
@@ -33,6 +34,7 @@ from onnxfuse.preparation import (
     Task,
     prepare,
     read_given,
+    spending_of,
 )
 from onnxfuse.proof.accuracy import measure_accuracy
 from onnxfuse.proof.checker import check_structure
@@ -50,7 +52,8 @@ from onnxfuse.report import (
     metadata_of,
     versions,
 )
-from onnxfuse.stages import damage_of, edited_model, prove_groups
+from onnxfuse.stages import edited_model, planned_group, prove_groups
+from onnxfuse.target import Target
 
 __all__ = ["Compressed", "compress", "inspect", "plan", "validate"]
 
@@ -165,10 +168,9 @@ def plan(
     """
     config = _config(config, options)
     prepared = prepare(Task(model, calibration, config), Clock(progress), _BodyCommands())
-    groups = {
-        p.group.name: PlannedGroup(p.group.channels, p.kept, p.reason or None, damage_of(prepared.judgements, p))
-        for p in prepared.plans
-    }
+    if prepared.wanted is not None:
+        return prepared.wanted
+    groups = {p.group.name: planned_group(prepared.judgements, p) for p in prepared.plans}
     if prepared.bodies.results:
         groups |= plan_bodies(prepared.analysis, prepared.samples, prepared.config, _BodyCommands())
     source = prepared.analysis.source
@@ -394,11 +396,29 @@ class _BodyCommands:
     def plan(self, model: onnx.ModelProto, arrays: Arrays, config: CompressionConfig) -> Plan:
         return plan(model, config=config, calibration=arrays)
 
+    def spending(self, model: onnx.ModelProto, arrays: Arrays, config: CompressionConfig) -> Spending:
+        task = Task(model, arrays, config)
+        try:
+            return spending_of(prepare(task, Clock(_silent), self, is_part=True), self)
+        except UnsupportedGraphError:
+            return _fixed(task)
+
     def compress(
         self, model: onnx.ModelProto, arrays: Arrays, config: CompressionConfig, wanted: Plan | None
     ) -> tuple[onnx.ModelProto, CompressionReport]:
         result = compress(model, config=config, calibration=arrays, plan=wanted)
         return result.model, result.report
+
+
+def _fixed(task: Task) -> Spending:
+    """Return what a body costs in which nothing can change."""
+    source = read_model(task.model)
+    graph = GraphView(source.model)
+    analysis = analyse(source, graph, read_given(source, graph, task.calibration, task.config).samples)
+    measure = Target.parse(task.config.target or "").measure
+    cost = CostTable(graph, analysis.shapes, analysis.channels, measure).total({})
+    groups = {g.name: PlannedGroup(g.channels, g.channels, g.frozen or None) for g in analysis.channels.groups}
+    return Spending(lambda _: (groups, cost))
 
 
 def _set_metadata(model: onnx.ModelProto, entries: Mapping[str, str]) -> None:

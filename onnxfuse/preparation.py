@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,23 +14,26 @@ import onnx
 
 from onnxfuse.analysis import Analysis, analyse, choose_samples, more_samples
 from onnxfuse.arrays import IntArray
-from onnxfuse.bodies import Bodies, Commands, find_bodies, with_shared_target
+from onnxfuse.bodies import Bodies, Commands, Spending, find_bodies, spend_in_bodies, with_shared_target
 from onnxfuse.calibration.batches import in_larger_runs
 from onnxfuse.calibration.judge import Judgement, judge_groups
 from onnxfuse.calibration.synthetic import calibration_samples
 from onnxfuse.config import DEFAULT_RATIO, CompressionConfig
-from onnxfuse.errors import ConfigError, DataError
+from onnxfuse.errors import ConfigError, DataError, UnsupportedGraphError
 from onnxfuse.fusion.candidates import DEFAULT_CANDIDATES
+from onnxfuse.graph.bodies import has_bodies
+from onnxfuse.graph.cost import stored_bytes
 from onnxfuse.graph.files import SourceModel, read_model
 from onnxfuse.graph.view import GraphView
 from onnxfuse.importance import FROM_SAMPLES
-from onnxfuse.planning.files import Plan, apply_plan, read_plan
+from onnxfuse.planning.costs import CostTable
+from onnxfuse.planning.files import Plan, PlannedGroup, apply_plan, read_plan
 from onnxfuse.planning.widths import GroupPlan, plan_widths
 from onnxfuse.proof.accuracy import split_labels
 from onnxfuse.proof.samples import Samples, load_samples
 from onnxfuse.refusals import refuse_nothing, refuse_overwriting
-from onnxfuse.stages import allocate_widths, prove_groups
-from onnxfuse.target import Target
+from onnxfuse.stages import allocate_widths, planned_group, prove_groups, refuse_budget
+from onnxfuse.target import Measure, Target
 
 __all__ = [
     "Clock",
@@ -43,7 +46,11 @@ __all__ = [
     "Task",
     "prepare",
     "read_given",
+    "spending_of",
 ]
+
+# The share of its cost that a graph is asked to keep at least, and how exactly that is found for a budget.
+_LEAST_SHARE, _SHARE_STEP = 1e-3, 1e-4
 
 ModelSource: TypeAlias = str | os.PathLike[str] | onnx.ModelProto
 DataSource: TypeAlias = str | os.PathLike[str] | Mapping[str, np.ndarray[Any, np.dtype[Any]]]
@@ -177,13 +184,14 @@ def _folder(data: DataSource | None) -> Path | None:
     return None
 
 
-def prepare(task: Task, clock: Clock, commands: Commands) -> Prepared:
+def prepare(task: Task, clock: Clock, commands: Commands, *, is_part: bool = False) -> Prepared:
     """Read, analyse and prove the original, and decide how many channels each group keeps.
 
     Args:
         task: What is asked for.
         clock: Told of every stage.
         commands: What to do with bodies.
+        is_part: Whether it is the body of another model, whose budget is for both together.
 
     Raises:
         OnnxFuseError: One of its subclasses, as for `onnxfuse.compress`.
@@ -196,7 +204,7 @@ def prepare(task: Task, clock: Clock, commands: Commands) -> Prepared:
         graph = GraphView(source.model)
         given = read_given(source, graph, task.calibration, config)
     notes = [given.samples.note]
-    if wanted is not None and wanted.sha256 != source.sha256:
+    if wanted is not None and wanted.sha256 not in {"", source.sha256}:
         notes.append(f"the plan was made for another file, {wanted.model!r}, with the same groups")
     with clock.stage("couple"):
         analysis = analyse(source, graph, given.samples)
@@ -218,12 +226,77 @@ def prepare(task: Task, clock: Clock, commands: Commands) -> Prepared:
         with clock.stage("open batch"):
             runs = in_larger_runs(analysis, samples, config.provider)
     judgements = _judgements(analysis, plans, runs, config, clock)
-    if config.target:
-        with clock.stage("allocate"):
-            plans, note = allocate_widths(analysis, plans, judgements, Target.parse(config.target), config)
-            notes.append(note)
-            refuse_nothing(analysis, plans, bodies, config)
-    return Prepared(analysis, plans, judgements, samples, runs, given.labels, config, bodies, wanted, tuple(notes))
+    found = Prepared(analysis, plans, judgements, samples, runs, given.labels, config, bodies, wanted, tuple(notes))
+    if not config.target or is_part:
+        return found
+    with clock.stage("allocate"):
+        found = _together(found, commands) if has_bodies(graph) else _alone(found)
+        refuse_nothing(analysis, found.plans, bodies, config)
+    return found
+
+
+def _alone(prepared: Prepared) -> Prepared:
+    """Choose the widths that a budget allows."""
+    analysis, config, target = prepared.analysis, prepared.config, Target.parse(prepared.config.target)
+    plans, note = allocate_widths(analysis, prepared.plans, prepared.judgements, target, config)
+    return replace(prepared, plans=plans, notes=(*prepared.notes, note))
+
+
+def _own_widths(prepared: Prepared, target: Target) -> list[GroupPlan]:
+    """Choose widths by a budget for the main graph alone; one that meets it as it is keeps its own."""
+    try:
+        return allocate_widths(prepared.analysis, prepared.plans, prepared.judgements, target, prepared.config)[0]
+    except UnsupportedGraphError:
+        return [p if p.is_fixed else replace(p, kept=p.group.channels) for p in prepared.plans]
+
+
+def spending_of(prepared: Prepared, commands: Commands) -> Spending:
+    """Return what a model costs under any budget.
+
+    Args:
+        prepared: The model, prepared with a budget.
+        commands: What to do with bodies.
+    """
+    analysis, config, bodies = prepared.analysis, prepared.config, prepared.bodies
+    measure = Target.parse(config.target).measure
+    table = CostTable(analysis.graph, analysis.shapes, analysis.channels, measure)
+
+    def own(share: float) -> tuple[dict[str, PlannedGroup], float]:
+        plans = _own_widths(prepared, Target(measure, share))
+        groups = {p.group.name: planned_group(prepared.judgements, p) for p in plans}
+        return groups, table.total({p.group.atom: p.kept for p in plans})
+
+    inside = tuple(spend_in_bodies(analysis, prepared.samples, config, commands)) if bodies.may_change else ()
+    return Spending(cache(own), inside)
+
+
+def _together(prepared: Prepared, commands: Commands) -> Prepared:
+    """Choose widths in a model and its bodies such that all of it meets the budget."""
+    spending, analysis, bodies = spending_of(prepared, commands), prepared.analysis, prepared.bodies
+    target = Target.parse(prepared.config.target)
+    before = spending.cost(1.0, target.measure)
+    whole = {
+        Measure.MACS: analysis.cost.macs,
+        Measure.PARAMS: analysis.cost.parameters,
+        Measure.BYTES: stored_bytes(analysis.graph, analysis.shapes),
+    }[target.measure]
+    # What no graph accounts for by itself, such as a body that can't be cut out, less what several do.
+    rest = whole - before
+    limit = target.limit(whole) - rest
+    if before <= limit and not any(plan.is_fixed for plan in prepared.plans):
+        refuse_budget(target, whole)
+    low, high, note = _LEAST_SHARE, 1.0, ""
+    least = spending.cost(low, target.measure)
+    if least > limit:
+        note = f"the target {target} can't be met: {least + rest:,.0f} {target.measure} of {whole:,.0f} are the least"
+        high = low
+    while high - low > _SHARE_STEP:
+        middle = (low + high) / 2
+        low, high = (middle, high) if spending.cost(middle, target.measure) <= limit else (low, middle)
+    source, inside = analysis.source, [group.name for group in bodies.groups]
+    wanted = Plan(source.name, source.sha256, spending.groups(low), prepared.config.to_dict())
+    plans = apply_plan(wanted.without(inside), prepared.plans)
+    return replace(prepared, plans=plans, wanted=wanted, notes=(*prepared.notes, note))
 
 
 def _wanted(plan: PlanSource | None, config: CompressionConfig) -> Plan | None:

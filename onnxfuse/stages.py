@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
 import numpy as np
 import onnx
@@ -23,6 +23,7 @@ from onnxfuse.fusion.weights import WeightState
 from onnxfuse.graph.edits import apply_edits
 from onnxfuse.planning.allocation import Choice, allocate
 from onnxfuse.planning.costs import CostTable
+from onnxfuse.planning.files import PlannedGroup
 from onnxfuse.planning.widths import GroupPlan, allowed_widths
 from onnxfuse.proof.coupling import prove_coupling, watched_values
 from onnxfuse.proof.samples import Samples
@@ -31,7 +32,17 @@ from onnxfuse.statistics.features import ActivationFeatures, ChannelFeatures
 from onnxfuse.target import Target
 from onnxfuse.transport import is_too_large
 
-__all__ = ["Fused", "Judgements", "allocate_widths", "damage_of", "edited_model", "fuse_groups", "prove_groups"]
+__all__ = [
+    "Fused",
+    "Judgements",
+    "allocate_widths",
+    "damage_of",
+    "edited_model",
+    "fuse_groups",
+    "planned_group",
+    "prove_groups",
+    "refuse_budget",
+]
 
 Judgements: TypeAlias = Mapping[str, Judgement]
 FindMap: TypeAlias = Callable[[CouplingGroup, np.random.Generator], ChannelMap]
@@ -110,8 +121,7 @@ def allocate_widths(
     ]
     fixed = {plan.group.atom: plan.kept for plan in plans if plan.is_fixed}
     if total <= limit and not fixed:
-        what = f"there is nothing to do: the network has {total:,.0f} {target.measure}, and the target allows as many"
-        raise UnsupportedGraphError(what, where=f"--target {target}", mend="give a smaller target")
+        refuse_budget(target, total)
     widths = {**allocate(choices, table, limit, fixed), **fixed}
     least, note = table.total(widths), ""
     if least > limit:
@@ -123,6 +133,21 @@ def damage_of(judgements: Judgements, plan: GroupPlan) -> float | None:
     """Return the relative damage J of the width that is planned for a group; None where no samples were looked at."""
     found = judgements.get(plan.group.name)
     return None if found is None else float(found.damage[plan.kept])
+
+
+def refuse_budget(target: Target, total: float) -> NoReturn:
+    """Refuse a budget that a network meets as it is.
+
+    Raises:
+        UnsupportedGraphError: Always.
+    """
+    what = f"there is nothing to do: the network has {total:,.0f} {target.measure}, and the target allows as many"
+    raise UnsupportedGraphError(what, where=f"--target {target}", mend="give a smaller target")
+
+
+def planned_group(judgements: Judgements, plan: GroupPlan) -> PlannedGroup:
+    """Return a group as plan files have it."""
+    return PlannedGroup(plan.group.channels, plan.kept, plan.reason or None, damage_of(judgements, plan))
 
 
 @dataclass(frozen=True, eq=False)

@@ -416,9 +416,72 @@ def test_values_of_unknown_shape_leave_a_body_alone() -> None:
         cut_body(graph, graph.nodes[-1], "then_branch", hidden)
 
 
+def wide_model(inside: str, *, batch: int | str = 2) -> onnx.ModelProto:
+    """A network of 60 hidden channels, or none, then a branch or a loop of others; a branch may have to stay."""
+    rng, width = np.random.default_rng(6), 8
+
+    def wide(stem: str, hidden: int) -> Weights:
+        return {
+            f"{stem}_1": rng.standard_normal((width, hidden)).astype(np.float32),
+            f"{stem}_2": (rng.standard_normal((hidden, width)) / hidden).astype(np.float32),
+        }
+
+    shape = (batch, width)
+    zero: Weights = {"zero": np.zeros((), np.float32)}
+    if inside == "loop":
+        out = [info("on", kind=TensorProto.BOOL), info("next", *shape)]
+        formal = [info("i", kind=TensorProto.INT64), info("goes", kind=TensorProto.BOOL), info("state", *shape)]
+        step = [*mlp("net", "state", "next"), helper.make_node("Identity", ["goes"], ["on"])]
+        graph = helper.make_graph(step, "step", formal, out, tensors(wide("net", 50)))
+        nodes = [*mlp("main", "x", "z"), helper.make_node("Loop", ["steps", "", "z"], ["y"], name="loop", body=graph)]
+        weights = {"steps": np.array(3, np.int64), **wide("main", 60)}
+        return model_of(nodes, [info("x", *shape)], [info("y", *shape)], weights)
+    stays = {"stays": rng.standard_normal((width, width)).astype(np.float32)}
+    no = [helper.make_node("MatMul", ["z", "stays"], ["b"], name="stays")]
+    branches: dict[str, Any] = {
+        "then_branch": body("yes", mlp("left", "z", "a"), "a", wide("left", 70)),
+        "else_branch": body("no", no, "b", stays),
+    }
+    if inside == "two":
+        branches["else_branch"] = body("no", mlp("right", "z", "b"), "b", wide("right", 40))
+    first = [helper.make_node("Identity", ["x"], ["z"])] if inside == "alone" else mlp("main", "x", "z")
+    nodes = [
+        *first,
+        helper.make_node("Greater", ["flag", "zero"], ["yes"]),
+        helper.make_node("If", ["yes"], ["y"], name="choose", **branches),
+    ]
+    weights = zero if inside == "alone" else {**zero, **wide("main", 60)}
+    return model_of(nodes, [info("x", *shape), info("flag")], [info("y", *shape)], weights)
+
+
+@pytest.mark.parametrize("measure", ["macs", "params"])
+@pytest.mark.parametrize("share", [0.75, 0.4])
+@pytest.mark.parametrize("inside", ["alone", "one", "two", "loop", "open"])
+def test_a_budget_is_for_a_model_with_all_its_bodies(inside: str, share: float, measure: str) -> None:
+    """The whole file meets the budget, within what a channel costs, although the main graph or a branch may not."""
+    model = wide_model("one", batch="n") if inside == "open" else wide_model(inside)
+    report = onnxfuse.compress(model, target=f"{measure}={share}", method="prune", refit=False, provider="cpu").report
+    left = {
+        "macs": report.after.macs / report.before.macs,
+        "params": report.after.parameters / report.before.parameters,
+    }
+    assert share - 0.02 < left[measure] <= share
+    made = onnxfuse.plan(model, target=f"{measure}={share}", method="prune", refit=False, provider="cpu")
+    assert {n: g.keep for n, g in made.groups.items() if not g.frozen} == {n: k for n, (_, k) in widths(report).items()}
+    with pytest.raises(UnsupportedGraphError, match="the target allows as many"):
+        onnxfuse.compress(model, target=f"{measure}=1.0", provider="cpu")
+
+
+def test_what_a_budget_can_not_reach_is_said() -> None:
+    """A budget that is less than what has to stay is as nearly met as can be, and the report says what is the least."""
+    report = onnxfuse.compress(wide_model("one"), target="params=0.01", method="prune", provider="cpu").report
+    assert any("can't be met" in note for note in report.notes)
+    assert {after for _, after in widths(report).values()} == {1}
+
+
 @pytest.mark.parametrize("text", ["macs=0.75", "macs=48"])
 def test_a_budget_holds_for_every_body(text: str) -> None:
-    """A share holds for each body by itself; an absolute amount, of 64 MACs in all, becomes the share that it is."""
+    """A share is for all together; an absolute amount, of 64 MACs in all, becomes the share that it is."""
     weights = mlp_weights("left", 1)
     model = if_model()
     calibration = {

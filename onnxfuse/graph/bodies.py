@@ -16,7 +16,17 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from onnxfuse.errors import UnsupportedGraphError
 from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView
 
-__all__ = ["Body", "Known", "cut_body", "drop_unread", "scan_axis", "splice_body", "subgraphs", "trip_count"]
+__all__ = [
+    "Body",
+    "Known",
+    "cut_body",
+    "drop_unread",
+    "has_bodies",
+    "scan_axis",
+    "splice_body",
+    "subgraphs",
+    "trip_count",
+]
 
 # Before this version of the format every initializer has to be listed among the graph's inputs.
 _CONSTANTS_ARE_NO_INPUTS = 4
@@ -152,6 +162,11 @@ def scan_axis(node: NodeView, index: int, rank: int) -> int:
     """Return the axis that a Scan runs along in one of its scan inputs."""
     axes = node.attributes.get("scan_input_axes", [])
     return int(axes[index]) % max(rank, 1) if index < len(axes) else 0
+
+
+def has_bodies(graph: GraphView) -> bool:
+    """Whether any node of a graph has a body."""
+    return any(True for node in graph.nodes for _ in subgraphs(node))
 
 
 def trip_count(node: NodeView, known: Known) -> int:

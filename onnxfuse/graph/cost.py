@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from onnx import AttributeProto, GraphProto, TensorProto
+from onnx import AttributeProto, GraphProto, TensorProto, helper
 
 from onnxfuse.graph.bodies import subgraphs, trip_count
 from onnxfuse.graph.shapes import BodyShapes, Shapes
 from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView, Operand, constant_tensor
 
-__all__ = ["Cost", "DimsOf", "measure_cost", "node_macs", "node_parameters"]
+__all__ = ["Cost", "DimsOf", "measure_cost", "node_macs", "node_parameters", "stored_bytes"]
 
 DimsOf: TypeAlias = Callable[[Operand], Sequence[int] | None]
 
@@ -80,12 +80,27 @@ def _cost_of_body(body: BodyShapes) -> Cost:
     return measure_cost(body.graph, body.shapes, lambda operand: body.shapes.dims.get(operand.name))
 
 
+def stored_bytes(graph: GraphView, shapes: Shapes) -> int:
+    """Return the bytes of all parameters, those in bodies too, counted as `Cost` counts them."""
+    read = {operand.name for node in graph.nodes for operand in node_parameters(node, graph, shapes)}
+    inside = (_held(inner, _bytes) for node in graph.nodes for _, inner in subgraphs(node))
+    return sum(_bytes(graph.constants[name]) for name in read) + sum(inside)
+
+
+def _bytes(tensor: TensorProto) -> int:
+    return math.prod(tensor.dims) * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+
+
+def _elements(tensor: TensorProto) -> int:
+    return math.prod(tensor.dims)
+
+
 def _parameters_inside(graph: GraphView) -> int:
     """Count the constants that bodies hold; those that they read from around them count there."""
-    return sum(_held(inner) for node in graph.nodes for _, inner in subgraphs(node))
+    return sum(_held(inner, _elements) for node in graph.nodes for _, inner in subgraphs(node))
 
 
-def _held(inner: GraphProto) -> int:
+def _held(inner: GraphProto, size: Callable[[TensorProto], int]) -> int:
     """Count the parameters that a body and the bodies in it hold."""
     tensors = {tensor.name: tensor for tensor in inner.initializer}
     tensors |= {n.output[0]: tensor for n in inner.node if (tensor := constant_tensor(n)) is not None}
@@ -93,8 +108,10 @@ def _held(inner: GraphProto) -> int:
         if node.op_type == "BatchNormalization":
             for slot in _BATCH_NORM_STATISTICS:
                 tensors.pop(node.input[slot], None)
-    total = sum(math.prod(t.dims) for t in tensors.values() if t.data_type not in _NO_PARAMETER_TYPES)
-    return total + sum(_held(a.g) for node in inner.node for a in node.attribute if a.type == AttributeProto.GRAPH)
+    total = sum(size(t) for t in tensors.values() if t.data_type not in _NO_PARAMETER_TYPES)
+    return total + sum(
+        _held(a.g, size) for node in inner.node for a in node.attribute if a.type == AttributeProto.GRAPH
+    )
 
 
 def node_parameters(node: NodeView, graph: GraphView, shapes: Shapes) -> Iterator[Operand]:

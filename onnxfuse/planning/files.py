@@ -38,7 +38,7 @@ class Plan:
 
     Attributes:
         model: Name of the model that it was made for.
-        sha256: Hash of that file, and of the weights that lie beside it.
+        sha256: Hash of that file, and of the weights that lie beside it; empty for a part of it.
         groups: By group name, in graph order.
         options: The options that it was made with, for the reader; they have no effect when it is replayed.
     """
@@ -53,9 +53,9 @@ class Plan:
         return replace(self, groups={name: group for name, group in self.groups.items() if name not in names})
 
     def inside(self, prefix: str) -> "Plan":
-        """Return the plan for the groups whose names begin with a prefix, without that."""
+        """Return the plan for the groups whose names begin with a prefix, without that, for a part of the file."""
         chosen = {name.removeprefix(prefix): g for name, g in self.groups.items() if name.startswith(prefix)}
-        return replace(self, groups=chosen)
+        return replace(self, sha256="", groups=chosen)
 
     def to_json(self) -> str:
         """Return the plan as JSON, a line for each group, so that it is easy to read and to edit."""

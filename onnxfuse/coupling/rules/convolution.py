@@ -88,7 +88,8 @@ def deform_conv(site: Site) -> Iterator[Constraint]:
         if moved is not None:
             inside = Fresh(numbers, "offsets")
             yield Equal(moved[1], prod(groups, inside))
-            yield from (Freeze(axis, f"the offsets of {title}") for axis in (moved[0], inside, *moved.axes[2:]))
+            yield Freeze(inside, f"the offsets of {title}")
+            yield from (Freeze(axis, f"the offsets of {title}") for axis in (moved[0], *moved.axes[2:]))
 
 
 def conv_transpose(site: Site) -> Iterator[Constraint]:
