@@ -1,5 +1,6 @@
 """What the coupling analysis finds, and what it keeps its hands off: always with a reason that names the node."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -337,3 +338,19 @@ def test_check_halving_can_fail() -> None:
     fused = fuse(blind, {"before": ChannelMap.selection(np.array([0, 1]), 4)})
     with pytest.raises(Exception, match="cannot be reshaped"):
         assert_predicted(fused, net.feeds)
+
+
+def test_shuffles_that_tie_single_channels_name_the_node() -> None:
+    """Halves that are interleaved and added to what they were leave single channels, and the reason says where."""
+    net = Net(17, seed=1)
+    x = net.conv(net.input(1, 3, 4, 4), 8, name="first")
+    for i in range(3):
+        left, right = net.many("Split", [x, net.constant(np.array([4, 4]))], 2, axis=1)
+        left = net.conv(left, 4, name=f"inner{i}")
+        pair = net.node("Concat", net.reshape(left, 1, 4, 1, 4, 4), net.reshape(right, 1, 4, 1, 4, 4), axis=2)
+        x = net.node("Add", net.reshape(pair, 1, 8, 4, 4), x, name=f"sum{i}")
+    net.output(net.conv(x, 2, name="last"))
+    groups = analysis_of(net.model()).channels.groups
+    reasons = {g.frozen for g in groups if g.name.startswith("first")}
+    assert reasons
+    assert all(re.match(r"'sum\d' \(Add\) reads a concatenation as 2 equal parts", reason) for reason in reasons)

@@ -111,6 +111,7 @@ class Unifier:
     Attributes:
         apart: Atoms of which it was said that what is computed for one index depends on no other.
         spare: Atoms of which it was said that they are only dropped where nothing beside them can change.
+        at: What demands the equations that are being solved, for messages.
 
     Example:
         >>> u = Unifier()
@@ -124,6 +125,7 @@ class Unifier:
         """Start without equations."""
         self.apart: set[Atom] = set()
         self.spare: set[Atom] = set()
+        self.at = ""
 
     def size(self, layout: Layout) -> int:
         """Return the number of indices of ``layout``."""
@@ -387,7 +389,9 @@ class Unifier:
             piece, rest = self.split(rest, inner)
             self.equate(first, piece)
         self.equate(first, rest)
-        count = Atom(outer, "", "equal parts of a concatenation")
+        what = f"{self.at} reads a concatenation" if self.at else "a concatenation is read"
+        reason = f"{what} as {outer} equal parts, and as many there have to be (repeated shuffles tie channels so)"
+        count = Atom(outer, "", reason)
         return count, self.resolve(first)
 
     @staticmethod

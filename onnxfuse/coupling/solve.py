@@ -277,6 +277,7 @@ class _Solver:
                 self.defaults.append(DefaultEntry(node.index, self._layout(expr), name, value))
 
     def _equate(self, node: NodeView, a: Layout, b: Layout) -> None:
+        self.unifier.at = node.title
         try:
             self.unifier.equate(a, b)
         except LayoutMismatchError as error:
