@@ -7,6 +7,7 @@ like the operator's definition: a convolution says that its output channels are 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -350,17 +351,17 @@ class Tensor:
         """Number of axes."""
         return len(self.dims)
 
-    @property
+    @cached_property
     def axes(self) -> tuple[AxisRef, ...]:
         """All axes in order."""
-        return tuple(self[i] for i in range(self.rank))
+        return tuple(AxisRef(self.operand, i) for i in range(len(self.dims)))
 
     def __getitem__(self, axis: int) -> AxisRef:
         """Return one axis; negative positions count from the end."""
-        if not -self.rank <= axis < self.rank:
+        if not -len(self.axes) <= axis < len(self.axes):
             what = f"axis {axis} of a tensor of rank {self.rank}"
             raise IndexError(what)
-        return AxisRef(self.operand, axis % self.rank)
+        return self.axes[axis]
 
 
 @dataclass(frozen=True)
