@@ -101,6 +101,12 @@ def _resize(net: Net, how: str, nearest: str, scale: float) -> str:
     return net.node("Resize", x, "", scales, mode="nearest", coordinate_transformation_mode=how, nearest_mode=nearest)
 
 
+def _interpolated(net: Net, how: str, scale: float) -> str:
+    scales = net.constant(np.array([1, 1, scale, 2.0], np.float32), dtype=TensorProto.FLOAT)
+    x = net.input(1, 2, 4, 5)
+    return net.node("Resize", x, "", scales, mode="linear", coordinate_transformation_mode=how)
+
+
 def _unread_part(net: Net) -> str:
     first, _, third = net.split(net.input(2, 6), [1, 2, 3], 3)
     return net.node("Concat", third, first, axis=1)
@@ -224,6 +230,11 @@ OWN = (
         for nearest in ("round_prefer_floor", "floor", "ceil", "round_prefer_ceil")
         for scale in (2.0, 3.0, 0.5)
     ),
+    *(
+        made("Resize", f"linear {how} {scale}", partial(_interpolated, how=how, scale=scale))
+        for how in ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")
+        for scale in (2.0, 2.5, 0.5, 0.25)
+    ),
     made("Split", "a part that nothing reads", _unread_part),
     simple("Transpose", "default", 2, 3, 4),
     simple("SpaceToDepth", "two", 1, 2, 4, 4, blocksize=2),
@@ -318,7 +329,7 @@ def test_a_form_without_a_gradient_is_refused(name: str) -> None:
     x = net.input(1, 2, 4, 4)
     scales = net.constant(np.array([1, 1, 2, 2], np.float32), dtype=TensorProto.FLOAT)
     if name == "Resize":
-        y = net.node("Resize", x, "", scales, mode="linear")
+        y = net.node("Resize", x, "", scales, mode="cubic")
     elif name == "Pad":
         widths = net.node("Cast", net.node("ReduceSum", x, keepdims=0), to=TensorProto.INT64)
         zeros = net.node("Mul", net.node("Expand", widths, net.constant(np.array([8]))), net.constant(np.array([0])))

@@ -1,6 +1,6 @@
 """Operators that only move elements: the gradient goes back to where each came from.
 
-Slice, Pad, Gather and Resize (nearest) take elements along one axis after the other, by indices that are known. What
+Slice, Pad, Gather and Resize take elements along one axis after the other, by indices that are known. What
 was taken once comes back by taking from the gradient at the inverse indices, with a zero for what was not taken; what
 was taken several times is a sum of such.
 """
@@ -104,21 +104,24 @@ def gathered(site: Site) -> Gradients:
 
 
 def resized(site: Site) -> Gradients:
-    """Resize and Upsample to the nearest element."""
+    """Resize and Upsample to the nearest element, or linear between the two nearest along each axis."""
     small, large = site.dims_in(), site.dims_out()
-    if site.attribute("mode", b"nearest") != b"nearest":
-        site.refuse("it interpolates; only the mode nearest is known")
+    mode = site.attribute("mode", b"nearest").decode()
+    if mode not in {"nearest", "linear", "bilinear"} or site.attribute("antialias", 0):
+        site.refuse("it interpolates; only the modes nearest and linear are known")
     old = site.node.op == "Upsample" or site.node.version < 11
     how = "asymmetric" if old else site.attribute("coordinate_transformation_mode", b"half_pixel").decode()
     nearest = "floor" if old else site.attribute("nearest_mode", b"round_prefer_floor").decode()
     if how not in {"half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners"}:
         site.refuse(f"coordinates by {how!r} are not known")
     scales = _scales(site)
-    taken = {
-        axis: _nearest(size, wanted, scales.get(axis, wanted / size), how, nearest)
+    where = {
+        axis: _places(size, wanted, scales.get(axis, wanted / size), how)
         for axis, (size, wanted) in enumerate(zip(small, large, strict=True))
     }
-    return {0: _put_back(site.g, large, small, taken)}
+    if mode != "nearest":
+        return {0: _shared_back(site.g, small, where)}
+    return {0: _put_back(site.g, large, small, {axis: _nearest(p, small[axis], nearest) for axis, p in where.items()})}
 
 
 def _scales(site: Site) -> dict[int, float]:
@@ -131,18 +134,20 @@ def _scales(site: Site) -> dict[int, float]:
     return {int(axis) % len(site.dims_in()): float(scale) for axis, scale in zip(axes, found, strict=False)}
 
 
-def _nearest(size: int, wanted: int, scale: float, how: str, nearest: str) -> AnyArray:
-    """Return which element each place of a resized axis takes (operator Resize of ONNX)."""
-    places = np.arange(wanted, dtype=np.float64)
-    where: AnyArray
+def _places(size: int, wanted: int, scale: float, how: str) -> AnyArray:
+    """Return where each place of a resized axis lies among the old ones (operator Resize of ONNX)."""
+    places: AnyArray = np.arange(wanted, dtype=np.float64)
     if how == "asymmetric":
-        where = places / scale
-    elif how == "align_corners":
-        where = places * (size - 1) / max(wanted - 1, 1)
-    else:
-        where = (places + 0.5) / scale - 0.5
-        if how == "pytorch_half_pixel" and wanted == 1:
-            where = np.zeros(1)
+        return places / scale
+    if how == "align_corners":
+        return places * (size - 1) / max(wanted - 1, 1)
+    if how == "pytorch_half_pixel" and wanted == 1:
+        return np.zeros(1)
+    return (places + 0.5) / scale - 0.5
+
+
+def _nearest(where: AnyArray, size: int, nearest: str) -> AnyArray:
+    """Return which element each place of a resized axis takes."""
     chosen = {
         "floor": np.floor(where),
         "ceil": np.ceil(where),
@@ -151,6 +156,27 @@ def _nearest(size: int, wanted: int, scale: float, how: str, nearest: str) -> An
     }[nearest]
     found: AnyArray = np.clip(chosen, 0, size - 1).astype(np.int64)
     return found
+
+
+def _shared_back(g: Expr, sizes: Sequence[int], where: dict[int, AnyArray]) -> Expr:
+    """Undo linear interpolation: along every axis, each place gives back to the two that it lies between.
+
+    Args:
+        g: The gradient of what was interpolated.
+        sizes: The shape of what it was interpolated from.
+        where: By axis, where each place lies; beyond the ends the end is taken.
+    """
+    for axis, places in where.items():
+        size = sizes[axis]
+        inside = np.clip(places, 0, size - 1)
+        shares = np.maximum(1.0 - np.abs(inside[:, None] - np.arange(size)), 0.0)
+        if shares.shape[0] == size and np.array_equal(shares, np.eye(size)):
+            continue
+        swapped = list(range(len(sizes)))
+        swapped[axis], swapped[-1] = swapped[-1], swapped[axis]
+        last = call("MatMul", call("Transpose", g, perm=swapped), Literal(shares))
+        g = call("Transpose", last, perm=swapped)
+    return g
 
 
 def _put_back(g: Expr, dims: Sequence[int], wanted: Sequence[int], taken: dict[int, AnyArray]) -> Expr:
