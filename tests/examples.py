@@ -396,6 +396,10 @@ def _normalisations() -> list[Example]:
     def softmax(op: str, axis: int) -> Middle:
         return lambda net, h: net.node(op, h, axis=axis)
 
+    def grouped(net: Net, h: str) -> str:
+        y = net.node("InstanceNormalization", net.reshape(h, 0, 2, -1), net.constant(np.ones(2)), net.vector(2))
+        return net.reshape(y, 0, 6, 4, 4)
+
     def training(net: Net, h: str) -> str:
         params = [net.vector(WIDTH, low=0.5, high=1.5) for _ in range(4)]
         return net.many("BatchNormalization", [h, *params], 3, training_mode=1)[0]
@@ -407,6 +411,7 @@ def _normalisations() -> list[Example]:
         between("BatchNormalization", "old", lambda n, h: n.batch_norm(h), opset=7),
         between("BatchNormalization", "per element", per_element, opset=8, frozen="not in inference form"),
         between("InstanceNormalization", "plain", normalised("InstanceNormalization")),
+        between("InstanceNormalization", "over channels", grouped),
         between("LayerNormalization", "channels last", layer, exact=False),
         between(
             "LayerNormalization",
