@@ -9,7 +9,9 @@ groups.
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 
 from onnx import TensorProto
 
@@ -56,6 +58,7 @@ from onnxfuse.coupling.rules import DEFAULT_RULES
 from onnxfuse.coupling.scales_behind import scale_behind
 from onnxfuse.coupling.sets import SetFinder
 from onnxfuse.coupling.settled_sizes import SizeSettler
+from onnxfuse.coupling.shared import shared_matrices
 from onnxfuse.graph.shapes import Shapes
 from onnxfuse.graph.view import GraphView, NodeView, Operand
 from onnxfuse.statistics.features import Role
@@ -127,15 +130,18 @@ class _Solver:
         for name in self.graph.outputs:
             self._freeze_value(name, f"graph output {name!r}")
         self._freeze_reported_sizes()
+        self._pass_roles_back()
+        self._tie_shared()
         settler = SizeSettler(self.graph, self.shapes, self.unifier, self.axes, self._operand)
         self.sizes, targets = settler.settle(self.sizes)
-        self._pass_roles_back()
-        groups = tuple(self._groups())
         resolve = self.unifier.resolve
         layouts = {operand: tuple(resolve(axis) for axis in axes) for operand, axes in self.axes.items()}
+        roles = RolesOver(layouts, self.weights, self.weights_of)
+        norms = foldable_norms(self.graph, self.normalising, roles, self._operand)
+        self._keep_shared_before(norms)
+        groups = tuple(self._groups())
         apart = {atom for told in self.unifier.apart for atom in leaves(resolve(told))}
         finder = SetFinder(layouts, apart)
-        roles = RolesOver(layouts, self.weights, self.weights_of)
         groups = tuple(group if group.frozen else replace(group, over=finder.over(group.atom)) for group in groups)
         sizes = [self._resolved(entry) for entry in self.sizes]
         defaults = [replace(entry, layout=resolve(entry.layout)) for entry in self.defaults]
@@ -144,7 +150,7 @@ class _Solver:
             layouts,
             sizes,
             targets,
-            foldable_norms(self.graph, self.normalising, roles, self._operand),
+            norms,
             tuple(self.normalising),
             self.encodings,
             self.biases,
@@ -393,6 +399,36 @@ class _Solver:
     def _resolved(self, entry: SizeEntry) -> SizeEntry:
         layout = self.unifier.resolve(entry.layout)
         return SizeEntry(entry.node, layout, entry.attribute, entry.slot, entry.index, entry.scale)
+
+    def _tie_shared(self) -> None:
+        """Let all that read one stored matrix have the same channels on it, so that it stays one."""
+        for first, *others in shared_matrices(self.graph, self.weights):
+            for other, axis in product(others, range(len(self.axes[first]))):
+                a, b = self.axes[first][axis], self.axes[other][axis]
+                # Where that can't be, or would keep what could be compressed, each reader gets a matrix of its own.
+                if self._is_frozen(a) is not self._is_frozen(b):
+                    continue
+                with suppress(LayoutMismatchError):
+                    self.unifier.equate(a, b)
+                    if self.weights.get((first, axis)) is not self.weights.get((other, axis)):
+                        self._forbid_shared_mixing(first, other, axis)
+
+    def _is_frozen(self, layout: Layout) -> bool:
+        return any(atom.reason for atom in leaves(self.unifier.resolve(layout)))
+
+    def _keep_shared_before(self, norms: Mapping[int, Sequence[int]]) -> None:
+        """Where different normalisations are folded into one stored matrix, only whole channels of it can go."""
+        makers = {chain[-1] for chain in norms.values()}
+        for first, *others in shared_matrices(self.graph, self.weights):
+            for other, axis in product(others, range(len(self.axes[first]))):
+                if makers & {first.node, other.node} and self.weights.get((first, axis)) is Role.PRODUCER:
+                    self._forbid_shared_mixing(first, other, axis)
+
+    def _forbid_shared_mixing(self, first: Operand, other: Operand, axis: int) -> None:
+        titles = " and ".join(self.graph.nodes[operand.node].title for operand in (first, other))
+        reason = f"{titles} share the weight {first.name!r}, and would need different means of it"
+        for operand in (first, other):
+            self.unifier.forbid_mixing(self.axes[operand][axis], reason)
 
     def _pass_roles_back(self) -> None:
         """Give the weight behind a chain of rearranging nodes the roles that its last form has."""

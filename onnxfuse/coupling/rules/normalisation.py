@@ -48,7 +48,7 @@ def batch_normalization(site: Site) -> Iterator[Constraint]:
 
 
 def instance_normalization(site: Site) -> Iterator[Constraint]:
-    """InstanceNormalization: statistics per sample and channel; space may hold channels, as in a group norm written out."""
+    """InstanceNormalization: statistics per sample and channel, over space, which may hold channels too."""
     x, y = site.input(0), site.output()
     for axis_x, axis_y in zip(x.axes, y.axes, strict=True):
         yield Equal(axis_x, axis_y)
