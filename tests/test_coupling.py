@@ -287,6 +287,16 @@ class TestWeights:
         net.output(net.conv(a, 3), net.conv(b, 3))
         assert names_of_free(net) == {"before:0-2", "before:2-6"}
 
+    def test_windows_that_do_not_fit_each_other(self) -> None:
+        """Rows in windows of 3, then in pairs: they keep their number, and the channels beside them are free."""
+        net = Net(17)
+        h = net.matmul(net.input(2, 6, 5), 8, name="before")
+        h = net.node("Relu", net.reshape(h, -1, 3, 8))
+        h = net.node("Transpose", net.reshape(h, 2, 3, 2, 8), perm=[0, 2, 1, 3])
+        net.output(net.matmul(net.reshape(h, 2, 6, 8), 3, name="after"))
+        assert names_of_free(net) == {"before"}
+        check_halving(net)
+
     def test_residual(self) -> None:
         """Only what is added to something computed is a residual stream."""
         net = Net(17)

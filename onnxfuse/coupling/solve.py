@@ -272,9 +272,8 @@ class _Solver:
         try:
             self.unifier.equate(a, b)
         except LayoutMismatchError as error:
-            reason = f"{node.title} needs equal axes, but {error}"
-            self.unifier.freeze(a, reason)
-            self.unifier.freeze(b, reason)
+            for part in error.parts or (a, b):
+                self.unifier.freeze(part, f"{node.title} needs equal axes, but {error}")
 
     def _give_role(self, operand: Operand, axis: int, role: Role, node: NodeView) -> None:
         """Note what an axis of a weight does; in two roles at once it can't be mixed, but channels can be dropped."""
