@@ -51,6 +51,29 @@ def names_of_free(net: Net) -> set[str]:
 class TestFrozen:
     """What may not change."""
 
+    def test_no_weight_is_kept_in_silence(self) -> None:
+        """Weights of nodes that are not understood, or behind one of unknown shape, are listed with that reason."""
+        net = Net(17)
+        h = net.gemm(net.input(2, 5), 6, name="before")
+        net.output(net.gemm(net.node("Einsum", h, net.weight(6, 6, 7), equation="bi,iij->bj", name="odd"), 3))
+        analysis = analysis_of(net.model())
+        assert "the equation 'bi,iij->bj' repeats a letter" in group_called(analysis, "odd").frozen
+        told = {p.operand.name for group in analysis.channels.groups for p in group.parameters}
+        assert {name for name, value in net.values.items() if value.size > 1} <= told
+
+    def test_no_layer_behind_an_unknown_shape_is_kept_in_silence(self) -> None:
+        """Where a shape is not known, the layers behind it are listed too."""
+        net = Net(17)
+        net.domains["acme"] = 1
+        h = net.gemm(net.input(2, 5), 6, name="before")
+        h = net.node("Odd", h, net.weight(6, 7), domain="acme", like=h, name="odd")
+        net.output(net.gemm(net.gemm(h, 8, name="behind", bias=False), 3, name="last", bias=False))
+        analysis = analysis_of(net.model())
+        reasons = {group.name: group.frozen for group in analysis.channels.groups}
+        assert reasons.keys() == {"before", "odd", "behind", "last"}
+        assert "at 'odd' (acme::Odd), is not known" in reasons["odd"]
+        assert "at 'behind' (Gemm), is not known" in reasons["behind"]
+
     def test_operator_without_a_rule(self) -> None:
         """An operator that has no rule freezes what it reads and what it makes, and is named as the reason."""
         net = Net(17)

@@ -376,10 +376,16 @@ class _Solver:
                 return
 
     def _freeze_site(self, site: Site, reason: str) -> None:
+        """Freeze all that a node reads and makes; its matrices are listed as what makes channels that stay."""
         for tensor in (*site.inputs, *site.outputs):
             if tensor is not None:
                 for axis in self.axes[tensor.operand]:
                     self.unifier.freeze(axis, reason)
+        for weight in (tensor for tensor in site.inputs if tensor is not None and tensor.is_weight):
+            is_known = any((weight.operand, axis) in self.weights for axis in range(weight.rank))
+            is_matrix = math.prod(weight.dims) > max(weight.dims, default=1)
+            if not is_known and is_matrix and self.shapes.types.get(weight.operand.name) in _WEIGHT_TYPES:
+                self._give_role(weight.operand, weight.dims.index(max(weight.dims)), Role.PRODUCER, site.node)
 
     def _freeze_value(self, name: str, reason: str) -> None:
         if self._tensor(Operand(name)) is not None:

@@ -80,7 +80,8 @@ class CostTable:
         What only does that with constants reads none: they count where the result is used.
         """
         readers = [self._graph.nodes[r.node] for name in node.outputs for r in self._graph.readers.get(name, ())]
-        if self._is_known(node) or (readers and all(self._is_known(reader) for reader in readers)):
+        is_read = any(name in self._graph.outputs for name in node.outputs) or not readers
+        if self._is_known(node) or (not is_read and all(self._is_known(reader) for reader in readers)):
             return []
         found = list(node_parameters(node, self._graph, self._shapes))
         for slot in range(len(node.inputs)):
