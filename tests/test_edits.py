@@ -422,5 +422,5 @@ def searches(layers: int, monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def test_the_graph_is_not_searched_for_every_edit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How often the whole graph is gone through does not grow with the edits, so that time grows with the nodes only."""
+    """How often the whole graph is gone through does not grow with the edits, so time grows with the nodes only."""
     assert searches(3, monkeypatch) == searches(12, monkeypatch) > 0
