@@ -747,9 +747,26 @@ def _indexing() -> list[Example]:
     def place(net: Net, h: str) -> str:
         return net.node("Gather", h, net.constant(np.array(1, INT64)), axis=-1)
 
+    def parts(*indices: int, kind: type = INT64) -> Callable[[Net], None]:
+        """Pick channels by stored indices, and read them by themselves and all together."""
+
+        def build(net: Net) -> None:
+            h = net.conv(net.input(1, 2, 4, 4), WIDTH, name="before")
+            found = net.node("Gather", h, net.constant(np.array(indices, kind)), axis=1)
+            net.output(net.conv(net.node("Sigmoid", found), 2, 1), net.conv(net.node("Tanh", h), 2, 1))
+
+        return build
+
     return [
         Example("Gather", "embedding", embedding, ("before",)),
         between("Gather", "channels", picked, frozen="picks indices"),
+        Example("Gather", "all", parts(0, 1, 2, 3, 4, 5), ("before",)),
+        Example("Gather", "factors change places", parts(0, 3, 1, 4, 2, 5), ("before",)),
+        Example("Gather", "runs change places", parts(4, 5, 0, 1, 2, 3), ("before:0-4", "before:4-6")),
+        Example("Gather", "a part", parts(1, 2, 3, kind=np.int32), ("before:1-4", "before:4-6")),
+        Example(
+            "Gather", "a part twice, from the end", parts(-3, -2, -1, 0, 1, 2, 3, 4, 5), ("before:0-3", "before:3-6")
+        ),
         between("Gather", "space", place),
         between("Tile", "space", tiled(1, 1, 2, 3)),
         between("Tile", "channels", tiled(1, 2, 1, 1)),

@@ -29,6 +29,7 @@ __all__ = [
     "Fresh",
     "Normalises",
     "Parallel",
+    "Picked",
     "Prod",
     "Residual",
     "Rule",
@@ -251,6 +252,23 @@ class Default:
     expr: Expr
 
 
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """The vector of indices at ``slot`` is all positions of some parts of an axis, one part after the other.
+
+    Attributes:
+        slot: The input that holds the indices.
+        parts: What the axis consists of: parts one after the other, or, if ``crossed``, the two factors of a product.
+        order: Which parts are picked, in their order; a part may occur several times.
+        crossed: Whether the axis is a product, of which all positions are picked with the factors in this order.
+    """
+
+    slot: int
+    parts: tuple[Expr, ...]
+    order: tuple[int, ...]
+    crossed: bool = False
+
+
 Constraint: TypeAlias = (
     Equal
     | Freeze
@@ -263,6 +281,7 @@ Constraint: TypeAlias = (
     | AttributeSize
     | ConstantSize
     | Default
+    | Picked
     | Encoded
     | EncodedBias
 )
@@ -385,7 +404,9 @@ def axis_references(constraint: Constraint) -> Iterator[AxisRef]:
             yield from _axis_refs(right)
         case Freeze(expr, _) | Residual(expr) | SelectOnly(expr, _) | Parallel(expr, _) | Statistic(expr, _):
             yield from _axis_refs(expr)
-        case Weight() | Normalises() | AttributeSize() | ConstantSize() | Default() | Encoded() | EncodedBias():
+        case Weight() | Normalises() | AttributeSize() | ConstantSize() | Default() | Picked():
+            return
+        case Encoded() | EncodedBias():
             return
 
 

@@ -31,6 +31,7 @@ from onnxfuse.coupling.constraints import (
     Fresh,
     Normalises,
     Parallel,
+    Picked,
     Prod,
     Residual,
     Rule,
@@ -46,6 +47,7 @@ from onnxfuse.coupling.groups import (
     ChannelGraph,
     CouplingGroup,
     DefaultEntry,
+    IndexEntry,
     ParameterAxis,
     SizeEntry,
     positions,
@@ -115,6 +117,7 @@ class _Solver:
         self.sizes: list[SizeEntry] = []
         self.normalising: list[int] = []
         self.defaults: list[DefaultEntry] = []
+        self.indices: list[IndexEntry] = []
         self.weight_values: set[str] = set()
         self.encodings: dict[Operand, Encoded] = {}
         self.biases: dict[Operand, EncodedBias] = {}
@@ -145,6 +148,7 @@ class _Solver:
         groups = tuple(group if group.frozen else replace(group, over=finder.over(group.atom)) for group in groups)
         sizes = [self._resolved(entry) for entry in self.sizes]
         defaults = [replace(entry, layout=resolve(entry.layout)) for entry in self.defaults]
+        indices = [replace(entry, parts=tuple(map(resolve, entry.parts))) for entry in self.indices]
         return ChannelGraph(
             groups,
             layouts,
@@ -155,6 +159,7 @@ class _Solver:
             self.encodings,
             self.biases,
             defaults,
+            indices,
         )
 
     # One node ---------------------------------------------------------------------------------------------------
@@ -261,12 +266,21 @@ class _Solver:
                 self.normalising.append(node.index)
             case Encoded() | EncodedBias():
                 self._note_encoding(node, constraint)
+            case AttributeSize() | ConstantSize() | Default() | Picked():
+                self._note_numbers(node, constraint)
+
+    def _note_numbers(self, node: NodeView, constraint: AttributeSize | ConstantSize | Default | Picked) -> None:
+        """Note numbers in the file that follow from sizes."""
+        match constraint:
             case AttributeSize(name, expr, index, scale):
                 self.sizes.append(SizeEntry(node.index, self._layout(expr), name, -1, index, scale))
             case ConstantSize(slot, index, expr, scale):
                 self.sizes.append(SizeEntry(node.index, self._layout(expr), "", slot, index, scale))
             case Default(name, value, expr):
                 self.defaults.append(DefaultEntry(node.index, self._layout(expr), name, value))
+            case Picked(slot, parts, order, crossed):
+                layouts = tuple(self._layout(part) for part in parts)
+                self.indices.append(IndexEntry(node.index, slot, layouts, order, crossed))
 
     def _equate(self, node: NodeView, a: Layout, b: Layout) -> None:
         try:
