@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import TensorProto
 
 from onnxfuse.arrays import is_finite
 from onnxfuse.config import Provider
@@ -44,6 +45,8 @@ _MOST_RUN_BYTES = 2**30
 # Synthetic samples of the proof: about two seconds of one core's work, so that large models are proven on fewer.
 _SYNTHETIC_MACS = 20_000_000_000
 _MOST_SYNTHETIC = 32
+
+_FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +183,35 @@ def compressible_share(analysis: Analysis) -> float:
             np.moveaxis(touched, parameter.axis, 0)[positions(layout, group.atom, {}).ravel()] = True
     statistics = {n.inputs[slot] for n in analysis.graph.nodes if n.op == "BatchNormalization" for slot in (3, 4)}
     total = sum(int(t.sum()) for name, t in free.items() if name in analysis.graph.constants and name not in statistics)
-    return total / max(analysis.cost.parameters, 1)
+    return (total + _put_together(analysis, free)) / max(analysis.cost.parameters, 1)
+
+
+def _put_together(analysis: Analysis, free: Mapping[str, np.ndarray[Any, np.dtype[np.bool_]]]) -> int:
+    """Count the parameters of which the graph puts weights together, as exporters do for recurrent layers."""
+    graph = analysis.graph
+    counted = {name for name in free if name in graph.constants}
+    total = 0
+    for name in (name for name in free if name not in graph.constants):
+        sources = _sources(graph, name) - counted
+        counted |= sources
+        total += min(int(free[name].sum()), sum(math.prod(graph.constants[source].dims) for source in sources))
+    return total
+
+
+def _sources(graph: GraphView, name: str) -> set[str]:
+    """Return the constants of floats that a value is made of."""
+    found: set[str] = set()
+    names, seen = [name], {name}
+    while names:
+        name = names.pop()
+        if name in graph.constants and graph.constants[name].data_type in _FLOATS:
+            found.add(name)
+        node = graph.producers.get(name)
+        for read in graph.nodes[node].inputs if node is not None else ():
+            if read and read not in seen:
+                seen.add(read)
+                names.append(read)
+    return found
 
 
 def _without_broken(graph: GraphView, channels: ChannelGraph) -> ChannelGraph:

@@ -415,6 +415,10 @@ def _normalisations() -> list[Example]:
     def softmax(op: str, axis: int) -> Middle:
         return lambda net, h: net.node(op, h, axis=axis)
 
+    def grouped(net: Net, h: str) -> str:
+        y = net.node("InstanceNormalization", net.reshape(h, 0, 2, -1), net.constant(np.ones(2)), net.vector(2))
+        return net.reshape(y, 0, 6, 4, 4)
+
     def training(net: Net, h: str) -> str:
         params = [net.vector(WIDTH, low=0.5, high=1.5) for _ in range(4)]
         return net.many("BatchNormalization", [h, *params], 3, training_mode=1)[0]
@@ -426,6 +430,7 @@ def _normalisations() -> list[Example]:
         between("BatchNormalization", "old", lambda n, h: n.batch_norm(h), opset=7),
         between("BatchNormalization", "per element", per_element, opset=8, frozen="not in inference form"),
         between("InstanceNormalization", "plain", normalised("InstanceNormalization")),
+        between("InstanceNormalization", "over channels", grouped),
         between("LayerNormalization", "channels last", layer, exact=False),
         between(
             "LayerNormalization",
@@ -761,9 +766,26 @@ def _indexing() -> list[Example]:
     def place(net: Net, h: str) -> str:
         return net.node("Gather", h, net.constant(np.array(1, INT64)), axis=-1)
 
+    def parts(*indices: int, kind: type = INT64) -> Callable[[Net], None]:
+        """Pick channels by stored indices, and read them by themselves and all together."""
+
+        def build(net: Net) -> None:
+            h = net.conv(net.input(1, 2, 4, 4), WIDTH, name="before")
+            found = net.node("Gather", h, net.constant(np.array(indices, kind)), axis=1)
+            net.output(net.conv(net.node("Sigmoid", found), 2, 1), net.conv(net.node("Tanh", h), 2, 1))
+
+        return build
+
     return [
         Example("Gather", "embedding", embedding, ("before",)),
         between("Gather", "channels", picked, frozen="picks indices"),
+        Example("Gather", "all", parts(0, 1, 2, 3, 4, 5), ("before",)),
+        Example("Gather", "factors change places", parts(0, 3, 1, 4, 2, 5), ("before",)),
+        Example("Gather", "runs change places", parts(4, 5, 0, 1, 2, 3), ("before:0-4", "before:4-6")),
+        Example("Gather", "a part", parts(1, 2, 3, kind=np.int32), ("before:1-4", "before:4-6")),
+        Example(
+            "Gather", "a part twice, from the end", parts(-3, -2, -1, 0, 1, 2, 3, 4, 5), ("before:0-3", "before:3-6")
+        ),
         between("Gather", "space", place),
         between("Tile", "space", tiled(1, 1, 2, 3)),
         between("Tile", "channels", tiled(1, 2, 1, 1)),

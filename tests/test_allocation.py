@@ -99,6 +99,46 @@ def test_predicted_costs_are_those_of_the_written_file(measure: Measure) -> None
     assert table.neighbours(first, [first, second]) == [0, 1]
 
 
+def put_together(directions: int, units: int) -> onnx.ModelProto:
+    """Write a recurrent network with its gates stored in another order, so that the graph puts the weights together."""
+    net = Net(17, seed=3)
+    x = net.matmul(net.input(4, 2, 6), 9, name="first")
+
+    def gates(inner: int) -> str:
+        found = []
+        for _ in range(directions):
+            stored = net.weight(4 * units, inner, fan_in=inner)
+            parts = [net.slice(stored, [i * units], [(i + 1) * units], [0]) for i in (0, 3, 1, 2)]
+            found.append(net.unsqueeze(net.node("Concat", *parts, axis=0), [0]))
+        return found[0] if directions == 1 else net.node("Concat", *found, axis=0)
+
+    way = {"direction": "bidirectional"} if directions > 1 else {}
+    y = net.many("LSTM", [x, gates(9), gates(units)], 3, hidden_size=units, name="recurrent", **way)[0]
+    y = net.reshape(net.node("Transpose", y, perm=[0, 2, 1, 3]), 4, 2, -1)
+    net.output(net.matmul(y, 3))
+    return net.model()
+
+
+@pytest.mark.parametrize("units", [8, 40])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_weights_that_the_graph_puts_together_count(directions: int, units: int) -> None:
+    """They cost what they have, large or small, before and at any width, and the share of them that may go is told."""
+    model = put_together(directions, units)
+    analysis = analysis_of(model)
+    free = [group for group in analysis.channels.groups if not group.frozen]
+    assert [group.name for group in free] == ["first", "recurrent"]
+    made = onnxfuse.compress(model, ratio=0.5, method="prune", provider="cpu").report
+    widths = {group.atom: made.groups[i].channels_after for i, group in enumerate(free)}
+    for measure, name in ((Measure.MACS, "macs"), (Measure.PARAMS, "parameters")):
+        table = CostTable(analysis.graph, analysis.shapes, analysis.channels, measure, analysis.batch)
+        assert table.total({}) == getattr(made.before, name)
+        assert table.total(widths) == getattr(made.after, name)
+        one_by_one = table.saving(free[0], widths[free[0].atom], {})
+        one_by_one += table.saving(free[1], widths[free[1].atom], {free[0].atom: widths[free[0].atom]})
+        assert table.total({}) - table.total(widths) == pytest.approx(one_by_one)
+    assert onnxfuse.inspect(model).compressible_share == pytest.approx(1.0, abs=0.01)
+
+
 @given(st.integers(0, 30), st.floats(0.1, 1.0))
 def test_a_greedy_allocation_is_near_the_best_of_all(seed: int, share: float) -> None:
     """The budget holds, and no choice of widths that is cheaper does much less damage (brute force)."""

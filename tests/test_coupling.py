@@ -52,6 +52,29 @@ def names_of_free(net: Net) -> set[str]:
 class TestFrozen:
     """What may not change."""
 
+    def test_no_weight_is_kept_in_silence(self) -> None:
+        """Weights of nodes that are not understood, or behind one of unknown shape, are listed with that reason."""
+        net = Net(17)
+        h = net.gemm(net.input(2, 5), 6, name="before")
+        net.output(net.gemm(net.node("Einsum", h, net.weight(6, 6, 7), equation="bi,iij->bj", name="odd"), 3))
+        analysis = analysis_of(net.model())
+        assert "the equation 'bi,iij->bj' repeats a letter" in group_called(analysis, "odd").frozen
+        told = {p.operand.name for group in analysis.channels.groups for p in group.parameters}
+        assert {name for name, value in net.values.items() if value.size > 1} <= told
+
+    def test_no_layer_behind_an_unknown_shape_is_kept_in_silence(self) -> None:
+        """Where a shape is not known, the layers behind it are listed too."""
+        net = Net(17)
+        net.domains["acme"] = 1
+        h = net.gemm(net.input(2, 5), 6, name="before")
+        h = net.node("Odd", h, net.weight(6, 7), domain="acme", like=h, name="odd")
+        net.output(net.gemm(net.gemm(h, 8, name="behind", bias=False), 3, name="last", bias=False))
+        analysis = analysis_of(net.model())
+        reasons = {group.name: group.frozen for group in analysis.channels.groups}
+        assert reasons.keys() == {"before", "odd", "behind", "last"}
+        assert "at 'odd' (acme::Odd), is not known" in reasons["odd"]
+        assert "at 'behind' (Gemm), is not known" in reasons["behind"]
+
     def test_operator_without_a_rule(self) -> None:
         """An operator that has no rule freezes what it reads and what it makes, and is named as the reason."""
         net = Net(17)
@@ -260,7 +283,7 @@ class TestWeights:
         check_halving(net)
 
     def test_one_weight_read_twice(self) -> None:
-        """A stored weight that two layers read is cut for each of them: one copy more, none too many."""
+        """A stored weight that two layers read is one where that can be; what is free for one of them is cut for it."""
         net = Net(17)
         h = net.conv(net.input(1, 4, 4, 4), 4, name="first")
         weight = net.weight(4, 4, 1, 1, name="shared")
@@ -268,9 +291,9 @@ class TestWeights:
         net.output(net.conv(y, 4, 1, weight=weight, name="third"))
         check_halving(net)
         half = ChannelMap.selection(np.array([0, 2]), 4)
-        fused = fuse(analysis_of(net.model()), {"second": half})
+        fused = fuse(analysis_of(net.model()), {"first": half})
         shapes = [list(t.dims) for t in fused.model.graph.initializer if "shared" in t.name]
-        assert sorted(shapes) == [[2, 4, 1, 1], [4, 2, 1, 1]]
+        assert sorted(shapes) == [[2, 2, 1, 1], [4, 2, 1, 1]]
 
     def test_weight_that_is_an_output(self) -> None:
         """A weight that the graph also returns is returned as it was, whatever becomes of its layer."""
@@ -287,6 +310,16 @@ class TestWeights:
         a, b = net.split(net.conv(net.input(1, 2, 4, 4), 6, name="before"), [2, 4], 2)
         net.output(net.conv(a, 3), net.conv(b, 3))
         assert names_of_free(net) == {"before:0-2", "before:2-6"}
+
+    def test_windows_that_do_not_fit_each_other(self) -> None:
+        """Rows in windows of 3, then in pairs: they keep their number, and the channels beside them are free."""
+        net = Net(17)
+        h = net.matmul(net.input(2, 6, 5), 8, name="before")
+        h = net.node("Relu", net.reshape(h, -1, 3, 8))
+        h = net.node("Transpose", net.reshape(h, 2, 3, 2, 8), perm=[0, 2, 1, 3])
+        net.output(net.matmul(net.reshape(h, 2, 6, 8), 3, name="after"))
+        assert names_of_free(net) == {"before"}
+        check_halving(net)
 
     def test_residual(self) -> None:
         """Only what is added to something computed is a residual stream."""

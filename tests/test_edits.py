@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -396,3 +397,30 @@ def test_external_data_is_read_and_written_inside(make_mlp: MakeMlp, tmp_path: P
     assert {file.name for file in tmp_path.iterdir()} == {"outside.onnx", "weights.bin", "small.onnx"}
     assert all((tmp_path / name).read_bytes() == data for name, data in before.items())
     onnx.checker.check_model(str(tmp_path / "small.onnx"), full_check=True)
+
+
+def searches(layers: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Replace every weight of a chain of layers; count how often the whole graph is gone through."""
+    calls: list[int] = []
+    search = gs.Graph.tensors
+
+    def counted(graph: Any, *given: Any, **named: Any) -> Any:
+        calls.append(1)
+        return search(graph, *given, **named)
+
+    names = ["x", *(f"h{i}" for i in range(layers))]
+    nodes = [helper.make_node("MatMul", [names[i], f"w{i}"], [names[i + 1]]) for i in range(layers)]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 2]) for name in (names[0], names[-1])]
+    weights = [numpy_helper.from_array(matrix(1, 2, 3, 4), f"w{i}") for i in range(layers)]
+    model = helper.make_model(helper.make_graph(nodes, "g", ends[:1], ends[1:], weights))
+    graph = GraphView(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(gs.Graph, "tensors", counted)
+        changed = apply_edits(graph, [SetInput(i, 1, matrix(5, 6, 7, 8)) for i in range(layers)], {})
+    assert all((value == matrix(5, 6, 7, 8)).all() for value in constants(changed).values())
+    return len(calls)
+
+
+def test_the_graph_is_not_searched_for_every_edit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How often the whole graph is gone through does not grow with the edits, so time grows with the nodes only."""
+    assert searches(3, monkeypatch) == searches(12, monkeypatch) > 0

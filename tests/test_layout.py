@@ -190,6 +190,24 @@ class TestUnifier:
         with pytest.raises(LayoutMismatchError):
             Unifier().equate(left, right)
 
+    def test_what_fits_beside_a_mismatch(self) -> None:
+        """Windows of 3 against pairs of rows: the channels beside them are equal all the same."""
+        unifier = Unifier()
+        windows, rows, pairs, row = Atom(2), Atom(3), Atom(3), Atom(2)
+        batch, channels, again, same = Atom(5), Atom(4), Atom(5), Atom(4)
+        with pytest.raises(LayoutMismatchError, match="equal parts") as caught:
+            unifier.equate(Product((batch, windows, rows, channels)), Product((again, pairs, row, same)))
+        assert unifier.resolve(channels) is unifier.resolve(same)
+        assert unifier.resolve(batch) is unifier.resolve(again)
+        assert {atom for part in caught.value.parts for atom in leaves(part)} == {windows, rows, pairs, row}
+
+    def test_nothing_at_all(self) -> None:
+        """An axis of no indices says nothing against the others."""
+        unifier = Unifier()
+        one, two = Atom(3), Atom(3)
+        unifier.equate(Product((Atom(0), one)), Product((Atom(0), two)))
+        assert unifier.resolve(one) is unifier.resolve(two)
+
     def test_flatten(self) -> None:
         """What Flatten needs: channels x height x width against one axis, cut back into the three."""
         unifier = Unifier()

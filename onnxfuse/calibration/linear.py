@@ -19,7 +19,7 @@ from onnxfuse.coupling.scales_behind import scale_behind
 from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView, Operand
 from onnxfuse.statistics.patches import convolution_pads, patch_rows, place_count
 
-__all__ = ["Ending", "LinearNode", "ending_of", "linear_nodes"]
+__all__ = ["Ending", "LinearNode", "ending_of", "linear_nodes", "value_readers"]
 
 # The weight's slot of every operator that can be fitted.
 _WEIGHT_SLOTS: Mapping[tuple[str, str], int] = {
@@ -27,6 +27,8 @@ _WEIGHT_SLOTS: Mapping[tuple[str, str], int] = {
     **{(DEFAULT_DOMAIN, op): 3 for op in ("QLinearConv", "QLinearMatMul")},
     ("com.microsoft", "QGemm"): 3,
 }
+# What reads only how large a value is.
+_SIZES = frozenset({"Shape", "Size"})
 _FINE_INTEGERS = frozenset({TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16})
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -49,6 +51,11 @@ class LinearNode:
     result: str
     filters: int = 1
     loses_groups: bool = False
+
+    def is_shared(self, graph: GraphView) -> bool:
+        """Whether other nodes read the same weight, which could not be fitted for all of them."""
+        slot = _WEIGHT_SLOTS[self.node.domain, self.node.op]
+        return any(value_readers(graph, name) > 1 for name in (self.weight.name, self.node.inputs[slot]))
 
     @property
     def is_convolution(self) -> bool:
@@ -126,6 +133,12 @@ class LinearNode:
             return np.pad(x, ((0, 0), (0, 0), *pads)), kernel, strides, dilations
         sizes = [size + before + after for size, (before, after) in zip(x.shape[2:], pads, strict=True)]
         return np.broadcast_to(np.zeros((), x.dtype), (*x.shape[:2], *sizes)), kernel, strides, dilations
+
+
+def value_readers(graph: GraphView, name: str) -> int:
+    """Return how many nodes read the numbers of a value, and not its shape alone."""
+    readers = graph.readers.get(name, [])
+    return sum(reader.slot < 0 or graph.nodes[reader.node].op not in _SIZES for reader in readers)
 
 
 def linear_nodes(graph: GraphView, channels: ChannelGraph) -> Iterator[LinearNode]:

@@ -24,7 +24,7 @@ from onnx import TensorProto
 from onnxfuse.analysis import Analysis
 from onnxfuse.arrays import FloatArray
 from onnxfuse.calibration.images import MOST_VIEWS, Split, image_inputs, split_and_vary
-from onnxfuse.calibration.linear import LinearNode
+from onnxfuse.calibration.linear import LinearNode, value_readers
 from onnxfuse.calibration.segments import Segment, cut_into_segments
 from onnxfuse.calibration.side_by_side import Applied, SideBySide
 from onnxfuse.config import CompressionConfig, Provider
@@ -64,8 +64,6 @@ _MOST_BYTES = 3 * 2**30
 _ROUNDING = 1e-9
 # What only scales and shifts.
 _AFFINE = frozenset({"BatchNormalization", "Add", "Sub", "Mul", "Div"})
-# What reads only how large a weight is.
-_SIZES = frozenset({"Shape", "Size"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +184,8 @@ def _operands(sides: SideBySide, segment: Segment, wanted: Mapping[str, LinearNo
 def _is_free(sides: SideBySide, operand: Operand) -> bool:
     """Whether a weight is stored as floats, and one node alone reads its values."""
     tensor = sides.graph.constants.get(operand.name)
-    readers = [r for r in sides.graph.readers[operand.name] if r.slot < 0 or sides.graph.nodes[r.node].op not in _SIZES]
-    return tensor is not None and tensor.data_type == TensorProto.FLOAT and len(readers) == 1
+    is_sole = value_readers(sides.graph, operand.name) == 1
+    return tensor is not None and tensor.data_type == TensorProto.FLOAT and is_sole
 
 
 @dataclass(frozen=True)

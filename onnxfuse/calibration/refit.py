@@ -113,8 +113,12 @@ class _Refitting:
         self.waiting: set[str] = set()
 
     def nodes(self) -> list[LinearNode]:
-        """Return the nodes to fit: those behind the first change; of those with groups, if rows are not too long."""
+        """Return the nodes to fit: those behind the first change; of those with groups, if rows are not too long.
+
+        What one matrix does at several places is not fitted: it would become several.
+        """
         found = [linear for linear in self.sides.nodes() if self._is_short(linear) or self._groups(linear) == 1]
+        found = [linear for linear in found if not linear.is_shared(self.graph)]
         self.waiting = {linear.result for linear in found}
         return found
 

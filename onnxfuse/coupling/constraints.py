@@ -31,6 +31,7 @@ __all__ = [
     "Multiple",
     "Normalises",
     "Parallel",
+    "Picked",
     "Prod",
     "Residual",
     "Rounded",
@@ -310,6 +311,23 @@ class Default:
     expr: Expr
 
 
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """The vector of indices at ``slot`` is all positions of some parts of an axis, one part after the other.
+
+    Attributes:
+        slot: The input that holds the indices.
+        parts: What the axis consists of: parts one after the other, or, if ``crossed``, the two factors of a product.
+        order: Which parts are picked, in their order; a part may occur several times.
+        crossed: Whether the axis is a product, of which all positions are picked with the factors in this order.
+    """
+
+    slot: int
+    parts: tuple[Expr, ...]
+    order: tuple[int, ...]
+    crossed: bool = False
+
+
 Constraint: TypeAlias = (
     Equal
     | Freeze
@@ -324,6 +342,7 @@ Constraint: TypeAlias = (
     | AttributeSize
     | ConstantSize
     | Default
+    | Picked
     | Encoded
     | EncodedBias
     | Rounded
@@ -449,7 +468,7 @@ def axis_references(constraint: Constraint) -> Iterator[AxisRef]:
             yield from _axis_refs(expr)
         case Parallel(expr, _) | Spare(expr) | Multiple(expr):
             yield from _axis_refs(expr)
-        case Weight() | Normalises() | AttributeSize() | ConstantSize() | Default():
+        case Weight() | Normalises() | AttributeSize() | ConstantSize() | Default() | Picked():
             return
         case Encoded() | EncodedBias() | Rounded():
             return

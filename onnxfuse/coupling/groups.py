@@ -17,6 +17,7 @@ __all__ = [
     "ChannelGraph",
     "CouplingGroup",
     "DefaultEntry",
+    "IndexEntry",
     "ParameterAxis",
     "SizeEntry",
     "layout_size",
@@ -120,6 +121,33 @@ class DefaultEntry:
     value: float
 
 
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """A vector of indices in the file, which are all positions of some parts of an axis.
+
+    Attributes:
+        node: Index of the node that reads it.
+        slot: The input that holds it.
+        parts: What the axis consists of: parts one after the other, or two factors if ``crossed``.
+        order: Which of them are picked, in their order.
+        crossed: Whether the axis is a product, and the factors change places.
+    """
+
+    node: int
+    slot: int
+    parts: tuple[Layout, ...]
+    order: tuple[int, ...]
+    crossed: bool
+
+    def values(self, widths: Mapping[Atom, int]) -> IntArray:
+        """Return the indices once atoms have the sizes in ``widths``, shape (n,)."""
+        sizes = [layout_size(part, widths) for part in self.parts]
+        if self.crossed:
+            return np.arange(math.prod(sizes)).reshape(sizes).transpose(self.order).ravel()
+        ends = np.cumsum(sizes)
+        return np.concatenate([np.arange(ends[i] - sizes[i], ends[i]) for i in self.order])
+
+
 @dataclass(frozen=True)
 class ChannelGraph:
     """Everything the analysis found.
@@ -136,6 +164,7 @@ class ChannelGraph:
         biases: The same of biases whose scale is that of a product.
         defaults: Every attribute that would change by itself with a size that may change.
         roundings: How weights of floats are rounded on the way to the nodes that compute with them.
+        indices: Every vector of indices in the file that names parts of an axis that may change.
     """
 
     groups: tuple[CouplingGroup, ...]
@@ -148,6 +177,7 @@ class ChannelGraph:
     biases: Mapping[Operand, EncodedBias] = field(default_factory=dict)
     defaults: Sequence[DefaultEntry] = ()
     roundings: Mapping[Operand, Rounding] = field(default_factory=dict)
+    indices: Sequence[IndexEntry] = ()
 
     def dims(self, operand: Operand, widths: Mapping[Atom, int]) -> tuple[int, ...]:
         """Return the shape of an operand once atoms have the sizes in ``widths`` (others keep theirs)."""

@@ -19,7 +19,16 @@ __all__ = ["Atom", "Concat", "Layout", "LayoutMismatchError", "Product", "Unifie
 
 
 class LayoutMismatchError(Exception):
-    """Two layouts can't be made equal by splitting atoms."""
+    """Two layouts can't be made equal by splitting atoms.
+
+    Attributes:
+        parts: The parts of both that can't be, if all the rest is equal as long as these keep their sizes; else empty.
+    """
+
+    def __init__(self, what: str, parts: "tuple[Layout, ...]" = ()) -> None:
+        """Say what does not fit, and in which parts."""
+        super().__init__(what)
+        self.parts = parts
 
 
 class Atom:
@@ -293,6 +302,35 @@ class Unifier:
         atom.binding = layout
 
     def _equate_products(self, left: Sequence[Layout], right: Sequence[Layout]) -> None:
+        """Equate two products factor by factor; a part that does not fit says nothing against the factors beside it."""
+        failed: list[tuple[str, tuple[Layout, ...]]] = []
+        is_empty = not self.size(Product(tuple(left)))
+        for run_a, run_b in [(tuple(left), tuple(right))] if is_empty else self._runs(left, right):
+            try:
+                self._equate_run(run_a, run_b)
+            except LayoutMismatchError as error:
+                failed.append((str(error), error.parts or (Product(run_a), Product(run_b))))
+        if failed:
+            raise LayoutMismatchError(failed[0][0], tuple(part for _, parts in failed for part in parts))
+
+    def _runs(
+        self, left: Sequence[Layout], right: Sequence[Layout]
+    ) -> Iterator[tuple[tuple[Layout, ...], tuple[Layout, ...]]]:
+        """Cut two products of one size into the shortest runs of factors that have one size each."""
+        first_a = first_b = end_a = end_b = 0
+        size_a = size_b = 1
+        while end_a < len(left) or end_b < len(right):
+            if end_b == len(right) or (size_a <= size_b and end_a < len(left)):
+                size_a *= self.size(left[end_a])
+                end_a += 1
+            else:
+                size_b *= self.size(right[end_b])
+                end_b += 1
+            if size_a == size_b:
+                yield tuple(left[first_a:end_a]), tuple(right[first_b:end_b])
+                first_a, first_b = end_a, end_b
+
+    def _equate_run(self, left: Sequence[Layout], right: Sequence[Layout]) -> None:
         a, b = list(left), list(right)
         while a and b:
             head_a, head_b = self.resolve(a[0]), self.resolve(b[0])

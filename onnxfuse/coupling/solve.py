@@ -9,7 +9,9 @@ groups.
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 
 from onnx import TensorProto
 
@@ -30,6 +32,7 @@ from onnxfuse.coupling.constraints import (
     Multiple,
     Normalises,
     Parallel,
+    Picked,
     Prod,
     Residual,
     Rounded,
@@ -47,6 +50,7 @@ from onnxfuse.coupling.groups import (
     ChannelGraph,
     CouplingGroup,
     DefaultEntry,
+    IndexEntry,
     ParameterAxis,
     SizeEntry,
     positions,
@@ -60,6 +64,7 @@ from onnxfuse.coupling.rules import DEFAULT_RULES
 from onnxfuse.coupling.scales_behind import scale_behind
 from onnxfuse.coupling.sets import SetFinder
 from onnxfuse.coupling.settled_sizes import SizeSettler
+from onnxfuse.coupling.shared import shared_matrices
 from onnxfuse.graph.shapes import Shapes
 from onnxfuse.graph.view import GraphView, NodeView, Operand
 from onnxfuse.statistics.features import Role
@@ -112,6 +117,7 @@ class _Solver:
         self.sizes: list[SizeEntry] = []
         self.normalising: list[int] = []
         self.defaults: list[DefaultEntry] = []
+        self.indices: list[IndexEntry] = []
         self.weight_values: set[str] = set()
         self.encodings: dict[Operand, Encoded] = {}
         self.biases: dict[Operand, EncodedBias] = {}
@@ -129,30 +135,35 @@ class _Solver:
         for name in self.graph.outputs:
             self._freeze_value(name, f"graph output {name!r}")
         self._freeze_reported_sizes()
+        self._pass_roles_back()
+        self._tie_shared()
         settler = SizeSettler(self.graph, self.shapes, self.unifier, self.axes, self._operand)
         self.sizes, targets = settler.settle(self.sizes)
-        self._pass_roles_back()
         roundings = self._roundings()
-        groups = tuple(self._groups())
         resolve = self.unifier.resolve
         layouts = {operand: tuple(resolve(axis) for axis in axes) for operand, axes in self.axes.items()}
+        roles = RolesOver(layouts, self.weights, self.weights_of)
+        norms = foldable_norms(self.graph, self.normalising, roles, self._operand)
+        self._keep_shared_before(norms)
+        groups = tuple(self._groups())
         apart = {atom for told in self.unifier.apart for atom in leaves(resolve(told))}
         finder = SetFinder(layouts, apart)
-        roles = RolesOver(layouts, self.weights, self.weights_of)
         groups = tuple(group if group.frozen else replace(group, over=finder.over(group.atom)) for group in groups)
         sizes = [self._resolved(entry) for entry in self.sizes]
         defaults = [replace(entry, layout=resolve(entry.layout)) for entry in self.defaults]
+        indices = [replace(entry, parts=tuple(map(resolve, entry.parts))) for entry in self.indices]
         return ChannelGraph(
             groups,
             layouts,
             sizes,
             targets,
-            foldable_norms(self.graph, self.normalising, roles, self._operand),
+            norms,
             tuple(self.normalising),
             self.encodings,
             self.biases,
             defaults,
             roundings,
+            indices,
         )
 
     # One node ---------------------------------------------------------------------------------------------------
@@ -269,21 +280,29 @@ class _Solver:
                 self.normalising.append(node.index)
             case Encoded() | EncodedBias() | Rounded():
                 self._note_encoding(node, constraint)
+            case AttributeSize() | ConstantSize() | Default() | Picked():
+                self._note_numbers(node, constraint)
+
+    def _note_numbers(self, node: NodeView, constraint: AttributeSize | ConstantSize | Default | Picked) -> None:
+        """Note numbers in the file that follow from sizes."""
+        match constraint:
             case AttributeSize(name, expr, index, scale):
                 self.sizes.append(SizeEntry(node.index, self._layout(expr), name, -1, index, scale))
             case ConstantSize(slot, index, expr, scale):
                 self.sizes.append(SizeEntry(node.index, self._layout(expr), "", slot, index, scale))
             case Default(name, value, expr):
                 self.defaults.append(DefaultEntry(node.index, self._layout(expr), name, value))
+            case Picked(slot, parts, order, crossed):
+                layouts = tuple(self._layout(part) for part in parts)
+                self.indices.append(IndexEntry(node.index, slot, layouts, order, crossed))
 
     def _equate(self, node: NodeView, a: Layout, b: Layout) -> None:
         self.unifier.at = node.title
         try:
             self.unifier.equate(a, b)
         except LayoutMismatchError as error:
-            reason = f"{node.title} needs equal axes, but {error}"
-            self.unifier.freeze(a, reason)
-            self.unifier.freeze(b, reason)
+            for part in error.parts or (a, b):
+                self.unifier.freeze(part, f"{node.title} needs equal axes, but {error}")
 
     def _give_role(self, operand: Operand, axis: int, role: Role, node: NodeView) -> None:
         """Note what an axis of a weight does; in two roles at once it can't be mixed, but channels can be dropped."""
@@ -405,10 +424,16 @@ class _Solver:
                 return
 
     def _freeze_site(self, site: Site, reason: str) -> None:
+        """Freeze all that a node reads and makes; its matrices are listed as what makes channels that stay."""
         for tensor in (*site.inputs, *site.outputs):
             if tensor is not None:
                 for axis in self.axes[tensor.operand]:
                     self.unifier.freeze(axis, reason)
+        for weight in (tensor for tensor in site.inputs if tensor is not None and tensor.is_weight):
+            is_known = any((weight.operand, axis) in self.weights for axis in range(weight.rank))
+            is_matrix = math.prod(weight.dims) > max(weight.dims, default=1)
+            if not is_known and is_matrix and self.shapes.types.get(weight.operand.name) in _WEIGHT_TYPES:
+                self._give_role(weight.operand, weight.dims.index(max(weight.dims)), Role.PRODUCER, site.node)
 
     def _freeze_value(self, name: str, reason: str) -> None:
         if self._tensor(Operand(name)) is not None:
@@ -427,6 +452,36 @@ class _Solver:
     def _resolved(self, entry: SizeEntry) -> SizeEntry:
         layout = self.unifier.resolve(entry.layout)
         return SizeEntry(entry.node, layout, entry.attribute, entry.slot, entry.index, entry.scale)
+
+    def _tie_shared(self) -> None:
+        """Let all that read one stored matrix have the same channels on it, so that it stays one."""
+        for first, *others in shared_matrices(self.graph, self.weights):
+            for other, axis in product(others, range(len(self.axes[first]))):
+                a, b = self.axes[first][axis], self.axes[other][axis]
+                # Where that can't be, or would keep what could be compressed, each reader gets a matrix of its own.
+                if self._is_frozen(a) is not self._is_frozen(b):
+                    continue
+                with suppress(LayoutMismatchError):
+                    self.unifier.equate(a, b)
+                    if self.weights.get((first, axis)) is not self.weights.get((other, axis)):
+                        self._forbid_shared_mixing(first, other, axis)
+
+    def _is_frozen(self, layout: Layout) -> bool:
+        return any(atom.reason for atom in leaves(self.unifier.resolve(layout)))
+
+    def _keep_shared_before(self, norms: Mapping[int, Sequence[int]]) -> None:
+        """Where different normalisations are folded into one stored matrix, only whole channels of it can go."""
+        makers = {chain[-1] for chain in norms.values()}
+        for first, *others in shared_matrices(self.graph, self.weights):
+            for other, axis in product(others, range(len(self.axes[first]))):
+                if makers & {first.node, other.node} and self.weights.get((first, axis)) is Role.PRODUCER:
+                    self._forbid_shared_mixing(first, other, axis)
+
+    def _forbid_shared_mixing(self, first: Operand, other: Operand, axis: int) -> None:
+        titles = " and ".join(self.graph.nodes[operand.node].title for operand in (first, other))
+        reason = f"{titles} share the weight {first.name!r}, and would need different means of it"
+        for operand in (first, other):
+            self.unifier.forbid_mixing(self.axes[operand][axis], reason)
 
     def _pass_roles_back(self) -> None:
         """Give the weight behind a chain of rearranging nodes the roles that its last form has."""

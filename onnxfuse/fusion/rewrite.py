@@ -25,9 +25,19 @@ def collect_edits(graph: GraphView, shapes: Shapes, channels: ChannelGraph, stat
         if layout_size(e.layout, state.widths) != layout_size(e.layout, {})
     )
     edits.extend(_constant_edits(graph, shapes, channels, [e for e in changed if not e.attribute], state))
+    edits.extend(_index_edits(graph, channels, state))
     told = {(edit.node, edit.slot) for edit in edits if isinstance(edit, SetInput)}
     edits.extend(e for e in _settled_values(graph, shapes, new_dims(channels, state)) if (e.node, e.slot) not in told)
     return edits
+
+
+def _index_edits(graph: GraphView, channels: ChannelGraph, state: WeightState) -> Iterator[Edit]:
+    """Count anew the positions of what a node picks, where they have moved."""
+    for entry in channels.indices:
+        values = entry.values(state.widths)
+        if not np.array_equal(values, entry.values({})):
+            stored = graph.array(graph.nodes[entry.node].inputs[entry.slot])
+            yield SetInput(entry.node, entry.slot, values.astype(stored.dtype))
 
 
 def _settled_values(graph: GraphView, shapes: Shapes, dims: Mapping[str, tuple[int, ...]]) -> Iterator[SetInput]:

@@ -137,7 +137,8 @@ class WeightState:
             what = f"a map of {channel_map.channels} channels is not for {sets} sets of {group.channels}"
             raise InvariantError(what, where=group.name)
         widths = {**self.widths, group.atom: channel_map.kept // sets}
-        norms = [n for n in self.channels.normalising if any(p.operand.node == n for p in group.parameters)]
+        nodes = {p.operand.node for p in group.parameters}
+        norms = [n for n in self.channels.normalising if n in nodes]
         before = {n: self._norm(n) for n in norms}
         # A selection copies numbers, so it needs no folding; without it, what is kept stays bit-identical.
         folded = {} if channel_map.is_selection else {n: self._makers(n) for n in norms if self._makers(n)}

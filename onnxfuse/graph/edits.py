@@ -114,7 +114,9 @@ class _Rewriter:
         self.new_constants: set[str] = set()
         self.released: set[str] = set()  # values that lost a reader
         self.aside: dict[str, AnyArray] = {}  # constants that onnx-graphsurgeon can't export, or would copy at length
-        self.names = set(surgeon.tensors()) | set(graph.constants) | set(graph.producers)
+        # Looked up once: onnx-graphsurgeon goes through the whole graph for it.
+        self.tensors = surgeon.tensors()
+        self.names = set(self.tensors) | set(graph.constants) | set(graph.producers)
 
     def set_attribute(self, edit: SetAttribute) -> None:
         node = self.graph.nodes[edit.node]
@@ -141,7 +143,7 @@ class _Rewriter:
     def _replace(self, name: str, value: AnyArray) -> None:
         position = self.graph.constant_nodes.get(name)
         if position is None:
-            tensor = self.surgeon.tensors()[name]
+            tensor = self.tensors[name]
             if not isinstance(tensor, gs.Constant):
                 what = f"{name!r} is a constant in the file but not after import"
                 raise InvariantError(what)

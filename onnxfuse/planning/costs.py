@@ -1,6 +1,6 @@
 """What a network costs at any choice of widths, node by node."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from onnxfuse.coupling.groups import ChannelGraph, CouplingGroup
 from onnxfuse.coupling.layout import Atom, leaves
@@ -58,7 +58,7 @@ class CostTable:
         """Count a shared constant at its first reader only."""
         first: dict[str, int] = {}
         for node in self._graph.nodes:
-            for operand in node_parameters(node, self._graph, self._shapes):
+            for operand in self._read(node):
                 first.setdefault(operand.name, node.index)
         return first
 
@@ -66,11 +66,49 @@ class CostTable:
         if self._measure is not Measure.MACS:
             return self._parameters(node)
         read = [self._graph.operand(node, slot) for slot in range(len(node.inputs))]
+        read += self._put_together(node)
         return [operand for operand in (*read, *(Operand(o) for o in node.outputs if o)) if operand is not None]
 
+    def _put_together(self, node: NodeView) -> list[Operand]:
+        """Return the constants that a node reads and that the graph puts together from stored ones."""
+        read = (Operand(name, node.index, slot) for slot, name in enumerate(node.inputs))
+        return [o for o in read if o.name in self._shapes.fixed and o in self._channels.layouts]
+
+    def _read(self, node: NodeView) -> list[Operand]:
+        """Return the parameters that a node reads, those too that the graph puts together or turns over for it.
+
+        What only does that with constants reads none: they count where the result is used.
+        """
+        readers = [self._graph.nodes[r.node] for name in node.outputs for r in self._graph.readers.get(name, ())]
+        is_read = any(name in self._graph.outputs for name in node.outputs) or not readers
+        if self._is_known(node) or (not is_read and all(self._is_known(reader) for reader in readers)):
+            return []
+        found = list(node_parameters(node, self._graph, self._shapes))
+        for slot in range(len(node.inputs)):
+            found.extend(self._behind(node, slot))
+        return found
+
+    def _is_known(self, node: NodeView) -> bool:
+        return all(name in self._shapes.fixed for name in node.outputs if name)
+
+    def _behind(self, node: NodeView, slot: int) -> Iterator[Operand]:
+        """Yield the constants of floats that channels follow, of which a value is that is known but not stored."""
+        name = node.inputs[slot]
+        if name in self._graph.constants or name not in self._shapes.fixed:
+            return
+        if self._shapes.static[name].dtype.kind != "f":
+            return
+        operand = Operand(name, node.index, slot)
+        if operand in self._channels.layouts:
+            yield operand
+            return
+        maker = self._graph.nodes[self._graph.producers[name]]
+        yield from node_parameters(maker, self._graph, self._shapes)
+        for number in range(len(maker.inputs)):
+            yield from self._behind(maker, number)
+
     def _parameters(self, node: NodeView) -> list[Operand]:
-        read = node_parameters(node, self._graph, self._shapes)
-        return [operand for operand in read if self._owned[operand.name] == node.index]
+        return [operand for operand in self._read(node) if self._owned[operand.name] == node.index]
 
     def _dims(self, operand: Operand, widths: Mapping[Atom, int]) -> tuple[int, ...] | None:
         if operand in self._channels.layouts:
@@ -79,13 +117,18 @@ class CostTable:
 
     def _cost(self, node: NodeView, widths: Mapping[Atom, int]) -> float:
         if self._measure is Measure.MACS:
-            return node_macs(node, self._graph, lambda operand: self._dims(operand, widths)) / self._batch
+            made = {operand.name: operand for operand in self._put_together(node)}
+            return node_macs(node, self._graph, lambda o: self._dims(made.get(o.name, o), widths)) / self._batch
         total = 0.0
         for operand in self._parameters(node):
             size = 1.0
             for dim in self._dims(operand, widths) or ():
                 size *= dim
             if self._measure is Measure.BYTES:
-                size *= self._graph.array(operand.name).dtype.itemsize
+                size *= self._itemsize(operand.name)
             total += size
         return total
+
+    def _itemsize(self, name: str) -> int:
+        array = self._shapes.static[name] if name in self._shapes.fixed else self._graph.array(name)
+        return array.dtype.itemsize

@@ -1,20 +1,39 @@
 """Looking up, writing to places and moving blocks of indices: Gather, Scatter, Tile, DepthToSpace and their kin.
 
-What is looked up or written along is fixed, since the indices are numbers of the original's; the other axes pass
-through. Indices that the file stores have a shape of their own, which nothing would resize, so they fix all their axes.
+What is looked up or written along is fixed, since the indices are numbers of the original's, unless the file stores
+them and they name whole parts of the axis, which are counted anew; the other axes pass through. Other indices that the
+file stores have a shape of their own, which nothing would resize, so they fix all their axes.
 """
 
 from collections.abc import Iterator, Sequence
 
-from onnxfuse.coupling.constraints import AxisRef, Constraint, Equal, Freeze, Fresh, Rule, Site, Tensor, Weight, prod
+import numpy as np
+
+from onnxfuse.coupling.constraints import (
+    AxisRef,
+    Constraint,
+    Equal,
+    Freeze,
+    Fresh,
+    Picked,
+    Rule,
+    Site,
+    Tensor,
+    Weight,
+    cat,
+    prod,
+)
 from onnxfuse.coupling.rules.shape import made_here
 from onnxfuse.statistics.features import Role
 
 __all__ = ["RULES", "gather_nd"]
 
+# Indices in shorter runs, on average, name single channels.
+_SHORTEST_RUN = 2
+
 
 def gather(site: Site) -> Iterator[Constraint]:
-    """Gather: the axes of the indices replace the axis looked up; the others pass through, as in an embedding."""
+    """Gather: the axes of the indices replace the axis looked up, cut and joined if these are runs; the others pass."""
     data, indices, y = site.input(0), site.input(1), site.output()
     along = int(site.attribute("axis", 0)) % data.rank
     for i in range(data.rank):
@@ -23,10 +42,42 @@ def gather(site: Site) -> Iterator[Constraint]:
             if data.is_weight:
                 # A table of vectors: its column c is what makes channel c.
                 yield Weight(data[i], Role.PRODUCER)
+    picked = None if data.is_weight else list(_whole_parts(site, data[along], data.dims[along], y.axes, along))
+    if picked:
+        yield Equal(y[along], indices[0])
+        yield from picked
+        return
     yield Freeze(data[along], f"{site.node.title} picks indices from it")
     for axis, source in zip(y.axes[along : along + indices.rank], indices.axes, strict=True):
         yield Equal(axis, source)
         yield Freeze(axis, f"the indices of {site.node.title}")
+
+
+def _whole_parts(site: Site, axis: AxisRef, size: int, made: Sequence[AxisRef], along: int) -> Iterator[Constraint]:
+    """Stored indices that are runs, as where an axis is cut and joined, or an axis with its two factors exchanged."""
+    indices = site.input(1)
+    if not indices.operand.is_constant or indices.rank != 1 or indices.value is None or not indices.dims[0]:
+        return
+    wanted = np.where(indices.value < 0, indices.value + size, indices.value).astype(np.int64)
+    for outer in range(2, size // 2 + 1 if len(wanted) == size else 2):
+        if size % outer == 0 and np.array_equal(wanted, np.arange(size).reshape(outer, -1).T.ravel()):
+            parts = Fresh(outer, "rows"), Fresh(size // outer, "columns")
+            yield Equal(axis, prod(*parts))
+            yield Equal(made[along], prod(*parts[::-1]))
+            yield Picked(1, parts, (1, 0), crossed=True)
+            return
+    starts = np.flatnonzero(np.diff(wanted, prepend=-2) != 1)
+    if len(wanted) < _SHORTEST_RUN * len(starts):
+        return
+    lasts = np.append(starts[1:], len(wanted)) - 1
+    cuts = np.unique([0, size, *wanted[starts], *(wanted[lasts] + 1)])
+    pieces = tuple(Fresh(int(n), "picked together") for n in np.diff(cuts))
+    order: list[int] = []
+    for first, last in zip(wanted[starts], wanted[lasts], strict=True):
+        order.extend(range(int(np.searchsorted(cuts, first)), int(np.searchsorted(cuts, last + 1))))
+    yield Equal(axis, cat(*pieces))
+    yield Equal(made[along], cat(*(pieces[i] for i in order)))
+    yield Picked(1, pieces, tuple(order))
 
 
 def gather_nd(site: Site) -> Iterator[Constraint]:

@@ -48,10 +48,11 @@ def batch_normalization(site: Site) -> Iterator[Constraint]:
 
 
 def instance_normalization(site: Site) -> Iterator[Constraint]:
-    """InstanceNormalization: statistics per sample and channel, so channels stay independent."""
+    """InstanceNormalization: statistics per sample and channel, over space, which may hold channels too."""
     x, y = site.input(0), site.output()
     for axis_x, axis_y in zip(x.axes, y.axes, strict=True):
         yield Equal(axis_x, axis_y)
+    yield from (Statistic(axis, f"the statistics of {site.node.title} run over it") for axis in x.axes[2:])
     for slot in (1, 2):
         yield Equal(site.input(slot)[0], x[1])
         yield Weight(site.input(slot)[0], Role.CARRIED)
