@@ -107,6 +107,19 @@ def _interpolated(net: Net, how: str, scale: float) -> str:
     return net.node("Resize", x, "", scales, mode="linear", coordinate_transformation_mode=how)
 
 
+_CONTRACTIONS: Mapping[str, Sequence[Sequence[int]]] = {
+    "abc,cd->abd": [(2, 3, 4), (4, 5)],
+    "ab,bc,cd->da": [(2, 3), (3, 4), (4, 2)],
+    "abc,ab->b": [(2, 3, 4), (2, 3)],
+    "ab->b": [(3, 4)],
+    "bhid,bhjd->bhij": [(2, 2, 3, 4), (2, 2, 5, 4)],
+}
+
+
+def _contracted(net: Net, equation: str, shapes: Sequence[Sequence[int]]) -> str:
+    return net.node("Einsum", *(net.input(*shape) for shape in shapes), equation=equation)
+
+
 def _unread_part(net: Net) -> str:
     first, _, third = net.split(net.input(2, 6), [1, 2, 3], 3)
     return net.node("Concat", third, first, axis=1)
@@ -235,6 +248,10 @@ OWN = (
         for how in ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")
         for scale in (2.0, 2.5, 0.5, 0.25)
     ),
+    *(
+        made("Einsum", equation, partial(_contracted, equation=equation, shapes=shapes))
+        for equation, shapes in _CONTRACTIONS.items()
+    ),
     made("Split", "a part that nothing reads", _unread_part),
     simple("Transpose", "default", 2, 3, 4),
     simple("SpaceToDepth", "two", 1, 2, 4, 4, blocksize=2),
@@ -255,6 +272,7 @@ REFUSED = (
     "Pow-constant first-17",
     "BatchNormalization-training-17",
     "BatchNormalization-per element-8",
+    *(f"Einsum-{label}-17" for label in ("ellipsis", "implicit", "diagonal")),
 )
 # Steps have no slope; see `test_gradients_go_straight_through_quantisation`.
 STEPPED = {"QuantizeLinear", "DequantizeLinear"}
@@ -310,7 +328,7 @@ def test_a_wrong_gradient_is_found() -> None:
         assert_gradients(model, net.feeds, loss, batch.values, {"x0": wrong})
 
 
-@pytest.mark.parametrize("name", [*REFUSED, "LSTM-forward-14", "Einsum-scaled-17"])
+@pytest.mark.parametrize("name", [*REFUSED, "LSTM-forward-14"])
 def test_what_has_no_gradient_is_refused(name: str) -> None:
     """The complaint names the node and says what to do instead."""
     example = next(e for e in EXAMPLES if e.name == name)

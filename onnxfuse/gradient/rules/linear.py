@@ -194,4 +194,37 @@ def _shaped(value: Expr, dims: Sequence[int]) -> Expr:
     return call("Reshape", value, integers(dims), allowzero=1)
 
 
-RULES = (Rule("Conv", conv), Rule("ConvTranspose", conv_transpose), Rule("Gemm", gemm), Rule("MatMul", matmul))
+def einsum(site: Site) -> Gradients:
+    """Einsum: linear in each operand, whose gradient is an Einsum of the output's with the other operands."""
+    equation = bytes(site.attribute("equation")).decode().replace(" ", "")
+    left, arrow, result = equation.partition("->")
+    terms = left.split(",")
+    sizes: dict[str, int] = {}
+    if not arrow or "." in equation or any(len(set(term)) < len(term) for term in terms):
+        site.refuse(f"the form {equation!r} of its equation is not known")
+    for slot, term in enumerate(terms):
+        for letter, size in zip(term, site.dims_in(slot), strict=True):
+            if sizes.setdefault(letter, size) != size:
+                site.refuse(f"it repeats an axis of size 1 for {letter!r}")
+    found: dict[int, Expr | None] = {}
+    for slot, term in enumerate(terms):
+        others = [other for other in range(len(terms)) if other != slot]
+        known = {*result, *(letter for other in others for letter in terms[other])}
+        kept = "".join(letter for letter in term if letter in known)
+        asked = f"{','.join([result, *(terms[other] for other in others)])}->{kept}"
+        g: Expr = call("Einsum", site.g, *(site.input(other) for other in others), equation=asked)
+        if kept != term:
+            # What is only summed over gets the same gradient everywhere.
+            apart = call("Reshape", g, integers([sizes[letter] if letter in known else 1 for letter in term]))
+            g = call("Expand", apart, integers([sizes[letter] for letter in term]))
+        found[slot] = g
+    return found
+
+
+RULES = (
+    Rule("Conv", conv),
+    Rule("ConvTranspose", conv_transpose),
+    Rule("Gemm", gemm),
+    Rule("MatMul", matmul),
+    Rule("Einsum", einsum, since=12),
+)
