@@ -88,7 +88,7 @@ def test_a_budget_moves_the_first_images() -> None:
     analysis, before, _ = digits()
     assert before.batch == 64
     for count, expected in ((40, 40), (100, 100), (1, 1)):
-        some = moved(analysis, before, macs=3 * 8 * (count + 0.5) * analysis.cost.macs)
+        some = moved(analysis, before, macs=2 * 16 * (count + 0.5) * analysis.cost.macs)
         assert some is not None
         (old,), (new,) = before.arrays.values(), some.arrays.values()
         assert (old != new).any(axis=(1, 2, 3)).sum() == expected

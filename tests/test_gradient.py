@@ -428,6 +428,23 @@ def test_gradients_go_straight_through_quantisation() -> None:
     assert not batch.gradients["x0"].any()
 
 
+@pytest.mark.parametrize("each", [False, True])
+def test_only_what_is_moved_by_more_than_rounding_saturates(*, each: bool) -> None:
+    """The largest and the smallest integer pass gradients on for what they stand for, and not for what is beyond."""
+    net = Net(17)
+    scale, zero = (np.array([0.5]), [5]) if not each else (np.array([0.5, 0.25]), [5, -7])
+    point = net.constant(np.array(zero, np.int8), dtype=TensorProto.INT8)
+    parts = [net.constant(scale.astype(np.float32)), point]
+    steps = np.array([[-128, -128], [127, 127], [-129, -129], [128, 128], [127.3, -128.3], [0.2, 3]]) - zero
+    x = net.input(*steps.shape)
+    net.feeds[x] = (steps * scale).astype(np.float32)
+    net.output(net.node("DequantizeLinear", net.node("QuantizeLinear", x, *parts, axis=1), *parts, axis=1))
+    loss = LinearLoss({net.outputs[0]: np.ones(steps.shape)})
+    batch = next(stream_gradients(GraphView(net.model()), one_run(net.feeds), [x], loss))
+    expected = np.ones(steps.shape) * np.array([1, 1, 0, 0, 1, 1])[:, None]
+    np.testing.assert_allclose(batch.gradients[x], expected)
+
+
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.DOUBLE])
 def test_other_precisions(kind: int) -> None:
     """Half precision is differentiated in single precision, double in double."""

@@ -35,13 +35,13 @@ __all__ = ["dream"]
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 # How far the first step goes, in root mean squares over the range of pixels; later ones go less far, down to a quarter.
-_STEPS, _STEP = 8, 0.02
+_STEPS, _STEP = 16, 0.02
 _LAST = 0.25
 # Deviations of the Gaussians that smooth gradients, in pixels of an image with a side of 160.
 _SCALES = (0.0, 1.0, 2.0, 4.0)
 _SIDE = 160
-# A step runs the network once forward, and backward to its input.
-_PASSES = 3
+# A step runs the network once forward, and backward to its input alone.
+_PASSES = 2
 # The range of pixels is about so many of their deviations.
 _DEVIATIONS = 4.0
 # From integers to numbers that have gradients.

@@ -6,39 +6,44 @@ integer-arithmetic-only inference", CVPR 2018. Gradients of integers are those o
 """
 
 import numpy as np
-from onnx import TensorProto, helper
 
-from onnxfuse.gradient.expressions import Expr, Gradients, Literal, Rule, Site, call, integers
+from onnxfuse.gradient.expressions import Expr, Gradients, Rule, Site, call, integers
 
 __all__ = ["RULES"]
 
 
-def _scale(site: Site) -> Expr:
-    """Return the scale, broadcast along the axis that it is for."""
-    size = int(np.prod(site.dims_in(1)))
-    if len(site.dims_in(1)) > 1:
+# Half a step, and what rounding may add to it.
+_HALF = 0.501
+
+
+def _along(site: Site, slot: int) -> Expr:
+    """Return a scale or zero point, broadcast along the axis that it is for."""
+    size = int(np.prod(site.dims_in(slot)))
+    if len(site.dims_in(slot)) > 1:
         site.refuse("it has scales for blocks")
     dims = [1] * len(site.dims_in())
     if size > 1:
         dims[int(site.attribute("axis", 1))] = size
-    return call("Reshape", site.input(1), integers(dims))
-
-
-def _whole(number: int) -> Literal:
-    return Literal(np.array(number, np.int32))
+    return call("Reshape", site.input(slot), integers(dims))
 
 
 def quantise(site: Site) -> Gradients:
-    """QuantizeLinear: nothing goes through where it saturates."""
-    limits = np.iinfo(helper.tensor_dtype_to_np_dtype(site.types[site.node.outputs[0]]))
-    y = call("Cast", site.y, to=TensorProto.INT32)
-    inside = call("And", call("Greater", y, _whole(limits.min)), call("Less", y, _whole(limits.max)))
-    return {0: call("Where", inside, site.g / _scale(site), 0.0)}
+    """QuantizeLinear: nothing goes through where it saturates, that is where it moves numbers by more than it rounds.
+
+    The largest and the smallest integer do not tell: they also stand for what they stand for exactly.
+    """
+    scale = _along(site, 1)
+    kind = {"to": site.types[site.node.inputs[0]]}
+    steps = call("Cast", site.y, **kind)
+    if site.has(2):
+        steps = steps - call("Cast", _along(site, 2), **kind)
+    inside = call("Less", call("Abs", site.x / scale - steps), _HALF)
+    return {0: call("Where", inside, site.g / scale, 0.0)}
 
 
 def dequantise(site: Site) -> Gradients:
     """DequantizeLinear."""
-    return {0: site.g * _scale(site)}
+    return {0: site.g * _along(site, 1)}
 
 
 RULES = tuple(
