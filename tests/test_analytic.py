@@ -8,7 +8,6 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import TensorProto
 
 from onnxfuse.analysis import Analysis, analyse
 from onnxfuse.analytic import Moments, analytic_readings, propagate_moments
@@ -23,9 +22,9 @@ from tests.builders import AnyArray, Net, run_ort, run_ort_all
 
 Build = Callable[[Net, str], str | Sequence[str]]
 
-SAMPLES = 4000
+SAMPLES = 20_000
 # Shares of the typical size that samples may be off by.
-TOLERANCE = 0.08
+TOLERANCE = 0.06
 PLAIN, MAP, TOKENS = (2, 6), (2, 4, 7, 7), (2, 5, 6)
 
 
@@ -77,12 +76,12 @@ CASES: Mapping[str, Case] = {
     "Mul, with itself": Case(lambda n, x: n.node("Mul", *[n.gemm(x, 5)] * 2), PLAIN),
     "Concat": Case(lambda n, x: n.gemm(n.node("Concat", x, n.node("Relu", n.gemm(x, 5)), axis=1), 5), PLAIN),
     "AveragePool": Case(lambda n, x: n.node("AveragePool", x, kernel_shape=[3, 2], strides=[2, 2]), MAP),
-    "MaxPool": Case(lambda n, x: n.node("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2]), MAP, tolerance=0.2),
+    "MaxPool": Case(lambda n, x: n.node("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2]), MAP, tolerance=0.16),
     "MaxPool, of Relu": Case(
-        lambda n, x: n.node("MaxPool", n.node("Relu", x), kernel_shape=[3, 3], strides=[2, 2]), MAP, tolerance=0.2
+        lambda n, x: n.node("MaxPool", n.node("Relu", x), kernel_shape=[3, 3], strides=[2, 2]), MAP, tolerance=0.16
     ),
     "GlobalAveragePool": Case(lambda n, x: n.node("GlobalAveragePool", x), MAP),
-    "GlobalMaxPool": Case(lambda n, x: n.node("GlobalMaxPool", x), MAP, tolerance=0.25),
+    "GlobalMaxPool": Case(lambda n, x: n.node("GlobalMaxPool", x), MAP, tolerance=0.2),
     "ReduceMean": Case(lambda n, x: n.reduce("Mean", x, [2, 3], keepdims=0), MAP),
     "Reshape": Case(lambda n, x: n.reshape(x, -1, 4, 49), MAP),
     "Flatten": Case(lambda n, x: n.node("Flatten", x), MAP, tolerance=0.12),
@@ -168,9 +167,9 @@ def test_moments_are_those_of_samples(name: str) -> None:
     for output in (info.name for info in model.graph.output):
         moments = found.moments[output]
         mean, covariance = observed(values[output], moments.axis)
-        size = float(np.sqrt(np.trace(covariance) / len(covariance)))
-        np.testing.assert_allclose(moments.mean, mean, atol=case.tolerance * size)
-        np.testing.assert_allclose(moments.covariance, covariance, atol=case.tolerance * size**2)
+        size = np.sqrt(np.diag(covariance)) + 1e-5
+        np.testing.assert_array_less(np.abs(moments.mean - mean) / size, case.tolerance)
+        np.testing.assert_array_less(np.abs(moments.covariance - covariance) / np.outer(size, size), case.tolerance)
         for axis in range(1, values[output].ndim):
             if axis != moments.axis and values[output].shape[axis] > 3:
                 expected = neighbours(values[output], axis, moments.axis)
@@ -203,9 +202,7 @@ def affine(net: Net, x: str, seed: int, depth: int) -> str:
             case 2:
                 made = net.node("Concat", one, net.gemm(other, 2), axis=1)
             case _:
-                made = net.node(
-                    "Sub", net.batch_norm(net.gemm(one, 6)) if False else net.gemm(one, 6), net.gemm(other, 6)
-                )
+                made = net.node("Sub", net.gemm(one, 6), net.gemm(other, 6))
         values.append(made)
     return net.node("Add", net.gemm(values[-1], 4), net.gemm(values[depth // 2], 4))
 
@@ -221,3 +218,134 @@ def test_linear_networks_are_exact(seed: int, depth: int) -> None:
     scale = float(np.trace(found.covariance))
     np.testing.assert_allclose(found.mean, values[0], atol=1e-4 * np.sqrt(scale))
     np.testing.assert_allclose(found.covariance, jacobian @ jacobian.T, atol=1e-4 * scale)
+
+
+def plain_block(net: Net, x: str, kind: str) -> str:
+    """Add a convolution and an activation."""
+    return net.node(kind, net.conv(x, 8, 3, pads=[0] * 4))
+
+
+def residual_block(net: Net, x: str, kind: str) -> str:
+    """Add a branch of two convolutions, which keep the size, to what it comes from."""
+    inside = net.node(kind, net.conv(x, 8, 3, pads=[1] * 4))
+    return net.node(kind, net.node("Add", x, net.conv(inside, 8, 3, pads=[1] * 4)))
+
+
+@pytest.mark.parametrize(("block", "factor"), [(plain_block, 2.0), (residual_block, 4.0)])
+@pytest.mark.parametrize("kind", ["Relu", "Tanh"])
+@given(seed=st.integers(0, 99))
+def test_deep_networks_are_right_within_a_factor(
+    block: Callable[[Net, str, str], str], factor: float, kind: str, seed: int
+) -> None:
+    """So is the variance of five layers without borders, and of four residual blocks with them."""
+    dims = (2, 3, 14, 14)
+
+    def build(net: Net, x: str) -> str:
+        x = plain_block(net, x, kind)
+        for _ in range(4):
+            x = block(net, x, kind)
+        return x
+
+    model = built(build, dims, seed=seed)
+    name = model.graph.output[0].name
+    found = propagate_moments(analysed(model, dims)).moments[name].total
+    x = np.random.default_rng(seed).standard_normal((128, *dims[1:])).astype(np.float32)
+    expected = float(np.trace(observed(run_ort(model, {"x": x})[name], 1)[1]))
+    assert 1 / factor < found / expected < factor
+
+
+@given(st.integers(0, 99), st.integers(1, 5))
+def test_activations_in_networks_without_places(seed: int, depth: int) -> None:
+    """Of matrices, activations and residual sums, covariances are off by half of their size at most."""
+
+    def build(net: Net, x: str) -> str:
+        x = net.gemm(x, 16)
+        for _ in range(depth):
+            x = net.node("Add", x, net.gemm(net.node("Relu", net.gemm(x, 16)), 16))
+        return x
+
+    model = built(build, PLAIN, seed=seed)
+    name = model.graph.output[0].name
+    found = propagate_moments(analysed(model, PLAIN)).moments[name]
+    x = np.random.default_rng(seed).standard_normal((20_000, 6)).astype(np.float32)
+    _, covariance = observed(run_ort(model, {"x": x})[name], 1)
+    assert np.linalg.norm(found.covariance - covariance) < np.linalg.norm(covariance) / 2
+    assert float(np.trace(found.covariance)) == pytest.approx(float(np.trace(covariance)), rel=0.35)
+
+
+def test_normalisations_state_what_they_saw() -> None:
+    """Whatever the input is, what a normalisation makes has the mean and the deviation that it states."""
+    model = built(lambda net, x: net.batch_norm(net.conv(x, 5, 3)), MAP)
+    made = propagate_moments(analysed(model, MAP)).moments[model.graph.output[0].name]
+    arrays = {t.name: onnx.numpy_helper.to_array(t).astype(np.float64) for t in model.graph.initializer}
+    scale, shift, _, variance = (arrays[name] for name in model.graph.node[1].input[1:])
+    np.testing.assert_allclose(made.mean, shift, atol=1e-7)
+    np.testing.assert_allclose(made.variance, scale**2 * variance / (variance + 1e-5), rtol=1e-6)
+
+
+def test_what_has_no_rule_says_so() -> None:
+    """The reason names the node, goes with all that follows, and ends at a normalisation."""
+    model = built(lambda net, x: (net.node("Relu", net.node("Softmax", net.conv(x, 5, 3), name="soft")),), MAP)
+    found = propagate_moments(analysed(model, MAP))
+    assert set(found.unknown) == {name for node in model.graph.node[1:] for name in node.output}
+    assert all("'soft' (Softmax)" in why for why in found.unknown.values())
+    model = built(lambda net, x: net.batch_norm(net.node("Softmax", x)), MAP)
+    assert model.graph.output[0].name in propagate_moments(analysed(model, MAP)).moments
+
+
+def test_what_is_not_finite_is_not_known() -> None:
+    """The reciprocal of a Gaussian number has no variance."""
+    model = built(lambda net, x: net.node("Reciprocal", x), PLAIN)
+    assert "finite" in propagate_moments(analysed(model, PLAIN)).unknown[model.graph.output[0].name]
+
+
+def test_only_what_is_asked_for_is_kept() -> None:
+    """Moments of other values are dropped on the way."""
+    model = built(lambda net, x: net.gemm(net.node("Relu", net.gemm(x, 9)), 5), PLAIN)
+    first = model.graph.node[0].output[0]
+    assert set(propagate_moments(analysed(model, PLAIN), [first]).moments) == {first}
+
+
+def duplicated(net: Net, x: str) -> str:
+    """Add a layer of which every channel has a copy, behind an activation."""
+    weight = np.random.default_rng(3).normal(size=(4, 6))
+    hidden = net.node("Gemm", x, net.constant(np.concatenate([weight, weight])), transB=1)
+    return net.gemm(net.node("Tanh", hidden), 5)
+
+
+def test_copies_are_superfluous() -> None:
+    """With half of the channels left nothing is lost where the other half are copies; with fewer, something is."""
+    analysis = analysed(built(duplicated, PLAIN), PLAIN)
+    groups = [group for group in analysis.channels.groups if not group.frozen]
+    judgement = judge_readings(groups, analytic_readings(analysis, groups, seed=0))[groups[0].name]
+    assert {int(c) % 4 for c in judgement.selected(4)} == {0, 1, 2, 3}
+    assert judgement.damage[4] < 1e-6 * judgement.damage[0] < judgement.damage[3]
+
+
+def convolutional(net: Net, x: str) -> str:
+    """Add a small network with a residual block, a pool and a Flatten."""
+    x = net.node("Relu", net.conv(x, 8, 3, pads=[1] * 4))
+    x = net.node("Add", x, net.conv(net.node("Relu", net.conv(x, 12, 3, pads=[1] * 4)), 8, 3, pads=[1] * 4))
+    x = net.node("AveragePool", net.node("Relu", x), kernel_shape=[2, 2], strides=[2, 2])
+    return net.gemm(net.node("Relu", net.gemm(net.node("Flatten", x), 20)), 5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_damage_is_that_of_samples(seed: int) -> None:
+    """On Gaussian inputs, every group's damage is within a factor of 2 of what samples tell, at every width."""
+    dims = (2, 3, 8, 8)
+    model = built(convolutional, dims, seed=seed)
+    analysis = analysed(model, dims)
+    groups = [group for group in analysis.channels.groups if not group.frozen]
+    assert len(groups) == 3
+    told = judge_readings(groups, analytic_readings(analysis, groups, seed=0))
+    x = np.random.default_rng(seed).standard_normal((2000, *dims[1:])).astype(np.float32)
+    samples = load_samples({"x": x}, analysis.graph)
+    seen = judge_groups(analysis, groups, samples, Provider.CPU, seed=0)
+    assert set(told) == set(seen) == {group.name for group in groups}
+    for group in groups:
+        ours, theirs = (found[group.name].damage[: group.channels // 2] for found in (told, seen))
+        assert (ours / theirs < 2).all()
+        assert (theirs / ours < 2).all()
+        assert told[group.name].knows_channels == seen[group.name].knows_channels
+    assert any(judgement.knows_channels for judgement in told.values())

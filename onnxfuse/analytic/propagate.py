@@ -48,8 +48,8 @@ def propagate_moments(
 ) -> Propagated:
     """Work out the moments of the values of a network.
 
-    Inputs are independent standard normal numbers where nothing else is said. They have their channels on the axis that
-    the first weight reads.
+    Inputs are independent standard normal numbers where nothing else is said. They have their channels on the axis that a
+    weight follows.
 
     Args:
         analysis: The network.
@@ -190,9 +190,10 @@ def _rule(rules: Mapping[tuple[str, str, int], Rule], node: NodeView) -> Rule | 
 
 
 def _input_axis(analysis: Analysis, name: str) -> int:
-    """Return the axis of an input that a weight follows; the last where none does."""
+    """Return the axis of an input that a weight follows; the first behind the samples where none does."""
     layouts = analysis.channels.layouts
     weights = {a for operand, axes in layouts.items() if operand.is_constant for axis in axes for a in leaves(axis)}
     own = layouts.get(Operand(name), ())
     found = [axis for axis in range(1, len(own)) if set(leaves(own[axis])) & weights]
-    return found[0] if found else len(analysis.shapes.dims[name]) - 1
+    # A lone channel in front of places is followed by nothing.
+    return found[0] if found else 1

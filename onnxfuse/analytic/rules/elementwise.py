@@ -34,12 +34,6 @@ def arithmetic(site: Site) -> Sequence[Made] | Unknown:
     return combined(site) if found is None else [found]
 
 
-def passed(site: Site) -> Sequence[Made] | Unknown:
-    """Identity, and Dropout once trained: the same."""
-    name = site.name(0)
-    return [Made(site.x, {name: lambda cross: cross}, site.sources[name])]
-
-
 def prelu(site: Site) -> Sequence[Made] | Unknown:
     """PRelu: relu(z) - a relu(-z) with a slope for every channel, so two activations of one vector (z, -z)."""
     x, slope = site.x, site.constant(1)
@@ -50,7 +44,9 @@ def prelu(site: Site) -> Sequence[Made] | Unknown:
     mean, joint = gaussian_moments(_relu, np.concatenate([x.mean, -x.mean]), both)
     join = np.concatenate([np.diag(np.ones(count)), -np.diag(a)], axis=1)
     slopes = join @ np.concatenate([_slopes(_relu, x.mean, x), -_slopes(_relu, -x.mean, x)])
-    moments = Moments(x.axis, join @ mean, join @ joint @ join.T, x.decay)
+    # How fast it changes from place to place as if all slopes were one.
+    typical, _ = activated(lambda z: np.where(z > 0, z, a.mean() * z), x)
+    moments = Moments(x.axis, join @ mean, join @ joint @ join.T, typical.decay)
     return [Made(moments, {site.name(0): scaled_rows(slopes)})]
 
 
@@ -102,8 +98,7 @@ def composed(site: Site) -> Made | None:
 
 
 RULES = (
-    *(Rule(op, unary) for op in UNARY if op not in _LOGICAL | {"Identity", "Dropout"}),
+    *(Rule(op, unary) for op in UNARY if op not in _LOGICAL),
     *(Rule(op, arithmetic) for op in _ARITHMETIC),
-    *(Rule(op, passed) for op in ("Identity", "Dropout")),
     Rule("PRelu", prelu),
 )

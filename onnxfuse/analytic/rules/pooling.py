@@ -55,8 +55,10 @@ def _maximum(site: Site, x: Moments, alike: FloatArray, similarity: float) -> Se
     r"""The largest of n numbers that are alike in pairs, :math:`z = \sqrt r c + \sqrt{1 - r} e`.
 
     Their largest is :math:`\sqrt r c + \sqrt{1 - r} M_n`, with M_n the largest of n independent ones, of mean
-    :math:`\mu_n` and variance :math:`v_n`; r is the mean over the pairs, and channels have in common of M_n what they
-    have of z. Where the values come from Gaussian ones by a function that never falls, the largest is that of these.
+    :math:`\mu_n` and variance :math:`v_n`; r is the mean over the pairs. Of M_n the share 1 / n is linear in the
+    numbers (by Stein's lemma each moves it by 1 / n), and what is left is taken for quadratic: so channels whose
+    numbers correlate by :math:`\rho` have :math:`\rho / n + (v_n - 1 / n) \rho^2` of M_n in common. Where the values
+    come from Gaussian ones by a function that never falls, the largest is that of these.
     """
     count = len(alike)
     pairs = count * (count - 1)
@@ -66,7 +68,11 @@ def _maximum(site: Site, x: Moments, alike: FloatArray, similarity: float) -> Se
     z = source.moments if rising else site.x
     middle, spread = _largest(count)
     mean = z.mean + np.sqrt(z.variance * (1.0 - r)) * middle
-    moments = Moments(x.axis, mean, (r + (1.0 - r) * spread) * z.covariance, x.decay)
+    deviation = np.sqrt(z.variance)
+    size = np.outer(deviation, deviation)
+    rho = np.divide(z.covariance, size, out=np.zeros_like(size), where=size > 0)
+    largest = size * (rho / count + (spread - 1.0 / count) * np.square(rho))
+    moments = Moments(x.axis, mean, r * z.covariance + (1.0 - r) * largest, x.decay)
     # The place where something else is seen is the largest one time in n.
     gain, name = np.full(len(z.mean), r + (1.0 - r) / count), site.name(0)
     if rising:

@@ -151,8 +151,8 @@ def resize(site: Site) -> Sequence[Made] | Unknown:
     if dims[x.axis] != new[x.axis] or site.attribute("mode", b"nearest") != b"nearest":
         return site.unknown("channels are resized, or places are mixed")
     decay = tuple(
-        float(np.sign(rho) * abs(rho) ** (a / b)) if b >= a else clip
-        for rho, a, b, clip in zip(x.decay, dims, new, x.decay, strict=True)
+        (b - a + a * rho) / b if b > a else float(np.sign(rho) * abs(rho) ** (a / b))
+        for rho, a, b in zip(x.decay, dims, new, strict=True)
     )
     return [Made(Moments(x.axis, x.mean, x.covariance, decay), {site.name(0): _same})]
 
