@@ -17,10 +17,11 @@ from onnxfuse.coupling.layout import leaves
 from onnxfuse.graph.view import NodeView, Operand
 from onnxfuse.statistics.gaussian import Elementwise
 
-__all__ = ["Propagated", "propagate_moments"]
+__all__ = ["FirstLayer", "Propagated", "first_layer", "propagate_moments"]
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
+_LINEAR = frozenset({"Conv", "Gemm", "MatMul"})
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE})
 # Channels of one value: more would take gigabytes for every pair of values.
 _MOST_CHANNELS = 4096
@@ -48,7 +49,7 @@ def propagate_moments(
 ) -> Propagated:
     """Work out the moments of the values of a network.
 
-    Inputs are independent standard normal numbers where nothing else is said. They have their channels on the axis that a
+    Inputs are independent standard normal numbers where nothing else is said. They have channels on the axis that a
     weight follows.
 
     Args:
@@ -70,6 +71,67 @@ def propagate_moments(
         if node is not None:
             state.forget(node.index)
     return Propagated(kept, state.unknown)
+
+
+@dataclass(frozen=True, eq=False)
+class FirstLayer:
+    """What the first layer behind an input computes, z = W x + b.
+
+    Attributes:
+        axis: Which axis of the input has its channels.
+        variance: Of every z if the input has independent channels of variance 1, shape (O,).
+        matrix: W, summed over taps, shape (O, C); zeros where channels of places are told apart.
+        bias: b, shape (O,).
+    """
+
+    axis: int
+    variance: FloatArray
+    matrix: FloatArray
+    bias: FloatArray
+
+
+def first_layer(
+    analysis: Analysis, name: str, decay: float, rules: Sequence[Rule] = DEFAULT_RULES
+) -> FirstLayer | None:
+    """Return the first layer with weights behind an input; None where something else comes first, or a normalisation.
+
+    Args:
+        analysis: The network.
+        name: The input.
+        decay: The correlation of neighbouring places.
+        rules: Operator rules.
+    """
+    graph = analysis.graph
+    found = [n for n in graph.nodes if n.op in _LINEAR and any(i not in graph.constants for i in n.inputs)]
+    for node in found[:1]:
+        reader = graph.sole_reader(node.outputs[0])
+        end = reader if reader is not None and reader.op in {"Add", "BatchNormalization"} else node
+        if end.op == "BatchNormalization" or (end is not node and not set(end.inputs) & set(graph.constants)):
+            return None
+        # What is the same everywhere tells what the taps of the layer sum to.
+        apart, alike = (_layer(analysis, name, end, alike, rules) for alike in (decay, 1.0))
+        if apart is not None and alike is not None:
+            return FirstLayer(apart[0], apart[1].variance, alike[2], apart[1].mean)
+    return None
+
+
+def _layer(
+    analysis: Analysis, name: str, end: NodeView, decay: float, rules: Sequence[Rule]
+) -> tuple[int, Moments, FloatArray] | None:
+    """Return the axis of an input, the moments of a node's result, and what both have in common."""
+    state = _State(analysis, {(rule.domain, rule.op, rule.since): rule for rule in rules})
+    state.enter(name, None)
+    if name not in state.moments:
+        return None
+    plain = state.moments[name]
+    axis = plain.axis
+    state.enter(name, Moments(axis, plain.mean, plain.covariance, (decay,) * len(plain.decay)))
+    for node in analysis.graph.nodes[: end.index + 1]:
+        state.step(node)
+    made = state.moments.get(end.outputs[0])
+    if made is None or made.total == 0:
+        return None
+    return axis, made, state.cross(end.outputs[0], name)
 
 
 @dataclass
@@ -141,7 +203,7 @@ class _State:
         if any(name not in dims for name in (*computed, *(n for n in node.outputs if n))):
             return Unknown(f"{node.title}: a shape is not known")
         known = {name: self.moments[name] for name in computed if name in self.moments}
-        site = Site(node, dims, self._constant, known, self.sources, self._cross, self._function)
+        site = Site(node, dims, self._constant, known, self.sources, self.cross, self._function)
         # What overflows is looked for afterwards.
         with np.errstate(all="ignore"):
             return rule.pass_on(site)
@@ -154,7 +216,7 @@ class _State:
     def _function(self, before: str, after: str, nodes: tuple[NodeView, ...]) -> Elementwise:
         return PathFunction(self.analysis, ActivationPath(before, after, nodes), Provider.CPU)
 
-    def _cross(self, left: str, right: str) -> FloatArray:
+    def cross(self, left: str, right: str) -> FloatArray:
         """Return the covariance of two values that are still known."""
         if left == right:
             return self.moments[left].covariance
@@ -171,7 +233,7 @@ class _State:
             self.unknown[name] = f"{name!r} has more than {_MOST_CHANNELS} channels"
             return
         for other in self.moments:
-            parts = [gain(self._cross(one, other)) for one, gain in made.gains.items() if self._share(one, other)]
+            parts = [gain(self.cross(one, other)) for one, gain in made.gains.items() if self._share(one, other)]
             if parts:
                 self.pairs[name, other] = np.sum(parts, axis=0)
         self.moments[name] = moments

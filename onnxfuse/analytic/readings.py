@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from onnxfuse.analysis import Analysis
+from onnxfuse.analytic.inputs import input_moments
 from onnxfuse.analytic.moments import Moments
 from onnxfuse.analytic.propagate import propagate_moments
 from onnxfuse.arrays import FloatArray, IntArray, row_coordinates
@@ -25,7 +26,7 @@ _FEWEST_ROWS = 1024
 
 
 def analytic_readings(analysis: Analysis, groups: Sequence[CouplingGroup], seed: int) -> dict[str, tuple[Reading, ...]]:
-    """Work out what every reader sees if the inputs are Gaussian, without a run.
+    """Work out what every reader sees if the inputs are Gaussian, as large as the first layer says, without a run.
 
     Args:
         analysis: The original.
@@ -38,7 +39,7 @@ def analytic_readings(analysis: Analysis, groups: Sequence[CouplingGroup], seed:
     places = reading_places(analysis, groups)
     names = {name for found in places.values() for p in found for name in (p.moments[0], p.end)}
     names |= {p.path.before for found in places.values() for p in found if p.path is not None}
-    moments = propagate_moments(analysis, names).moments
+    moments = propagate_moments(analysis, names, given=input_moments(analysis)).moments
     rng = np.random.default_rng(seed)
     found = {}
     for group in groups:
