@@ -13,16 +13,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxfuse.analysis import Analysis
-from onnxfuse.analytic.moments import Moments
-from onnxfuse.analytic.propagate import first_layer
+from onnxfuse.analytic.moments import Moments, Unknown
+from onnxfuse.analytic.propagate import first_layer, standard_normal
 from onnxfuse.arrays import FloatArray
 
-__all__ = ["InputScale", "input_moments", "input_scale"]
+__all__ = ["InputScale", "has_plausible_inputs", "input_moments", "input_scale"]
 
 # Ridge of the mean, in mean squares of what one input does.
 _RIDGE = 0.01
 # The correlation of neighbouring places of an input.
-NEIGHBOURS = 0.0
+NEIGHBOURS = 0.95
+# How far the first layer's results may be from zero, in their deviations, for a mean of the input to be believed.
+_WIDEST_GAP = 3.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,16 +68,30 @@ def input_scale(analysis: Analysis, name: str) -> InputScale | None:
 
 
 def input_moments(analysis: Analysis) -> Mapping[str, Moments]:
-    """Return moments of those inputs of which the first layer says something.
+    """Return moments of the inputs: as the first layer says, standard normal where it says nothing.
+
+    Signals are smooth, so places next to each other are alike; a normalisation tells the rest of what it reads.
 
     Args:
         analysis: The network.
     """
     found = {}
     for name in analysis.graph.inputs:
+        plain = standard_normal(analysis, name)
+        if isinstance(plain, Unknown):
+            continue
+        decay = (NEIGHBOURS,) * len(plain.decay)
         scale = input_scale(analysis, name)
-        if scale is not None:
-            covariance = scale.deviation**2 * np.eye(len(scale.mean))
-            rank = len(analysis.shapes.dims[name])
-            found[name] = Moments(scale.axis, scale.mean, covariance, (NEIGHBOURS,) * rank)
+        mean, variance = (plain.mean, 1.0) if scale is None else (scale.mean, scale.deviation**2)
+        found[name] = Moments(plain.axis, mean, variance * plain.covariance, decay)
     return found
+
+
+def has_plausible_inputs(analysis: Analysis) -> bool:
+    """Whether inputs are found that the first layer's biases suit, as far as that can be told.
+
+    Args:
+        analysis: The network.
+    """
+    scales = [input_scale(analysis, name) for name in analysis.graph.inputs]
+    return all(scale is None or scale.gap < _WIDEST_GAP for scale in scales)

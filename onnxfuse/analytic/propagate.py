@@ -17,11 +17,13 @@ from onnxfuse.coupling.layout import leaves
 from onnxfuse.graph.view import NodeView, Operand
 from onnxfuse.statistics.gaussian import Elementwise
 
-__all__ = ["FirstLayer", "Propagated", "first_layer", "propagate_moments"]
+__all__ = ["FirstLayer", "Propagated", "first_layer", "propagate_moments", "standard_normal"]
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 _LINEAR = frozenset({"Conv", "Gemm", "MatMul"})
+# What scales and shifts what a layer computes, with constants.
+_AFFINE = frozenset({"Add", "BatchNormalization", "Div", "Mul", "Sub"})
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE})
 # Channels of one value: more would take gigabytes for every pair of values.
 _MOST_CHANNELS = 4096
@@ -73,6 +75,23 @@ def propagate_moments(
     return Propagated(kept, state.unknown)
 
 
+def standard_normal(analysis: Analysis, name: str) -> Moments | Unknown:
+    """Return the moments of an input of independent standard normal numbers.
+
+    Args:
+        analysis: The network.
+        name: The input.
+    """
+    dims = analysis.shapes.dims.get(name, ())
+    if analysis.shapes.types.get(name) not in _FLOATS or len(dims) < 2:
+        return Unknown(f"input {name!r} has no channels of floats")
+    axis = _input_axis(analysis, name)
+    count = dims[axis]
+    if count > _MOST_CHANNELS:
+        return Unknown(f"input {name!r} has more than {_MOST_CHANNELS} channels")
+    return Moments(axis, np.zeros(count), np.eye(count), (0.0,) * len(dims))
+
+
 @dataclass(frozen=True, eq=False)
 class FirstLayer:
     """What the first layer behind an input computes, z = W x + b.
@@ -104,9 +123,12 @@ def first_layer(
     graph = analysis.graph
     found = [n for n in graph.nodes if n.op in _LINEAR and any(i not in graph.constants for i in n.inputs)]
     for node in found[:1]:
-        reader = graph.sole_reader(node.outputs[0])
-        end = reader if reader is not None and reader.op in {"Add", "BatchNormalization"} else node
-        if end.op == "BatchNormalization" or (end is not node and not set(end.inputs) & set(graph.constants)):
+        end = node
+        while (reader := graph.sole_reader(end.outputs[0])) is not None and reader.op in _AFFINE:
+            if not set(reader.inputs) & set(graph.constants):
+                break
+            end = reader
+        if end.op == "BatchNormalization":
             return None
         # What is the same everywhere tells what the taps of the layer sum to.
         apart, alike = (_layer(analysis, name, end, alike, rules) for alike in (decay, 1.0))
@@ -157,16 +179,11 @@ class _State:
 
     def enter(self, name: str, given: Moments | None) -> None:
         """Take a graph input."""
-        dims, types = self.analysis.shapes.dims, self.analysis.shapes.types
-        if given is not None:
-            self._put(name, Made(given))
-            return
-        if types.get(name) not in _FLOATS or len(dims.get(name, ())) < 2:
-            self.unknown[name] = f"input {name!r} has no channels of floats"
-            return
-        axis = _input_axis(self.analysis, name)
-        count = dims[name][axis]
-        self._put(name, Made(Moments(axis, np.zeros(count), np.eye(count), (0.0,) * len(dims[name]))))
+        found = standard_normal(self.analysis, name) if given is None else given
+        if isinstance(found, Unknown):
+            self.unknown[name] = found.why
+        else:
+            self._put(name, Made(found))
 
     def step(self, node: NodeView) -> None:
         """Follow one node."""
