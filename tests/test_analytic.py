@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxfuse.analysis import Analysis, analyse
-from onnxfuse.analytic import Moments, analytic_readings, has_plausible_inputs, input_scale, propagate_moments
+from onnxfuse.analytic import (
+    Moments,
+    analytic_readings,
+    has_plausible_inputs,
+    input_scale,
+    propagate_moments,
+)
 from onnxfuse.analytic.rules import DEFAULT_RULES
 from onnxfuse.arrays import FloatArray
 from onnxfuse.calibration.judge import judge_groups, judge_readings
@@ -337,9 +343,9 @@ def test_damage_is_that_of_samples(seed: int) -> None:
     analysis = analysed(model, dims)
     groups = [group for group in analysis.channels.groups if not group.frozen]
     assert len(groups) == 3
-    told = judge_readings(groups, analytic_readings(analysis, groups, seed=0))
-    x = np.random.default_rng(seed).standard_normal((2000, *dims[1:])).astype(np.float32)
-    samples = load_samples({"x": x}, analysis.graph)
+    white = {"x": Moments(1, np.zeros(3), np.eye(3), (0.0,) * 4)}
+    told = judge_readings(groups, analytic_readings(analysis, groups, 0, white))
+    samples = load_samples({"x": drawn(white["x"], dims, 2000)}, analysis.graph)
     seen = judge_groups(analysis, groups, samples, Provider.CPU, seed=0)
     assert set(told) == set(seen) == {group.name for group in groups}
     for group in groups:

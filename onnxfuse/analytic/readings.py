@@ -25,13 +25,16 @@ _ROWS_PER_CHANNEL, _MOST_ROWS = 64, 4096
 _FEWEST_ROWS = 1024
 
 
-def analytic_readings(analysis: Analysis, groups: Sequence[CouplingGroup], seed: int) -> dict[str, tuple[Reading, ...]]:
-    """Work out what every reader sees if the inputs are Gaussian, as large as the first layer says, without a run.
+def analytic_readings(
+    analysis: Analysis, groups: Sequence[CouplingGroup], seed: int, given: Mapping[str, Moments] | None = None
+) -> dict[str, tuple[Reading, ...]]:
+    """Work out what every reader sees if the inputs are Gaussian, without a run.
 
     Args:
         analysis: The original.
         groups: The groups.
         seed: Seed of the rows that candidates descend on.
+        given: Moments of the inputs; as the first layer says where None.
 
     Returns:
         The readings of each group by its name; none for a group of which some reader is not known.
@@ -39,7 +42,7 @@ def analytic_readings(analysis: Analysis, groups: Sequence[CouplingGroup], seed:
     places = reading_places(analysis, groups)
     names = {name for found in places.values() for p in found for name in (p.moments[0], p.end)}
     names |= {p.path.before for found in places.values() for p in found if p.path is not None}
-    moments = propagate_moments(analysis, names, given=input_moments(analysis)).moments
+    moments = propagate_moments(analysis, names, given=input_moments(analysis) if given is None else given).moments
     rng = np.random.default_rng(seed)
     found = {}
     for group in groups:

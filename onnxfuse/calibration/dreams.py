@@ -160,7 +160,7 @@ def _share(step: int) -> float:
     """Return how far a step goes, as a share of the first: ever less far.
 
     Example:
-        >>> _share(0), _share(4)
+        >>> _share(0), _share(8)
         (1.0, 0.625)
     """
     return 1.0 - (1.0 - _LAST) * step / _STEPS
