@@ -88,7 +88,7 @@ def _change_bodies(prepared: Prepared, clock: Clock, commands: Commands) -> Bodi
         return prepared.bodies
     analysis, config = prepared.analysis, prepared.config
     with clock.stage("bodies"):
-        bodies = compress_bodies(analysis, prepared.samples, config, prepared.wanted, commands)
+        bodies = compress_bodies(analysis, prepared.samples, prepared.bodies_config, prepared.wanted, commands)
         refuse_nothing(analysis, prepared.plans, bodies, config)
     return bodies
 

@@ -172,7 +172,7 @@ def plan(
         return prepared.wanted
     groups = {p.group.name: planned_group(prepared.judgements, p) for p in prepared.plans}
     if prepared.bodies.results:
-        groups |= plan_bodies(prepared.analysis, prepared.samples, prepared.config, _BodyCommands())
+        groups |= plan_bodies(prepared.analysis, prepared.samples, prepared.bodies_config, _BodyCommands())
     source = prepared.analysis.source
     return Plan(source.name, source.sha256, groups, config.to_dict())
 

@@ -13,10 +13,11 @@ import numpy as np
 import onnx
 
 from onnxfuse.analysis import Analysis, analyse, choose_samples, more_samples
+from onnxfuse.analytic import analytic_readings, has_plausible_inputs
 from onnxfuse.arrays import IntArray
 from onnxfuse.bodies import Bodies, Commands, Spending, find_bodies, spend_in_bodies, with_shared_target
 from onnxfuse.calibration.batches import in_larger_runs
-from onnxfuse.calibration.judge import Judgement, judge_groups
+from onnxfuse.calibration.judge import Judgement, judge_groups, judge_readings
 from onnxfuse.calibration.synthetic import calibration_samples
 from onnxfuse.config import DEFAULT_RATIO, CompressionConfig
 from onnxfuse.errors import ConfigError, DataError, UnsupportedGraphError
@@ -130,6 +131,7 @@ class Prepared:
         bodies: The bodies of If, Loop and Scan, as they were found.
         wanted: The plan to follow; None to go by the options.
         notes: What a reader should know; some are empty.
+        is_blind: Whether the samples are mere random numbers, which choose and fit nothing.
     """
 
     analysis: Analysis
@@ -142,6 +144,12 @@ class Prepared:
     bodies: Bodies
     wanted: Plan | None
     notes: tuple[str, ...]
+    is_blind: bool = False
+
+    @property
+    def bodies_config(self) -> CompressionConfig:
+        """The options for bodies: where samples say nothing, what is computed from them says nothing either."""
+        return replace(self.config, method="intra-fusion") if self.is_blind and self.config.is_auto else self.config
 
     def without_readings(self) -> "Prepared":
         """Return the same without what readers see of channels, which may be larger than the model."""
@@ -225,14 +233,18 @@ def prepare(task: Task, clock: Clock, commands: Commands, *, is_part: bool = Fal
     if calibration.runs is None and _is_calibrated(config) and not samples.divisible:
         with clock.stage("open batch"):
             runs = in_larger_runs(analysis, samples, config.provider)
-    judgements = _judgements(analysis, plans, runs, config, clock)
+    is_blind = calibration.is_blind
+    worked_out = _worked_out(analysis, plans, config, clock) if is_blind else {}
+    # What no rule tells of is better cut by random numbers than not at all: a budget is to be met.
+    observed = _judgements(analysis, plans, runs, config, clock) if config.target or not is_blind else {}
+    judgements = {**observed, **worked_out}
     found = Prepared(analysis, plans, judgements, samples, runs, given.labels, config, bodies, wanted, tuple(notes))
-    if not config.target or is_part:
-        return found
-    with clock.stage("allocate"):
-        found = _together(found, commands) if has_bodies(graph) else _alone(found)
-        refuse_nothing(analysis, found.plans, bodies, config)
-    return found
+    found = replace(found, is_blind=is_blind)
+    if config.target and not is_part:
+        with clock.stage("allocate"):
+            found = _together(found, commands) if has_bodies(graph) else _alone(found)
+            refuse_nothing(analysis, found.plans, bodies, config)
+    return replace(found, judgements=worked_out) if is_blind and not is_part else found
 
 
 def _alone(prepared: Prepared) -> Prepared:
@@ -332,12 +344,14 @@ class _Calibration:
         config: The options, as far as the samples are good for them.
         note: What a reader should know; empty if there is nothing.
         runs: The samples, several at once if the network can be made to take them; None where that is not known yet.
+        is_blind: Whether they are mere random numbers, so that moments are worked out instead of observed.
     """
 
     samples: Samples
     config: CompressionConfig
     note: str = ""
     runs: Samples | None = None
+    is_blind: bool = False
 
 
 def _calibration(task: Task, analysis: Analysis, given: Given, config: CompressionConfig, clock: Clock) -> _Calibration:
@@ -370,16 +384,32 @@ def _made_up(analysis: Analysis, samples: Samples, config: CompressionConfig) ->
         return _Calibration(synthetic.samples, config, note, synthetic.runs)
     if config.fusion.importance in FROM_SAMPLES:
         what = (
-            f"there are no samples for the importance {config.fusion.importance!r}, and the inputs are neither images "
+            f"there are no samples for the importance {config.fusion.importance!r}, and the inputs are neither images, "
         )
-        what += "nor tokens that could be made up"
+        what += "tokens nor sounds that could be made up"
         mend = "give samples with --calibration, or choose an importance that looks at weights alone, such as l1"
         raise DataError(what, where="--importance", mend=mend)
-    note = "no data, and the inputs are neither images nor tokens: random numbers say little of what real ones do, so "
-    if config.is_auto:
-        config = replace(config, method="intra-fusion", refit=False)
-        note += "the weights alone decide (intra-fusion); "
-    return _Calibration(synthetic.samples, config, f"{note}give --calibration for better results")
+    note = "no data, and the inputs are neither images, tokens nor sounds: "
+    mend = "; give --calibration for better results"
+    if not has_plausible_inputs(analysis):
+        if config.is_auto:
+            config = replace(config, method="intra-fusion", refit=False)
+        note += "what inputs the first layer expects can't be told from it, so the weights alone decide (intra-fusion)"
+        return _Calibration(synthetic.samples, config, note + mend, is_blind=bool(config.target))
+    config = replace(config, refit=False) if config.is_auto else config
+    note += "what is kept is chosen by moments worked out for random numbers as large as the first layer expects"
+    return _Calibration(synthetic.samples, config, note + mend, is_blind=True)
+
+
+def _worked_out(
+    analysis: Analysis, plans: Sequence[GroupPlan], config: CompressionConfig, clock: Clock
+) -> Mapping[str, Judgement]:
+    """Work out what the readers of each group lose, where anything is chosen by that and rules tell it."""
+    if not (config.is_auto or config.target):
+        return {}
+    with clock.stage("work out"):
+        free = [plan.group for plan in plans if not plan.reason]
+        return judge_readings(free, analytic_readings(analysis, free, config.seed))
 
 
 def _judgements(

@@ -196,14 +196,35 @@ def test_made_up_images_have_the_range_of_the_input(kind: int, low: float, high:
     assert np.ptp(array.astype(float)) > 0.5 * (high - low)
 
 
-def test_without_images_or_tokens_the_weights_decide() -> None:
-    """Random numbers for inputs of no known kind choose nothing: the method is the one that looks at weights alone."""
+def test_without_samples_like_data_moments_decide() -> None:
+    """For inputs of no known kind moments are worked out; nothing is fitted, and the report says so."""
     net = Net(17, seed=2)
     net.output(net.gemm(net.node("Relu", net.gemm(net.input(1, 5, batch="n"), 8, name="first")), 3, name="last"))
     made = onnxfuse.compress(net.model(), ratio=0.5, provider="cpu")
+    assert {g.method for g in made.report.groups} <= {"descent", "least-damage", None}
+    assert made.report.refits == ()
+    assert any("--calibration" in note and "moments" in note for note in made.report.notes)
+
+
+def test_without_moments_the_weights_decide() -> None:
+    """A group behind an operator without a rule is fused by its weights alone."""
+    net = Net(17, seed=2)
+    x = net.node("Softmax", net.input(1, 5, batch="n"))
+    net.output(net.gemm(net.node("Relu", net.gemm(x, 8, name="first")), 3, name="last"))
+    made = onnxfuse.compress(net.model(), ratio=0.5, provider="cpu")
     assert {g.method for g in made.report.groups} == {"intra-fusion", None}
     assert made.report.refits == ()
-    assert any("--calibration" in note for note in made.report.notes)
+
+
+def test_sounds_are_made_up_for_a_network_that_reads_a_signal() -> None:
+    """Where filters of one channel run along an input, it gets sounds; where they run over several, it does not."""
+    for channels, word in ((1, "synthetic sounds"), (2, "random numbers")):
+        net = Net(17, seed=3)
+        x = net.node("Relu", net.conv(net.input(1, channels, 128, batch="n"), 8, 9, name="first"))
+        net.output(net.gemm(net.node("Flatten", net.node("GlobalAveragePool", x)), 3))
+        made = onnxfuse.compress(net.model(), ratio=0.5, provider="cpu", effort=0)
+        assert any(word in note for note in made.report.notes)
+        assert bool(made.report.refits) == (channels == 1)
 
 
 def write_pictures(folder: Path, count: int) -> None:

@@ -172,6 +172,10 @@ class PathFunction:
             return
         graph, kind = analysis.graph, TensorProto.FLOAT
         constants = {name: graph.constants[name] for n in path.nodes for name in n.inputs if name in graph.constants}
+        # Numbers that follow from shapes are made by nodes that are not among these.
+        read = {name for n in path.nodes for name in n.inputs} - {name for n in path.nodes for name in n.outputs}
+        followed = {name: analysis.shapes.static[name] for name in sorted(read & set(analysis.shapes.static))}
+        constants |= {n: onnx.numpy_helper.from_array(v, n) for n, v in followed.items() if n not in constants}
         model = onnx.helper.make_model(
             onnx.helper.make_graph(
                 [node.proto for node in path.nodes],

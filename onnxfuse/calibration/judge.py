@@ -14,7 +14,7 @@ from onnxfuse.fusion.maps import ChannelMap
 from onnxfuse.proof.samples import Samples
 from onnxfuse.statistics.damage import Reading, greedy_order, rebuilding_map
 
-__all__ = ["Judgement", "judge_groups"]
+__all__ = ["Judgement", "judge_groups", "judge_readings"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,21 @@ def judge_groups(
     Raises:
         RuntimeFailedError: ONNX Runtime could not run the network.
     """
-    readings = observe_readings(analysis, groups, samples, provider, seed)
+    return judge_readings(groups, observe_readings(analysis, groups, samples, provider, seed))
+
+
+def judge_readings(
+    groups: Sequence[CouplingGroup], readings: Mapping[str, tuple[Reading, ...]]
+) -> Mapping[str, Judgement]:
+    """Judge every group by what its readers see, however that is known.
+
+    Args:
+        groups: The groups.
+        readings: What each reader sees, by the group's name.
+
+    Returns:
+        A judgement by the name of each group of which something is seen.
+    """
     return {group.name: _judgement(group, found) for group in groups if (found := readings[group.name])}
 
 

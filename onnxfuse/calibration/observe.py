@@ -28,7 +28,7 @@ from onnxfuse.statistics.damage import Reading, shrunk, within_sets
 from onnxfuse.statistics.features import Role
 from onnxfuse.statistics.gaussian import Elementwise
 
-__all__ = ["observe_readings", "read_at", "stream_values"]
+__all__ = ["ReadingPlace", "channels_before", "observe_readings", "read_at", "reading_places", "stream_values"]
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -156,8 +156,17 @@ class _Rows:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A reader of a group, and where to look."""
+class ReadingPlace:
+    """A reader of a group, and where to look.
+
+    Attributes:
+        weights: Its weights, a row for every channel.
+        moments: The value in which it finds the channels, and the axis.
+        end: The value in which its result ends.
+        has_shift: Whether something can make a mean good, behind the reader.
+        path: What lies between the producers and the reader; None where that does not have the form of f(z).
+        is_apart: Whether the reader hears the sets of the group each for itself.
+    """
 
     weights: Floats
     moments: tuple[str, int]
@@ -185,9 +194,7 @@ def observe_readings(
     Raises:
         RuntimeFailedError: ONNX Runtime could not run the network.
     """
-    linear = {node.node.index: node for node in linear_nodes(analysis.graph, analysis.channels)}
-    state = WeightState(analysis.graph, analysis.shapes, analysis.channels)
-    places = {group.name: list(_places(analysis, state, group, linear)) for group in groups}
+    places = reading_places(analysis, groups)
     moments: dict[tuple[str, str, int], _Moments] = {}
     spreads: dict[str, _Spread] = {}
     rows: dict[tuple[str, str], _Rows] = {}
@@ -211,9 +218,21 @@ def observe_readings(
     return {group.name: tuple(_readings(group, places[group.name], moments, spreads, channels)) for group in groups}
 
 
+def reading_places(analysis: Analysis, groups: Sequence[CouplingGroup]) -> dict[str, list[ReadingPlace]]:
+    """Return the readers of some groups, by the group's name.
+
+    Args:
+        analysis: The original.
+        groups: The groups.
+    """
+    linear = {node.node.index: node for node in linear_nodes(analysis.graph, analysis.channels)}
+    state = WeightState(analysis.graph, analysis.shapes, analysis.channels)
+    return {group.name: list(_places(analysis, state, group, linear)) for group in groups}
+
+
 def _readings(
     group: CouplingGroup,
-    places: Sequence[_Place],
+    places: Sequence[ReadingPlace],
     moments: Mapping[tuple[str, str, int], _Moments],
     spreads: Mapping[str, _Spread],
     channels: Mapping[tuple[str, ActivationPath], tuple[Channels, Channels] | None],
@@ -242,7 +261,7 @@ def _readings(
 
 def _places(
     analysis: Analysis, state: WeightState, group: CouplingGroup, linear: Mapping[int, LinearNode]
-) -> Iterator[_Place]:
+) -> Iterator[ReadingPlace]:
     members = [p for p in group.parameters if p.role in {Role.PRODUCER, Role.CONSUMER}]
     by_name = {node.name: node for node in analysis.graph.nodes}
     for parameter, features in zip(members, state.features(group).members, strict=True):
@@ -259,7 +278,7 @@ def _places(
         elif (behind := scale_behind(analysis.graph, node)) is not None:
             end = behind.result
         is_apart = has_sets_elsewhere(analysis.channels.layouts[parameter.operand], parameter.axis, group)
-        yield _Place(features.weights, where, end, has_shift, _path(analysis, group, where[0]), is_apart)
+        yield ReadingPlace(features.weights, where, end, has_shift, _path(analysis, group, where[0]), is_apart)
 
 
 def _path(analysis: Analysis, group: CouplingGroup, value: str) -> ActivationPath | None:
@@ -269,10 +288,21 @@ def _path(analysis: Analysis, group: CouplingGroup, value: str) -> ActivationPat
     return activation_path(analysis, group, value)
 
 
-def _rows(analysis: Analysis, group: CouplingGroup, path: ActivationPath) -> _Rows:
+def channels_before(analysis: Analysis, group: CouplingGroup, path: ActivationPath) -> tuple[int, Places]:
+    """Return the axis of the value z that has the channels of a group, and where on it they are.
+
+    Args:
+        analysis: The original.
+        group: The group.
+        path: What lies between its producers and a reader.
+    """
     layouts = analysis.channels.layouts[Operand(path.before)]
     axis = next(axis for axis, layout in enumerate(layouts) if group.atom in set(leaves(layout)))
-    where = places_in(layouts, axis, group, {})
+    return axis, places_in(layouts, axis, group, {})
+
+
+def _rows(analysis: Analysis, group: CouplingGroup, path: ActivationPath) -> _Rows:
+    _, where = channels_before(analysis, group, path)
     return _Rows(path.before, where, min(_CHANNEL_ROWS * len(where.index), _MOST_CHANNEL_ROWS))
 
 

@@ -1,14 +1,14 @@
-"""Samples from pictures, and where the user gives none: dead leaves, scaled as the network expects its images.
+"""Samples from pictures, and where the user gives none: dead leaves and sounds, scaled as the network expects them.
 
 A file does not say how its images were normalised. Integer types tell their range. For floats the network tells: the
 first batch normalisations state what they saw in training, and where there are none, pixels of a wrong scale make
 outputs that hardly depend on the image.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from onnx import TensorProto
@@ -18,6 +18,7 @@ from onnxfuse.calibration.batches import in_larger_runs
 from onnxfuse.calibration.dreams import dream
 from onnxfuse.calibration.images import Image, image_inputs
 from onnxfuse.calibration.pictures import read_pictures
+from onnxfuse.calibration.sounds import sound_inputs
 from onnxfuse.config import CompressionConfig, Pixels
 from onnxfuse.errors import DataError
 from onnxfuse.gradient.forward import with_outputs
@@ -26,6 +27,7 @@ from onnxfuse.proof.random_samples import synthetic_samples
 from onnxfuse.proof.runtime import Session
 from onnxfuse.proof.samples import Samples
 from onnxfuse.statistics.dead_leaves import dead_leaves
+from onnxfuse.statistics.sounds import sounds
 
 __all__ = ["Synthetic", "calibration_samples"]
 
@@ -43,6 +45,10 @@ _TRIALS = 16
 _MEAN, _DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 # Outputs vary so many times more at the right scale, if the other is wrong by a factor of a hundred.
 _LIVELIER = 4.0
+# What recordings of 16 bits are multiplied by that are not divided by it.
+_SIXTEEN_BITS = 32768.0
+
+_Scale = TypeVar("_Scale", str, float)
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Synthetic:
 
     Attributes:
         samples: The samples.
-        is_like_data: Whether they are like what such networks see: images or tokens, not mere random numbers.
+        is_like_data: Whether they are like what such networks see: images, tokens or sounds, not mere random numbers.
         note: What else a reader of results should know of them; empty if there is nothing.
         runs: The same, several at once if the network can be made to take them; None where that was not looked into.
     """
@@ -93,6 +99,9 @@ def calibration_samples(
         tokens = {
             name: _tokens(array, table, rng) for name, array in plain.arrays.items() if (table := tables.get(name))
         }
+        heard = sound_inputs(analysis, samples)
+        if heard:
+            return Synthetic(_sounding(analysis, plain, heard, config, rng), is_like_data=True)
         origin = f"{plain.count} rows of random tokens (seed {config.seed})" if tokens else plain.origin
         return Synthetic(replace(plain, arrays={**plain.arrays, **tokens}, origin=origin), is_like_data=bool(tokens))
     leaves = pictures or {
@@ -119,6 +128,22 @@ def _dreamt(analysis: Analysis, leaves: Samples, images: Mapping[str, Image], co
         return Synthetic(leaves, is_like_data=True, runs=runs)
     origin = leaves.origin.replace("dead leaves", "dead leaves, some of them moved towards random classes")
     return Synthetic(replace(leaves, arrays=moved.arrays, origin=origin), is_like_data=True, runs=moved)
+
+
+def _sounding(
+    analysis: Analysis, plain: Samples, heard: Mapping[str, int], config: CompressionConfig, rng: np.random.Generator
+) -> Samples:
+    """Return made-up sounds, as loud as recordings that go from -1 to 1, or to 32768 if the network tells that."""
+    waves = {name: sounds(len(plain.arrays[name]), length, rng) for name, length in heard.items()}
+
+    def at(scale: float, few: Samples) -> dict[str, AnyArray]:
+        like = few.arrays
+        return {n: (scale * w[: len(like[n])]).reshape(like[n].shape).astype(like[n].dtype) for n, w in waves.items()}
+
+    loud = _suits(analysis, plain, at, (1.0, _SIXTEEN_BITS), config) == _SIXTEEN_BITS
+    words = "from -32768 to 32767" if loud else "from -1 to 1"
+    origin = f"{plain.count} synthetic sounds (tones and noise, seed {config.seed}; {words})"
+    return replace(plain, arrays={**plain.arrays, **at(_SIXTEEN_BITS if loud else 1.0, plain)}, origin=origin)
 
 
 def _pictures(folder: Path, images: Mapping[str, Image], most: int) -> tuple[dict[str, AnyArray], str]:
@@ -184,7 +209,7 @@ def _right_scale(
     config: CompressionConfig,
 ) -> str:
     """Return the scaling that suits the network, or is asked for; the same for all inputs."""
-    words = list(dict.fromkeys(word for choices in scaled.values() for word in choices))
+    words = tuple(dict.fromkeys(word for choices in scaled.values() for word in choices))
     if config.pixels is not Pixels.AUTO:
         if not all(str(config.pixels) in choices for choices in scaled.values()):
             what = f"pixels can't be {str(config.pixels)!r} for inputs of this type"
@@ -192,22 +217,35 @@ def _right_scale(
         return str(config.pixels)
     if any(len(choices) == 1 for choices in scaled.values()):
         return next(iter(next(choices for choices in scaled.values() if len(choices) == 1)))
+
+    def at(word: str, few: Samples) -> dict[str, AnyArray]:
+        return {n: _as_input(scaled[n][word](leaves[n][: len(few.arrays[n])]), images[n], few, n) for n in images}
+
+    return _suits(analysis, plain, at, words, config)
+
+
+def _suits(
+    analysis: Analysis,
+    plain: Samples,
+    at: Callable[[_Scale, Samples], Mapping[str, AnyArray]],
+    scales: Sequence[_Scale],
+    config: CompressionConfig,
+) -> _Scale:
+    """Return the scale that suits the network best: of inputs with those of the usual one first, raw ones second."""
     norms = list(_first_norms(analysis))
     model = with_outputs(analysis.source.model, dict.fromkeys(norm.inputs[0] for norm in norms))
     session = Session(model, config.provider, name=f"the original model {analysis.source.name!r}")
     strangeness, liveliness = {}, {}
-    for word in words:
-        few = -(-_TRIALS // plain.batch) * plain.batch
-        arrays = {name: array[:few] for name, array in plain.arrays.items()}
-        for name, image in images.items():
-            pixels = scaled[name][word](leaves[name][:few])
-            arrays[name] = _as_input(pixels, image, replace(plain, arrays=arrays), name)
-        runs = [session.run(feeds) for feeds in replace(plain, arrays=arrays).feeds()]
-        strangeness[word] = float(np.mean([_strangeness(analysis, norm, runs) for norm in norms])) if norms else 0.0
-        liveliness[word] = _liveliness([[run[name] for run in runs] for name in analysis.graph.outputs])
+    few = -(-_TRIALS // plain.batch) * plain.batch
+    some = replace(plain, arrays={name: array[:few] for name, array in plain.arrays.items()})
+    for scale in scales:
+        arrays = {**some.arrays, **at(scale, some)}
+        runs = [session.run(feeds) for feeds in replace(some, arrays=arrays).feeds()]
+        strangeness[scale] = float(np.mean([_strangeness(analysis, norm, runs) for norm in norms])) if norms else 0.0
+        liveliness[scale] = _liveliness([[run[name] for run in runs] for name in analysis.graph.outputs])
     if norms:
-        return min(words, key=lambda word: strangeness[word])
-    usual, raw = words[0], words[1]
+        return min(scales, key=lambda scale: strangeness[scale])
+    usual, raw = scales[0], scales[1]
     return raw if liveliness[raw] > _LIVELIER * liveliness[usual] else usual
 
 
