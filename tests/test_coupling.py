@@ -171,7 +171,7 @@ class TestFrozen:
         analysis = analysis_of(net.model())
         (free,) = free_groups(analysis)
         assert free.channels == 3
-        (kept,) = [g for g in analysis.channels.groups if "multiplies with 3 channels" in g.frozen]
+        (kept,) = [g for g in analysis.channels.groups if "times 3 channels" in g.frozen]
         assert kept.channels == 2
         check_halving(net)
 

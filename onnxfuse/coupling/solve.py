@@ -596,6 +596,11 @@ class _Solver:
     def _may_change(atom: Atom) -> bool:
         return atom.size > 1 and not (atom.reason or atom.spare)
 
+    def _title(self, operand: Operand) -> str:
+        """Return what to call the node that reads a constant, or makes any other value."""
+        node = operand.node if operand.is_constant else self.graph.producers.get(operand.name, -1)
+        return repr(operand.name) if node < 0 else self.graph.nodes[node].title
+
     def _freeze_products(self, members: Mapping[Atom, Sequence[ParameterAxis]]) -> None:
         """Where two channel atoms multiply on one axis, free the larger one and keep the other.
 
@@ -612,8 +617,8 @@ class _Solver:
                     if a is not b and (a.parallel or b.parallel):
                         continue
                     if a is b:
-                        self.unifier.freeze(a, "it multiplies with itself")
+                        self.unifier.freeze(a, f"{self._title(operand)} has it times itself on one axis")
                     elif producer_of(members.get(a, ())) and producer_of(members.get(b, ())):
                         kept, other = (a, b) if a.size < b.size else (b, a)
-                        reason = f"it multiplies with {other.size} channels that are fused instead"
+                        reason = f"{self._title(operand)} has it times {other.size} channels, which are fused instead"
                         self.unifier.freeze(kept, reason, apart=True)
