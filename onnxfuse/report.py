@@ -218,13 +218,16 @@ def group_report(
 
 
 def frozen_reasons(groups: Sequence[GroupReport]) -> dict[str, dict[str, int]]:
-    """Count the groups that each reason freezes, and the parameters that follow their channels."""
+    """Count the groups that each reason freezes, and the parameters that follow their channels.
+
+    Where there is a single channel none could go, so that it stays costs no parameters.
+    """
     found: dict[str, dict[str, int]] = {}
     for group in groups:
         if group.frozen:
             entry = found.setdefault(group.frozen, {"groups": 0, "parameters": 0})
             entry["groups"] += 1
-            entry["parameters"] += group.parameters
+            entry["parameters"] += group.parameters if group.channels_before > 1 else 0
     return found
 
 

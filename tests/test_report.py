@@ -14,6 +14,7 @@ import onnxfuse
 from onnxfuse import CompressionReport
 from onnxfuse.fusion.options import FusionOptions
 from onnxfuse.report import ModelCost, ValidationReport
+from tests.builders import Net
 from tests.conftest import MakeMlp, logits_of
 
 
@@ -132,6 +133,16 @@ def test_inspection_counts_what_is_frozen(digits: Path) -> None:
     assert plain["frozen_reasons"] == {"graph output 'logits'": {"groups": 1, "parameters": 330}}
     assert plain["compressible_share"] == pytest.approx(1, abs=1e-3)
     assert all(g["channels_before"] == g["channels_after"] for g in plain["groups"])
+
+
+def test_a_single_channel_costs_nothing() -> None:
+    """Where there is one channel none could go; so it stays, and no parameters are lost by that."""
+    net = Net(17)
+    h = net.gemm(net.input(2, 5), 1, name="one")
+    net.output(net.gemm(net.node("Relu", h), 3, name="last"))
+    reasons = onnxfuse.inspect(net.model(), prove=False).frozen_reasons
+    assert reasons["it has one channel"] == {"groups": 1, "parameters": 0}
+    assert all(entry["parameters"] > 0 for reason, entry in reasons.items() if reason.startswith("graph output"))
 
 
 def test_validation_counts_what_is_right(digits: Path, models: Path) -> None:

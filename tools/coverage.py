@@ -92,7 +92,7 @@ def measure(path: Path, method: str) -> Coverage:
 def top_reasons(report: onnxfuse.InspectReport) -> tuple[str, ...]:
     """Return the reasons that freeze the most parameters."""
     counts = Counter({reason: entry["parameters"] for reason, entry in report.frozen_reasons.items()})
-    return tuple(f"{reason} ({count:,})" for reason, count in counts.most_common(MOST_REASONS))
+    return tuple(f"{reason} ({count:,})" for reason, count in counts.most_common(MOST_REASONS) if count)
 
 
 def cells(row: Coverage) -> tuple[str, ...]:
