@@ -126,8 +126,8 @@ def compress(
         output: Where to write the result.
         config: All other options.
         calibration: Unlabelled samples, an .npz file keyed by input name, first axis samples, or a folder of pictures:
-            what is kept is chosen and fitted on them. Without, image inputs get made-up images, and for other inputs
-            the weights alone decide.
+            what is kept is chosen and fitted on them. Without, images, sounds and tokens are made up, and for other
+            inputs what is kept is chosen by moments that are worked out from the weights.
         plan: How many channels each group keeps, from the plan command, instead of a ratio or a target.
         report: Write the whole report to this JSON file.
         json: Print the whole report as one JSON object instead of tables.
