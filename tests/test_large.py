@@ -18,7 +18,7 @@ from onnxfuse.config import Provider
 from onnxfuse.fusion import weights
 from onnxfuse.graph import edits
 from onnxfuse.graph.files import read_model, write_model
-from onnxfuse.graph.slim import without_large_weights
+from onnxfuse.graph.slim import byte_size, without_large_weights
 from onnxfuse.graph.view import GraphView
 from onnxfuse.proof import drift, runtime
 from onnxfuse.proof.samples import load_samples
@@ -106,6 +106,19 @@ def test_statistics_in_single_precision_say_the_same(seed: int, channels: int) -
     np.testing.assert_allclose(rebuilding_map([single(seen)], kept), exact, rtol=0, atol=1e-2 * np.abs(exact).max())
 
 
+def test_what_memory_held_before_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The triangle that is not kept is never worked with: no warning, whatever bits are there."""
+
+    def unclean(like: Any, *_: Any) -> Any:
+        return np.full(like.shape, 0x7FA00000, np.uint32).view(np.float32)
+
+    seen = single(reading(1, 1100))
+    expected = greedy_order([seen])
+    monkeypatch.setattr(np, "empty_like", unclean)
+    for ours, theirs in zip(greedy_order([seen]), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_a_judgement_of_large_statistics_keeps_its_selection_sparse() -> None:
     """A map that drops channels is sparse on the side that makes them; the other side rebuilds."""
     seen = reading(0, 300)
@@ -131,6 +144,17 @@ def test_copies_without_weights_have_everything_else(make_mlp: MakeMlp) -> None:
         tensor.CopyFrom(original)
     assert slim.SerializeToString(deterministic=True) == whole
     assert without_large_weights(model, 2**20) == (model, set())
+
+
+@pytest.mark.parametrize("elements", [0, 3, 2**18 - 1, 2**18, 2**20, 2**21 + 1])
+def test_the_size_of_a_message_is_never_told_too_small(make_mlp: MakeMlp, elements: int) -> None:
+    """However its weights are written; too large by some bytes for each large weight."""
+    model = make_mlp()
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(elements, np.float32), "raw"))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(elements, np.int8), "bytes"))
+    model.graph.initializer.append(helper.make_tensor("as floats", TensorProto.FLOAT, [elements], [1.0] * elements))
+    exact = len(model.SerializeToString())
+    assert exact <= byte_size(model) <= exact + 64
 
 
 def test_models_are_written_apart_and_read_again(make_mlp: MakeMlp, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from onnx import external_data_helper, inliner
 
 from onnxfuse.errors import ModelError, OutputError
 from onnxfuse.graph.branches import without_decided_ifs
-from onnxfuse.graph.slim import save_apart
+from onnxfuse.graph.slim import byte_size, save_apart
 
 __all__ = ["SourceModel", "check_output_path", "data_path", "read_model", "staged", "weight_files", "write_model"]
 
@@ -214,7 +214,7 @@ def write_model(model: onnx.ModelProto, path: Path, *, largest: int | None = Non
     """
     beside = data_path(path)
     try:
-        if model.ByteSize() <= (_LARGEST_FILE if largest is None else largest):
+        if byte_size(model) <= (_LARGEST_FILE if largest is None else largest):
             path.write_bytes(model.SerializeToString())
             return path.stat().st_size
         save_apart(model, path, beside, _EXTERNAL_FROM)

@@ -24,6 +24,7 @@ import onnxruntime as ort
 from onnxfuse.config import Provider
 from onnxfuse.errors import OutputError, ProviderError, RuntimeFailedError
 from onnxfuse.graph.files import write_model
+from onnxfuse.graph.slim import byte_size
 
 __all__ = ["Feeds", "Session", "cuda_obstacle", "has_cuda", "runtime_version"]
 
@@ -149,7 +150,7 @@ def _open_large(
         try:
             write_model(model, path, largest=_LARGE)
         except OutputError:
-            if model.ByteSize() > _LARGEST_MESSAGE:
+            if byte_size(model) > _LARGEST_MESSAGE:
                 raise
             # There is less room for files than in memory.
             return _open(model.SerializeToString(), options, provider, name)
@@ -160,7 +161,7 @@ def _size(model: onnx.ModelProto | Path) -> int:
     """Return how many bytes a model has, those beside a file that go by its name included; 0 if it is not there."""
     if isinstance(model, Path):
         return sum(file.stat().st_size for file in model.parent.glob(f"{escape(model.name)}*") if file.is_file())
-    return int(model.ByteSize())
+    return byte_size(model)
 
 
 def _open(source: str | bytes, options: ort.SessionOptions, provider: Provider, name: str) -> ort.InferenceSession:

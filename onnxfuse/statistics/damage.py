@@ -210,7 +210,8 @@ class _Residual:
         """Start with nothing kept."""
         channels = len(covariance)
         self.covariance: Floats = covariance.copy()
-        self.meaning: Floats = np.empty_like(self.covariance)
+        # What is below the diagonal is carried along here and there, so it must be numbers.
+        self.meaning: Floats = np.zeros_like(self.covariance)
         read: AnyArray = np.asarray(row_coordinates(weights), covariance.dtype)
         seen = covariance @ read
         self.damage = sum(float(np.vdot(seen[strip], read[strip])) for strip in strips(channels))
