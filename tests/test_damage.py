@@ -1,6 +1,7 @@
 """The damage J and what makes it small, against brute force and against samples."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -69,6 +70,17 @@ def test_copies_cost_nothing() -> None:
     seen, _, _ = reading(3, 8, rank=3)
     _, damage = greedy_order([seen])
     assert damage[3] <= 1e-6 * damage[0]
+
+
+def test_rounding_beside_a_variance_of_zero_is_no_gain() -> None:
+    """What is left of a channel that never changes, by rounding, must neither be chosen early nor overflow."""
+    seen, _, _ = reading(3, 5)
+    covariance = seen.covariance.copy()
+    covariance[2, 2] = -1e-12
+    covariance[2, [0, 1, 3, 4]] = covariance[[0, 1, 3, 4], 2] = 1e-3
+    order, damage = greedy_order([replace(seen, covariance=covariance, weights=1e5 * seen.weights)])
+    assert order[-1] == 2
+    assert np.isfinite(damage).all()
 
 
 def test_dead_channels_come_last() -> None:

@@ -229,8 +229,9 @@ class _Residual:
 
     def gains(self) -> FloatArray:
         """Return by how much J falls with each channel; 0 for those that are told already."""
-        told = self.variance <= self.floor
-        gains: FloatArray = np.where(told, 0.0, np.maximum(self.explained, 0.0) / np.maximum(self.variance, self.floor))
+        is_open = self.variance > self.floor
+        gains: FloatArray = np.zeros_like(self.variance)
+        np.divide(np.maximum(self.explained, 0.0), self.variance, out=gains, where=is_open)
         return gains
 
     def eliminate(self, channel: int) -> float:
