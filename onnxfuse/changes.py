@@ -124,4 +124,14 @@ def _reconstruct(prepared: Prepared, fused: Fused, clock: Clock) -> list[Reconst
     if not config.refits or config.effort == 0:
         return []
     with clock.stage("reconstruct") as step:
-        return reconstruct_network(analysis, fused.state, fused.applied, samples, config, step)
+        found = reconstruct_network(analysis, fused.state, fused.applied, samples, config, step)
+        ends = {segment.value for segment in found}
+        if any(segment.steps for segment in found):
+            # Each layer was fitted to what came before a segment in front of it changed. Inside a segment there is no
+            # target any more, but at its end there is.
+            refit_network(analysis, fused.state, fused.applied, samples, config.provider, config.seed, _silent, ends)
+    return found
+
+
+def _silent(_done: int, _total: int) -> None:
+    """Show nothing."""

@@ -9,7 +9,8 @@ values and should make the original's:
 over the values v in which it ends (block reconstruction: Li et al., "BRECQ", ICLR 2021, section 3.2, which does so for
 quantisation). Gradients come from `onnxfuse.gradient`, steps from `onnxfuse.statistics.descent`. No labels, no loss of
 the task, and nothing is trained from end to end. Some samples are held back: a segment that is no better on them keeps
-its weights.
+its weights. What a segment's steps change comes to layers behind it that were fitted before; so where segments end, the
+layers are fitted by least squares once more afterwards (`onnxfuse.calibration.refit`).
 """
 
 import math

@@ -8,7 +8,7 @@ unlabelled samples are needed. Some of them are held back: they choose the ridge
 fit does not improve them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -72,6 +72,7 @@ def refit_network(
     provider: Provider,
     seed: int,
     progress: Callable[[int, int], None],
+    ends: Container[str] | None = None,
 ) -> list[Refit]:
     """Fit the linear nodes behind fused channels anew, in the order in which the network runs.
 
@@ -83,6 +84,7 @@ def refit_network(
         provider: Where to run.
         seed: Seed of the choice of rows.
         progress: Called with the number of nodes done, and of all.
+        ends: The values that nodes to fit have to end in; None for any.
 
     Returns:
         What was done to each node.
@@ -90,7 +92,7 @@ def refit_network(
     Raises:
         RuntimeFailedError: ONNX Runtime could not run a network.
     """
-    refitting = _Refitting(SideBySide(analysis, state, applied, samples, provider))
+    refitting = _Refitting(SideBySide(analysis, state, applied, samples, provider), ends)
     nodes = refitting.nodes()
     results = []
     for done, linear in enumerate(nodes):
@@ -105,8 +107,9 @@ def refit_network(
 class _Refitting:
     """Both networks on their way, side by side."""
 
-    def __init__(self, sides: SideBySide) -> None:
+    def __init__(self, sides: SideBySide, ends: Container[str] | None = None) -> None:
         self.sides = sides
+        self.ends = ends
         self.analysis, self.graph, self.state = sides.analysis, sides.graph, sides.state
         self.before = WeightState(sides.graph, sides.analysis.shapes, sides.analysis.channels)
         self.original, self.present = sides.original, sides.present
@@ -118,9 +121,12 @@ class _Refitting:
         What one matrix does at several places is not fitted: it would become several.
         """
         found = [linear for linear in self.sides.nodes() if self._is_short(linear) or self._groups(linear) == 1]
-        found = [linear for linear in found if not linear.is_shared(self.graph)]
+        found = [linear for linear in found if not linear.is_shared(self.graph) and self._is_wanted(linear)]
         self.waiting = {linear.result for linear in found}
         return found
+
+    def _is_wanted(self, linear: LinearNode) -> bool:
+        return self.ends is None or ending_of(linear, self.graph, self.analysis.channels).value in self.ends
 
     def _row_length(self, linear: LinearNode) -> int:
         return int(linear.matrices(self.state.array(linear.weight)).shape[2])
