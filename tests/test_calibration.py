@@ -9,6 +9,7 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 import onnxfuse
@@ -293,3 +294,41 @@ def test_folders_without_pictures_are_refused(tmp_path: Path) -> None:
     net.output(net.gemm(net.node("Relu", net.gemm(net.input(1, 5, batch="n"), 8, name="first")), 3, name="last"))
     with pytest.raises(DataError, match="one input that takes images"):
         onnxfuse.compress(net.model(), calibration=tmp_path, provider="cpu")
+
+
+def damage_of_rows(dims: tuple[int, ...], *, channels_last: bool) -> float:
+    """Return the damage of dropping half of eight channels, for the same rows laid out in some way."""
+    rng = np.random.default_rng(4)
+    rows = rng.normal(size=(9600, 5)) + np.array([3.0, 0, 0, 0, 0])
+    weights = [rng.normal(size=(5, 8)), rng.normal(size=(8, 6)) + 0.5]
+    samples = rows.reshape(-1, *dims, 5).astype(np.float32)
+    op = "MatMul"
+    shape: list[int | str | None] = ["n", *dims, 5]
+    if not channels_last:
+        samples = np.ascontiguousarray(np.moveaxis(samples, -1, 1))
+        op, shape = "Conv", ["n", 5, *dims]
+        weights = [weight.T.reshape(*weight.T.shape, *[1] * len(dims)) for weight in weights]
+    nodes = [
+        helper.make_node(op, ["x", "first"], ["z"], "first"),
+        helper.make_node("Relu", ["z"], ["h"], "relu"),
+        helper.make_node(op, ["h", "second"], ["y"], "second"),
+    ]
+    ends = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, shape),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, None),
+    ]
+    constants = [
+        numpy_helper.from_array(w.astype(np.float32), n) for n, w in zip(("first", "second"), weights, strict=True)
+    ]
+    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], constants)
+    model = helper.make_model(graph, ir_version=9, opset_imports=[helper.make_opsetid("", 17)])
+    planned = onnxfuse.plan(model, ratio=0.5, calibration={"x": samples}, provider="cpu", prove=False)
+    return next(group.damage for group in planned.groups.values() if group.channels == 8) or 0.0
+
+
+@pytest.mark.parametrize("dims", [(20,), (3, 20), (2, 3, 4)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_damages_do_not_depend_on_how_places_are_laid_out(dims: tuple[int, ...], *, channels_last: bool) -> None:
+    """Along one axis or more; read by a product of matrices, or by a convolution."""
+    expected = damage_of_rows((), channels_last=True)
+    assert damage_of_rows(dims, channels_last=channels_last) == pytest.approx(expected, rel=0.05)

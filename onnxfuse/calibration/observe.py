@@ -163,6 +163,7 @@ class ReadingPlace:
         weights: Its weights, a row for every channel.
         moments: The value in which it finds the channels, and the axis.
         end: The value in which its result ends.
+        axis: The axis of that value along which outputs lie.
         has_shift: Whether something can make a mean good, behind the reader.
         path: What lies between the producers and the reader; None where that does not have the form of f(z).
         is_apart: Whether the reader hears the sets of the group each for itself.
@@ -171,6 +172,7 @@ class ReadingPlace:
     weights: Floats
     moments: tuple[str, int]
     end: str
+    axis: int
     has_shift: bool
     path: ActivationPath | None
     is_apart: bool
@@ -203,7 +205,7 @@ def observe_readings(
             value, axis = place.moments
             where = places_in(analysis.channels.layouts[Operand(value)], axis, group, {})
             moments[group.name, value, axis] = _Moments(value, where)
-            spreads[place.end] = _Spread(_channel_axis(analysis, place.end))
+            spreads[place.end] = _Spread(place.axis)
         if all(place.path is not None for place in places[group.name]):
             rows.update(
                 {(group.name, p.path.before): _rows(analysis, group, p.path) for p in places[group.name] if p.path}
@@ -278,7 +280,9 @@ def _places(
         elif (behind := scale_behind(analysis.graph, node)) is not None:
             end = behind.result
         is_apart = has_sets_elsewhere(analysis.channels.layouts[parameter.operand], parameter.axis, group)
-        yield ReadingPlace(features.weights, where, end, has_shift, _path(analysis, group, where[0]), is_apart)
+        # Convolutions of every kind have channels behind the samples, all other readers last.
+        axis = 1 if "Conv" in node.op else -1
+        yield ReadingPlace(features.weights, where, end, axis, has_shift, _path(analysis, group, where[0]), is_apart)
 
 
 def _path(analysis: Analysis, group: CouplingGroup, value: str) -> ActivationPath | None:
@@ -324,11 +328,6 @@ def read_at(
             if group.atom in set(leaves(layout)):
                 return name, axis
     return None
-
-
-def _channel_axis(analysis: Analysis, value: str) -> int:
-    rank = len(analysis.channels.layouts.get(Operand(value), ()))
-    return 1 if rank > 2 and rank != 3 else rank - 1
 
 
 def _run(
