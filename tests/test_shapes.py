@@ -1,6 +1,8 @@
 """Shapes and static values, against a real run."""
 
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
 from hypothesis import HealthCheck, given, settings
 from onnx import TensorProto
@@ -55,6 +57,24 @@ class TestInference:
         assert size not in shapes.fixed
         assert shapes.static[doubled].tolist() == [2, 4]
         assert {doubled, weight} <= shapes.fixed
+
+    @pytest.mark.parametrize(("length", "rows"), [(4, 12), (12, 12), (40, 12)])
+    def test_a_table_that_is_cut_to_the_length_is_not_fixed(self, length: int, rows: int) -> None:
+        """Not even at lengths from which on all of it is read; what any length leaves as it is, is."""
+        text = f"""
+            <ir_version: 8, opset_import: ["" : 17]> net (float[n, t, 6] x) => (float[n, t, 6] y)
+            <float[{rows}, 6] table = {{{", ".join(map(str, range(6 * rows)))}}}, int64[1] zero = {{0}},
+             int64[1] one = {{1}}, int64[1] nine = {{9}}> {{
+                shape = Shape(x)
+                length = Gather(shape, one)
+                positions = Slice(table, zero, length, zero)
+                bound = Min(length, nine)
+                first = Slice(table, zero, nine, zero)
+                y = Identity(x)
+            }}"""
+        shapes = infer_shapes(GraphView(onnx.parser.parse_model(text)), {"x": (1, length, 6)})
+        assert {"positions", "bound", "first"} <= set(shapes.static)
+        assert {"positions", "bound", "first"} & shapes.fixed == {"first"}
 
     @pytest.mark.parametrize("opset", OPSETS)
     def test_values_are_those_of_the_version(self, opset: int) -> None:

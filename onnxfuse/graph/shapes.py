@@ -79,6 +79,10 @@ class BodyShapes:
     outside: frozenset[str]
 
 
+# By what open sizes are divided to see what depends on them; the second makes 1 of most.
+_SMALLER = (2, 2**20)
+
+
 def infer_shapes(
     graph: GraphView,
     input_dims: Mapping[str, Sequence[int]],
@@ -121,7 +125,28 @@ def _unmoved(graph: GraphView, inference: "_Inference", input_dims: Mapping[str,
         other = _Inference(graph, _other_dims(graph, input_dims, factor), {})
         other.run(graph)
         candidates = {name for name in candidates if _equal(inference.static[name], other.static.get(name))}
+    # A table that is cut to the length, or a bound on it, moves at smaller sizes only; what these do not reach, as a
+    # network of many poolings, says nothing.
+    for divisor in _SMALLER:
+        if not candidates:
+            break
+        other = _Inference(graph, _smaller_dims(graph, input_dims, divisor), {})
+        other.run(graph)
+        candidates = {n for n in candidates if n not in other.static or _equal(inference.static[n], other.static[n])}
     return candidates
+
+
+def _smaller_dims(
+    graph: GraphView, input_dims: Mapping[str, Sequence[int]], divisor: int
+) -> dict[str, tuple[int, ...]]:
+    """Return input shapes with every dimension that the file leaves open divided, to 1 at least."""
+    return {
+        name: tuple(
+            int(size) if dim.HasField("dim_value") and dim.dim_value > 0 else max(1, int(size) // divisor)
+            for size, dim in zip(dims, graph.inputs[name].type.tensor_type.shape.dim, strict=True)
+        )
+        for name, dims in input_dims.items()
+    }
 
 
 def _other_dims(graph: GraphView, input_dims: Mapping[str, Sequence[int]], factor: int) -> dict[str, tuple[int, ...]]:
