@@ -45,6 +45,8 @@ _HELD_BACK = 4
 _ROWS = Product(())
 # Less than this share of the targets' variance is rounding: there is nothing to fit.
 _ROUNDING = 1e-9
+# A fit that is better by a smaller share is better by rounding.
+_LEAST_GAIN = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +171,7 @@ class _Refitting:
             fit.count >= _FEWEST_ROWS_PER_INPUT * inputs or not self._is_short(linear)
         ):
             best, at = fit.best_ridge(held, prior, _RIDGES)
-            if best < before:
+            if best < (1.0 - _LEAST_GAIN) * before:
                 fitted, after, ridge = whole.fit(prior, at), best, at
                 self._replace_weight(linear, weight, fitted, factor)
         has_moved = has_shift and self._shift_mean(linear, whole, fitted, scale, shift)
