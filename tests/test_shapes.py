@@ -76,6 +76,39 @@ class TestInference:
         assert {"positions", "bound", "first"} <= set(shapes.static)
         assert {"positions", "bound", "first"} & shapes.fixed == {"first"}
 
+    @pytest.mark.parametrize(
+        ("call", "extra"),
+        [
+            ("Gelu(x)", ""),
+            ("QuickGelu(x)", ""),
+            ("FastGelu(x)", ""),
+            ("BiasGelu(x, bias)", ""),
+            ("SkipLayerNormalization(x, x, bias)", ""),
+            ("FusedMatMul(x, x)", "transB"),
+            ("FusedMatMul(x, x)", "transA"),
+            ("FusedConv(x, filters)", "conv"),
+        ],
+    )
+    def test_what_a_graph_computes_from_shapes_of_fused_operators(self, call: str, extra: str) -> None:
+        """Operators that ONNX has no schema of don't stand in the way; their shapes are those of a run."""
+        operator, _, reads = call.partition("(")
+        attributes = {"transA": "<transA = 1>", "transB": "<transB = 1>", "conv": '<activation = "Relu">'}.get(
+            extra, ""
+        )
+        text = f"""
+            <ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
+            net (float[n, 3, 4] x) => (float[a, b, c] y, int64[3] size)
+            <float[4] bias = {{1, 2, 3, 4}}, float[2, 3, 1] filters = {{1, 2, 3, 4, 5, 6}}> {{
+                y = com.microsoft.{operator}{attributes}({reads}
+                size = Shape(y)
+            }}"""
+        model = onnx.parser.parse_model(text)
+        shapes = infer_shapes(GraphView(model), {"x": (2, 3, 4)})
+        seen = run_ort(model, {"x": np.ones((2, 3, 4), np.float32)})
+        assert shapes.dims["y"] == seen["y"].shape
+        assert shapes.types["y"] == TensorProto.FLOAT
+        np.testing.assert_array_equal(shapes.static["size"], seen["size"])
+
     @pytest.mark.parametrize("opset", OPSETS)
     def test_values_are_those_of_the_version(self, opset: int) -> None:
         """Nodes that compute a shape are run in the form that the version has, with axes as attributes or as inputs."""

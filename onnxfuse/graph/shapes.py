@@ -17,6 +17,7 @@ from onnx.reference import ReferenceEvaluator
 
 from onnxfuse.errors import OnnxFuseError
 from onnxfuse.graph.bodies import cut_body, subgraphs, trip_count
+from onnxfuse.graph.contributed import contributed_dims, without_activation
 from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView
 
 __all__ = ["BodyShapes", "Shapes", "infer_shapes", "shapes_at_other_sizes"]
@@ -215,10 +216,13 @@ class _Inference:
         if self._evaluate(node):
             return
         types = self._infer_types(node)
-        for name in node.outputs:
+        for slot, name in enumerate(node.outputs):
             if not name:
                 continue
             dims = _static_dims(types.get(name))
+            if slot == 0 and dims is None and (dims := contributed_dims(node, self.dims)) is not None:
+                kind = self.types.get(node.inputs[0])
+                self.types.update({} if kind is None else {name: kind})
             if dims is None and name in inside:
                 dims, self.types[name] = inside[name]
             if dims is None and name in self.observed:
@@ -370,9 +374,13 @@ class _Inference:
         if any(name not in types for name in node.inputs if name):
             return {}
         try:
-            schema = defs.get_schema(node.op, node.version, node.domain)
+            plain = without_activation(node)
+            if plain is None:
+                proto, schema = node.proto, defs.get_schema(node.op, node.version, node.domain)
+            else:
+                proto, schema = plain, defs.get_schema("Conv", self.versions[DEFAULT_DOMAIN], DEFAULT_DOMAIN)
             return shape_inference.infer_node_outputs(
-                schema, node.proto, types, data, opset_imports=self.opsets, ir_version=self.ir_version
+                schema, proto, types, data, opset_imports=self.opsets, ir_version=self.ir_version
             )
         except _INFERENCE_ERRORS as error:
             logger.debug("no shape inference for %s: %s", node.title, error)
