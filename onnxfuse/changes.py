@@ -119,19 +119,16 @@ def _refit(prepared: Prepared, fused: Fused, clock: Clock) -> list[Refit]:
 
 
 def _reconstruct(prepared: Prepared, fused: Fused, clock: Clock) -> list[Reconstruction]:
-    """Fit parts of the network as a whole, if that is asked for."""
+    """Fit parts of the network as a whole, if that is asked for, and then once more the layers in which they end."""
     analysis, config, samples = prepared.analysis, prepared.config, prepared.runs
     if not config.refits or config.effort == 0:
         return []
     with clock.stage("reconstruct") as step:
         found = reconstruct_network(analysis, fused.state, fused.applied, samples, config, step)
+    if any(segment.steps for segment in found):
+        # Each layer was fitted to what came before a segment in front of it changed. Inside a segment there is no
+        # target any more, but at its end there is.
         ends = {segment.value for segment in found}
-        if any(segment.steps for segment in found):
-            # Each layer was fitted to what came before a segment in front of it changed. Inside a segment there is no
-            # target any more, but at its end there is.
-            refit_network(analysis, fused.state, fused.applied, samples, config.provider, config.seed, _silent, ends)
+        with clock.stage("refit ends") as step:
+            refit_network(analysis, fused.state, fused.applied, samples, config.provider, config.seed, step, ends)
     return found
-
-
-def _silent(_done: int, _total: int) -> None:
-    """Show nothing."""

@@ -2,6 +2,7 @@
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import onnxfuse
-from onnxfuse import Compressed
+from onnxfuse import Compressed, changes
 from onnxfuse.analysis import analyse
 from onnxfuse.calibration.images import MOST_VIEWS, image_inputs, split_and_vary
+from onnxfuse.calibration.linear import ending_of, linear_nodes
+from onnxfuse.calibration.refit import Refit, refit_network
 from onnxfuse.calibration.segments import Segment, cut_into_segments
 from onnxfuse.calibration.walk import Walk
 from onnxfuse.config import Provider
@@ -22,7 +25,7 @@ from onnxfuse.proof.samples import Samples, load_samples
 from onnxfuse.statistics.descent import descend
 from tests.builders import AnyArray, Net, initializers, run_ort
 from tests.families import FAMILIES
-from tests.laws import assert_only_weights_differ, assert_valid
+from tests.laws import analysis_of, assert_only_weights_differ, assert_valid
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 FILES = ("digits_bn.onnx", "digits_folded.onnx", "digits_dynamo_bn.onnx")
@@ -65,6 +68,33 @@ def test_no_segment_gets_worse_and_the_whole_gets_better(file: str) -> None:
     assert any(found.steps for found in result.report.reconstructions)
     original = onnx.load(MODELS / file)
     assert gap(original, result.model) < 0.9 * gap(original, without.model)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_where_segments_end_layers_are_fitted_once_more(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the reconstruction, those layers alone that end where a segment does; none gets worse."""
+    calls: list[tuple[set[str] | None, list[Refit]]] = []
+
+    def recorded(*arguments: Any) -> list[Refit]:
+        found = refit_network(*arguments)
+        calls.append((arguments[7] if len(arguments) > 7 else None, found))
+        return found
+
+    monkeypatch.setattr(changes, "refit_network", recorded)
+    report = compressed.__wrapped__(file, 1.0).report
+    (everywhere, first), (ends, again) = calls
+    assert everywhere is None
+    assert ends == {found.value for found in report.reconstructions}
+    assert tuple(first) == report.refits
+    assert {"reconstruct", "refit ends"} <= set(report.seconds)
+    graph = GraphView(onnx.load(MODELS / file))
+    channels = analysis_of(graph.model).channels
+    values = {linear.node.name: ending_of(linear, graph, channels).value for linear in linear_nodes(graph, channels)}
+    fitted = {refit.node for refit in again}
+    assert fitted
+    assert fitted < {refit.node for refit in first}
+    assert {values[node] for node in fitted} <= {found.value for found in report.reconstructions}
+    assert all(refit.error_after <= refit.error_before for refit in again)
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -13,7 +13,7 @@ from onnxfuse.graph.view import NodeView
 
 __all__ = ["contributed_dims", "without_activation"]
 
-Dims: TypeAlias = tuple[int, ...]
+_Dims: TypeAlias = tuple[int, ...]
 
 _DOMAIN = "com.microsoft"
 # Their first output is like their first input.
@@ -30,7 +30,7 @@ _LIKE_FIRST = frozenset(
 )
 
 
-def contributed_dims(node: NodeView, dims: Mapping[str, Dims]) -> Dims | None:
+def contributed_dims(node: NodeView, dims: Mapping[str, _Dims]) -> _Dims | None:
     """Return the shape of a node's first output, which has the data type of its first input.
 
     Args:
@@ -49,7 +49,7 @@ def contributed_dims(node: NodeView, dims: Mapping[str, Dims]) -> Dims | None:
     return None
 
 
-def _product(node: NodeView, left: Dims, right: Dims) -> Dims | None:
+def _product(node: NodeView, left: _Dims, right: _Dims) -> _Dims | None:
     """Return the shape of a product of matrices, some of them transposed."""
     if min(len(left), len(right)) < 2 or any(node.attributes.get(a, 0) for a in ("transBatchA", "transBatchB")):
         return None

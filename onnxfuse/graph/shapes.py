@@ -7,9 +7,9 @@ targets of Reshape, the paddings that exporters compute) are evaluated with ONNX
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from onnx import TensorProto, TypeProto, ValueInfoProto, checker, defs, helper, numpy_helper, shape_inference
@@ -21,6 +21,9 @@ from onnxfuse.graph.contributed import contributed_dims, without_activation
 from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView
 
 __all__ = ["BodyShapes", "Shapes", "infer_shapes", "shapes_at_other_sizes"]
+
+# The size that an open dimension has instead, for its axis and its size.
+_Change: TypeAlias = Callable[[int, int], int]
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +42,8 @@ _INFERENCE_ERRORS = (
 # small are followed through them too.
 _ASSEMBLING = frozenset({"Concat", "Gather", "Slice", "Split"})
 _REARRANGING = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+# By what open sizes are multiplied and divided to see what depends on them; the last makes 1 of most.
+_LARGER, _SMALLER = (2, 3), (2, 2**20)
 _NOT_STATIC = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"})
 
 
@@ -80,10 +85,6 @@ class BodyShapes:
     outside: frozenset[str]
 
 
-# By what open sizes are divided to see what depends on them; the second makes 1 of most.
-_SMALLER = (2, 2**20)
-
-
 def infer_shapes(
     graph: GraphView,
     input_dims: Mapping[str, Sequence[int]],
@@ -110,8 +111,8 @@ def shapes_at_other_sizes(
 ) -> list[Mapping[str, tuple[int, ...]]]:
     """Return the shapes of all values at two other choices of the dimensions that the file leaves open."""
     found: list[Mapping[str, tuple[int, ...]]] = []
-    for factor in (2, 3):
-        other = _Inference(graph, _other_dims(graph, input_dims, factor), {})
+    for factor in _LARGER:
+        other = _Inference(graph, _other_dims(graph, input_dims, _grown(factor)), {})
         other.run(graph)
         found.append(other.dims)
     return found
@@ -120,10 +121,10 @@ def shapes_at_other_sizes(
 def _unmoved(graph: GraphView, inference: "_Inference", input_dims: Mapping[str, Sequence[int]]) -> set[str]:
     """Return the static values that are computed from shapes and yet the same at other sizes of the open dimensions."""
     candidates = {name for name in inference.static if name not in inference.fixed}
-    for factor in (2, 3):
+    for factor in _LARGER:
         if not candidates:
             break
-        other = _Inference(graph, _other_dims(graph, input_dims, factor), {})
+        other = _Inference(graph, _other_dims(graph, input_dims, _grown(factor)), {})
         other.run(graph)
         candidates = {name for name in candidates if _equal(inference.static[name], other.static.get(name))}
     # A table that is cut to the length, or a bound on it, moves at smaller sizes only; what these do not reach, as a
@@ -131,26 +132,25 @@ def _unmoved(graph: GraphView, inference: "_Inference", input_dims: Mapping[str,
     for divisor in _SMALLER:
         if not candidates:
             break
-        other = _Inference(graph, _smaller_dims(graph, input_dims, divisor), {})
+        other = _Inference(graph, _other_dims(graph, input_dims, _shrunk(divisor)), {})
         other.run(graph)
         candidates = {n for n in candidates if n not in other.static or _equal(inference.static[n], other.static[n])}
     return candidates
 
 
-def _smaller_dims(
-    graph: GraphView, input_dims: Mapping[str, Sequence[int]], divisor: int
+def _grown(factor: int) -> _Change:
+    """Return what makes sizes larger: a batch by a little, others by a factor, which pooling can deal with."""
+    return lambda axis, size: size + factor - 1 if axis == 0 else size * factor
+
+
+def _shrunk(divisor: int) -> _Change:
+    """Return what makes sizes smaller, 1 at least."""
+    return lambda _, size: max(1, size // divisor)
+
+
+def _other_dims(
+    graph: GraphView, input_dims: Mapping[str, Sequence[int]], change: _Change
 ) -> dict[str, tuple[int, ...]]:
-    """Return input shapes with every dimension that the file leaves open divided, to 1 at least."""
-    return {
-        name: tuple(
-            int(size) if dim.HasField("dim_value") and dim.dim_value > 0 else max(1, int(size) // divisor)
-            for size, dim in zip(dims, graph.inputs[name].type.tensor_type.shape.dim, strict=True)
-        )
-        for name, dims in input_dims.items()
-    }
-
-
-def _other_dims(graph: GraphView, input_dims: Mapping[str, Sequence[int]], factor: int) -> dict[str, tuple[int, ...]]:
     """Return input shapes with every dimension that the file leaves open changed, those of one symbol alike."""
     symbols: dict[str, int] = {}
     changed = {}
@@ -161,9 +161,8 @@ def _other_dims(graph: GraphView, input_dims: Mapping[str, Sequence[int]], facto
             if dim.HasField("dim_value") and dim.dim_value > 0:
                 sizes.append(int(size))
             else:
-                # A batch grows by a little, other sizes to a multiple, which halving and pooling can deal with.
-                grown = int(size) + factor - 1 if i == 0 else int(size) * factor
-                sizes.append(symbols.setdefault(dim.dim_param, grown) if dim.dim_param else grown)
+                other = change(i, int(size))
+                sizes.append(symbols.setdefault(dim.dim_param, other) if dim.dim_param else other)
         changed[name] = tuple(sizes)
     return changed
 
@@ -220,9 +219,10 @@ class _Inference:
             if not name:
                 continue
             dims = _static_dims(types.get(name))
-            if slot == 0 and dims is None and (dims := contributed_dims(node, self.dims)) is not None:
-                kind = self.types.get(node.inputs[0])
-                self.types.update({} if kind is None else {name: kind})
+            if slot == 0 and dims is None:
+                dims = contributed_dims(node, self.dims)
+                if dims is not None and node.inputs[0] in self.types:
+                    self.types[name] = self.types[node.inputs[0]]
             if dims is None and name in inside:
                 dims, self.types[name] = inside[name]
             if dims is None and name in self.observed:
