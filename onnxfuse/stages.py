@@ -10,6 +10,7 @@ import onnx
 
 from onnxfuse.analysis import Analysis, enough_samples
 from onnxfuse.calibration.judge import Judgement
+from onnxfuse.calibration.means import MeanShifts
 from onnxfuse.config import CompressionConfig, Order
 from onnxfuse.coupling.groups import CouplingGroup
 from onnxfuse.coupling.sets import sets_first
@@ -190,6 +191,7 @@ def fuse_groups(
     """
     applied, methods, gains = [], {}, {}
     state = WeightState(analysis.graph, analysis.shapes, analysis.channels)
+    shifts = MeanShifts(analysis, state)
     work = sorted((p for p in plans if p.kept < p.group.channels), key=lambda p: _last_producer(p.group))
     if config.order is Order.BACKWARD:
         work.reverse()
@@ -201,6 +203,8 @@ def fuse_groups(
             methods[plan.group.name], channel_map, gains[plan.group.name] = _find_map(
                 state, plan, judgements, activations.get(plan.group.name), config, rng
             )
+            if config.is_auto and (judgement := judgements.get(plan.group.name)) is not None:
+                shifts.apply(plan.group, judgement.readings, channel_map)
             state.fuse(plan.group, channel_map)
         except OnnxFuseError as error:
             error.where = error.where or f"group {plan.group.name!r}"

@@ -20,7 +20,7 @@ def seen(weights: FloatArray) -> ActivationFeatures:
     size = np.abs(weights).mean(axis=1)
     square = np.square(weights).mean(axis=1)
     covariance = weights @ weights.T + np.eye(len(weights))
-    reading = Reading(covariance, covariance, weights)
+    reading = Reading(covariance, size[:, None], weights)
     return ActivationFeatures(size, square, size + square, 2 * size + square, (reading,))
 
 
@@ -28,7 +28,6 @@ def permuted_activations(features: ActivationFeatures, order: IntArray) -> Activ
     """Reorder the channels of statistics that are all there."""
     names = ("magnitude", "square", "sensitivity", "independence")
     readings = tuple(
-        Reading(r.covariance[np.ix_(order, order)], r.moments[np.ix_(order, order)], r.weights[order])
-        for r in features.readings
+        Reading(r.covariance[np.ix_(order, order)], r.means[order], r.weights[order]) for r in features.readings
     )
     return replace(features, readings=readings, **{name: getattr(features, name)[order] for name in names})

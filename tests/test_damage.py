@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxfuse.arrays import FloatArray, Floats, IntArray
-from onnxfuse.statistics.damage import Reading, best_input_map, greedy_order, lone_damage, selection_damage
+from onnxfuse.statistics.channels import ObservedChannels
+from onnxfuse.statistics.damage import (
+    Reading,
+    fused_input_map,
+    greedy_order,
+    lone_damage,
+    rebuilding_map,
+    selection_damage,
+)
 
 
 def reading(seed: int, channels: int, *, rank: int | None = None) -> tuple[Reading, FloatArray, FloatArray]:
@@ -20,7 +28,7 @@ def reading(seed: int, channels: int, *, rank: int | None = None) -> tuple[Readi
     samples = rng.normal(size=(400, rank or channels)) @ mixing + rng.normal(size=channels)
     weights = rng.normal(size=(channels, 3))
     covariance = np.cov(samples.T, bias=True).reshape(channels, channels)
-    return Reading(covariance, samples.T @ samples / 400, weights), samples, weights
+    return Reading(covariance, samples.mean(axis=0)[:, None], weights), samples, weights
 
 
 def missed(samples: FloatArray, weights: FloatArray, kept: IntArray) -> float:
@@ -88,12 +96,12 @@ def test_dead_channels_come_last() -> None:
     seen, _, _ = reading(4, 4)
     covariance = seen.covariance.copy()
     covariance[1], covariance[:, 1] = 0.0, 0.0
-    order, damage = greedy_order([Reading(covariance, covariance, seen.weights)])
+    order, damage = greedy_order([Reading(covariance, seen.means, seen.weights)])
     assert order[-1] == 1
     assert np.isfinite(damage).all()
-    nothing = Reading(np.zeros((4, 4)), np.zeros((4, 4)), np.zeros((4, 4)))
+    nothing = Reading(np.zeros((4, 4)), np.zeros((4, 1)), np.zeros((4, 4)))
     assert greedy_order([nothing])[1].tolist() == [0.0] * 5
-    assert np.isfinite(best_input_map([nothing], np.eye(4)[:2])).all()
+    assert np.isfinite(rebuilding_map([nothing], np.arange(2))).all()
 
 
 @given(st.integers(0, 99), st.integers(2, 6))
@@ -102,12 +110,12 @@ def test_the_best_input_map_raises_no_damage(seed: int, channels: int) -> None:
     seen, _, _ = reading(seed, channels)
     kept = max(1, channels // 2)
     output = np.eye(channels)[:kept]
-    found = best_input_map([seen], output)
+    found = rebuilding_map([seen], np.arange(kept))
     np.testing.assert_array_equal(found[:kept], np.eye(kept))
 
     def lost(matrix: Floats) -> float:
         gap = np.eye(channels) - matrix @ output
-        return float(np.trace(gap @ seen.moments @ gap.T @ seen.weights @ seen.weights.T))
+        return float(np.trace(gap @ seen.covariance @ gap.T @ seen.weights @ seen.weights.T))
 
     assert lost(found) <= lost(output.T) * (1 + 1e-9)
 
@@ -126,7 +134,7 @@ def test_copies_and_dead_channels_do_no_damage() -> None:
     taken = np.array([0, 1, 2, 0])
     covariance = whole.covariance[np.ix_(taken, taken)]
     covariance[2] = covariance[:, 2] = 0.0
-    found = lone_damage([Reading(covariance, covariance, whole.weights)])
+    found = lone_damage([Reading(covariance, whole.means, whole.weights)])
     assert found[1] > 1e-3
     np.testing.assert_allclose(found[[0, 2, 3]], 0.0, atol=1e-7)
 
@@ -151,7 +159,7 @@ def test_blocks_choose_what_single_steps_choose(monkeypatch: pytest.MonkeyPatch,
     for seed in range(4):
         readings = [reading(seed + i, 24)[0] for i in range(2)]
         if shared:
-            readings[1] = Reading(readings[0].covariance, readings[0].moments, readings[1].weights)
+            readings[1] = Reading(readings[0].covariance, readings[0].means, readings[1].weights)
         order, damage = greedy_order(readings)
         wanted_order, wanted = stepwise(readings)
         assert order.tolist() == wanted_order
@@ -164,7 +172,7 @@ def test_large_groups_keep_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
     samples = rng.normal(size=(900, 80)) @ rng.normal(size=(80, 400)) + 1e-3 * rng.normal(size=(900, 400))
     samples *= np.exp(2 * rng.normal(size=400))
     covariance = np.cov(samples.T, bias=True)
-    seen = Reading(covariance, covariance, rng.normal(size=(400, 30)))
+    seen = Reading(covariance, np.zeros((400, 1)), rng.normal(size=(400, 30)))
     monkeypatch.setattr("onnxfuse.arrays._STRIP", 150)
     order, damage = greedy_order([seen])
     assert sorted(order.tolist()) == list(range(400))
@@ -178,7 +186,7 @@ def test_weights_with_the_same_products_are_the_same_reader() -> None:
     seen, _, _ = reading(5, 6)
     turned = np.linalg.qr(np.random.default_rng(0).normal(size=(9, 9)))[0][:3]
     order, damage = greedy_order([seen])
-    other = greedy_order([Reading(seen.covariance, seen.moments, seen.weights @ turned)])
+    other = greedy_order([Reading(seen.covariance, seen.means, seen.weights @ turned)])
     assert order.tolist() == other[0].tolist()
     np.testing.assert_allclose(damage, other[1], rtol=1e-6, atol=1e-9 * damage[0])
 
@@ -186,14 +194,17 @@ def test_weights_with_the_same_products_are_the_same_reader() -> None:
 @given(st.integers(0, 99), st.integers(3, 6))
 def test_the_input_map_solves_the_normal_equations(seed: int, channels: int) -> None:
     """Kept and mixed channels alike: B (A S A^T + ridge) = S A^T, but for channels that are kept as they are."""
-    seen, _, _ = reading(seed, channels)
+    seen, samples, _ = reading(seed, channels)
+    linear = ObservedChannels(lambda z: z, samples)
     mixing = np.random.default_rng(seed).random((2, channels))
     for output in (np.eye(channels)[1:], np.vstack([np.eye(channels)[:1], mixing])):
-        found = best_input_map([seen], output)
-        inside = output @ seen.moments @ output.T
+        found = fused_input_map([seen], [linear.fused(output)], output)
+        inside = output @ seen.covariance @ output.T
         ridge = 1e-4 * np.trace(inside) / len(inside) * np.eye(len(inside))
-        wanted = np.linalg.solve(inside + ridge, output @ seen.moments).T
+        wanted = np.linalg.solve(inside + ridge, output @ seen.covariance).T
         whole = [(c, k) for k, row in enumerate(output) for c in [int(row.argmax())] if np.count_nonzero(row) == 1]
         for c, k in whole:
             wanted[c] = np.eye(len(output))[k]
         np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
+        if np.count_nonzero(output) == len(output):
+            np.testing.assert_allclose(rebuilding_map([seen], np.arange(1, channels)), wanted, rtol=1e-6, atol=1e-6)

@@ -85,13 +85,12 @@ def reading(seed: int, channels: int) -> Reading:
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(4 * channels, channels)) @ rng.normal(size=(channels, channels))
     moments = rows.T @ rows / len(rows) + np.eye(channels)
-    return Reading(moments, moments, rng.normal(size=(channels, 3)))
+    return Reading(moments, np.zeros((channels, 1)), rng.normal(size=(channels, 3)))
 
 
 def single(seen: Reading) -> Reading:
     """Return the same in single precision."""
-    moments = seen.moments.astype(np.float32)
-    return Reading(moments, moments, seen.weights.astype(np.float32))
+    return Reading(seen.covariance.astype(np.float32), seen.means, seen.weights.astype(np.float32))
 
 
 @given(seed=st.integers(0, 999), channels=st.integers(2, 40))

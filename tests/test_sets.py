@@ -395,7 +395,8 @@ def reading(seed: int, sets: int, size: int, *, apart: bool) -> Reading:
     covariance = within_sets(np.cov(samples.T, bias=True), sets if apart else 1)
     halves = tuple(ObservedChannels(lambda z: np.maximum(z, 0.0), half) for half in np.split(samples, 2))
     weights = rng.normal(size=(sets * size, 3))
-    return Reading(covariance, covariance, weights, channels=(halves[0], halves[1]), sets=sets if apart else 1)
+    means = samples.mean(axis=0)[:, None]
+    return Reading(covariance, means, weights, channels=(halves[0], halves[1]), sets=sets if apart else 1)
 
 
 @pytest.mark.parametrize("apart", [False, True])

@@ -66,11 +66,10 @@ def _reading(
         return None
     sets = group.sets if any(other.is_apart for other in others) else 1
     mean, covariance = _of_channels(seen, where.index)
-    second = covariance + np.outer(mean, mean)
-    about_mean, about_zero = within_sets(covariance, sets), within_sets(second, sets)
+    about = within_sets(covariance if place.has_shift else covariance + np.outer(mean, mean), sets)
     weights = row_coordinates(place.weights / end.total**0.5)
     channels = _channels(analysis, group, place, moments, rng)
-    return Reading(about_mean if place.has_shift else about_zero, about_zero, weights, place.has_shift, channels, sets)
+    return Reading(about, seen.mean[where.index], weights, place.has_shift, channels, sets, place.parameter)
 
 
 def _of_channels(moments: Moments, index: IntArray) -> tuple[FloatArray, FloatArray]:

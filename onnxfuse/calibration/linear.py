@@ -5,7 +5,7 @@ it is applied. What counts is not Y but the value that it ends in: behind the no
 and behind the residual addition if there is one, where other branches' errors can be made good.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -17,7 +17,7 @@ from onnxfuse.coupling.groups import ChannelGraph
 from onnxfuse.coupling.layout import leaves
 from onnxfuse.coupling.scales_behind import scale_behind
 from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView, Operand
-from onnxfuse.statistics.patches import convolution_pads, patch_rows, place_count
+from onnxfuse.statistics.patches import convolution_pads, patch_rows, place_count, taps_in_sight
 
 __all__ = ["Ending", "LinearNode", "ending_of", "linear_nodes", "value_readers"]
 
@@ -115,6 +115,15 @@ class LinearNode:
             return y.reshape(-1, y.shape[-1])[places[:, 0]]
         return y.reshape(y.shape[0], y.shape[1], -1)[places[:, 0], :, places[:, 1]]
 
+    def taps_in_sight(self, dims: Sequence[int], value: AnyArray) -> FloatArray:
+        """Return in what share of all places each tap reads its input, and not the zeros around it; shape (taps,).
+
+        Args:
+            dims: The shape of its input.
+            value: Its weight.
+        """
+        return taps_in_sight(dims[2:], *self._window(dims, value)) if self.is_convolution else np.ones(1)
+
     @property
     def _is_transposed(self) -> bool:
         return self.node.op.endswith("Gemm") and bool(self.node.attributes.get("transB", 0))
@@ -122,17 +131,24 @@ class LinearNode:
     def _geometry(
         self, x: AnyArray, value: AnyArray, *, materialise: bool = False
     ) -> tuple[AnyArray, list[int], list[int], list[int]]:
+        pads, kernel, strides, dilations = self._window(x.shape, value)
+        if materialise:
+            return np.pad(x, ((0, 0), (0, 0), *pads)), kernel, strides, dilations
+        sizes = [size + before + after for size, (before, after) in zip(x.shape[2:], pads, strict=True)]
+        return np.broadcast_to(np.zeros((), x.dtype), (*x.shape[:2], *sizes)), kernel, strides, dilations
+
+    def _window(
+        self, dims: Sequence[int], value: AnyArray
+    ) -> tuple[Sequence[tuple[int, int]], list[int], list[int], list[int]]:
+        """Return zeros around the map, and the size, steps and dilations of the filter, along each spatial axis."""
         attributes = self.node.attributes
         kernel = list(value.shape[2:])
         strides = [int(s) for s in attributes.get("strides", [1] * len(kernel))]
         dilations = [int(d) for d in attributes.get("dilations", [1] * len(kernel))]
         window = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
         auto_pad = attributes.get("auto_pad", b"NOTSET").decode()
-        pads = convolution_pads(auto_pad, x.shape[2:], window, strides, attributes.get("pads", []))
-        if materialise:
-            return np.pad(x, ((0, 0), (0, 0), *pads)), kernel, strides, dilations
-        sizes = [size + before + after for size, (before, after) in zip(x.shape[2:], pads, strict=True)]
-        return np.broadcast_to(np.zeros((), x.dtype), (*x.shape[:2], *sizes)), kernel, strides, dilations
+        pads = convolution_pads(auto_pad, dims[2:], window, strides, attributes.get("pads", []))
+        return pads, kernel, strides, dilations
 
 
 def value_readers(graph: GraphView, name: str) -> int:

@@ -8,7 +8,17 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from onnxfuse.analysis import Analysis
-from onnxfuse.arrays import FloatArray, Floats, add_products, finite_rows, join_axes, mirror, row_coordinates, strips
+from onnxfuse.arrays import (
+    FloatArray,
+    Floats,
+    IntArray,
+    add_products,
+    finite_rows,
+    join_axes,
+    mirror,
+    row_coordinates,
+    strips,
+)
 from onnxfuse.calibration.activation_paths import ActivationPath, PathFunction, activation_path
 from onnxfuse.calibration.batches import for_samples
 from onnxfuse.calibration.linear import LinearNode, ending_of, linear_nodes
@@ -45,18 +55,22 @@ _MOST_BYTES = 2**29
 
 @dataclass
 class _Moments:
-    """Sums over rows of one group's channels in one value."""
+    """Sums over rows of one group's channels in one value; a channel has m places on the axis, each in rows of its own.
+
+    Totals and counts are those of each place, shapes (m, C) and (m,).
+    """
 
     value: str
     places: Places
-    count: int = 0
     independent: float = 0.0
-    total: FloatArray = field(init=False)
+    totals: FloatArray = field(init=False)
+    counts: IntArray = field(init=False)
     products: FloatArray = field(init=False)
 
     def __post_init__(self) -> None:
-        channels = len(self.places.index)
-        self.total, self.products = np.zeros(channels), np.zeros((channels, channels))
+        channels, copies = self.places.index.shape
+        self.totals, self.counts = np.zeros((copies, channels)), np.zeros(copies, np.int64)
+        self.products = np.zeros((channels, channels))
 
     def add(self, array: AnyArray, samples: int, share: float, rng: np.random.Generator) -> None:
         # Neighbouring places of one sample are alike; the root of their number is a fair guess of how many count.
@@ -68,10 +82,15 @@ class _Moments:
         # Places are chosen first, so that nothing else is copied.
         chosen = rng.choice(places, wanted, replace=False) if wanted < places else np.arange(places)
         rows = moved[np.unravel_index(chosen, moved.shape[:-1])]
-        # (rows, C, places in the axis) -> (rows x places, C)
-        part = finite_rows(rows[:, where].transpose(0, 2, 1).reshape(-1, len(where)))[0]
-        self.count += len(part)
-        self.total += part.sum(axis=0, dtype=np.float64)
+        # (rows, C, m) -> (rows x m, C)
+        copies = where.shape[1]
+        part = rows[:, where].transpose(0, 2, 1).reshape(-1, len(where))
+        part, of_copy = finite_rows(part, np.tile(np.arange(copies), len(rows)))
+        self.counts += np.bincount(of_copy, minlength=copies)
+        if len(part) == len(rows) * copies:
+            self.totals += part.reshape(-1, copies, len(where)).sum(axis=0, dtype=np.float64)
+        else:
+            np.add.at(self.totals, of_copy, part)
         # Squares of large numbers may overflow; what is not finite in the end is left out.
         with np.errstate(over="ignore", invalid="ignore"):
             add_products(self.products, part)
@@ -79,18 +98,24 @@ class _Moments:
     @property
     def is_sound(self) -> bool:
         """Whether there are sums, and none has overflown; samples that do say nothing, and the drift will tell."""
-        return self.count > 0 and bool(np.isfinite(self.products.sum()))
+        return bool(self.counts.all()) and bool(np.isfinite(self.products.sum()))
+
+    @property
+    def means(self) -> FloatArray:
+        """Those of every channel at each of its places, shape (C, m)."""
+        return np.asarray((self.totals / self.counts[:, None]).T)
 
     def estimates(self, *, centred: bool) -> tuple[Floats, Floats]:
         """Return the covariance and the second moments about zero; twice the latter if not ``centred``.
 
         The sums, which may be the largest thing in memory, are used up.
         """
-        mean = self.total / self.count
+        count = int(self.counts.sum())
+        mean = self.totals.sum(axis=0) / count
         products, self.products = self.products, np.zeros((0, 0))
         mirror(products)
         for strip in strips(len(mean)):
-            products[strip] /= self.count
+            products[strip] /= count
             products[strip] -= np.outer(mean[strip], mean)
         second = covariance = shrunk(products, self.independent)
         del products
@@ -160,6 +185,7 @@ class ReadingPlace:
     """A reader of a group, and where to look.
 
     Attributes:
+        parameter: Which of the group's parameters it is.
         weights: Its weights, a row for every channel.
         moments: The value in which it finds the channels, and the axis.
         end: The value in which its result ends.
@@ -169,6 +195,7 @@ class ReadingPlace:
         is_apart: Whether the reader hears the sets of the group each for itself.
     """
 
+    parameter: int
     weights: Floats
     moments: tuple[str, int]
     end: str
@@ -257,16 +284,17 @@ def _readings(
         variance = spreads[place.end].variance
         weights = place.weights / (variance**0.5 if np.isfinite(variance) and variance > 0 else 1.0)
         before = None if place.path is None else channels.get((group.name, place.path))
-        seen_by_it = covariance if place.has_shift else second
-        yield Reading(seen_by_it, second, row_coordinates(weights), place.has_shift, before, sets)
+        about = covariance if place.has_shift else second
+        means = moments[group.name, *place.moments].means
+        yield Reading(about, means, row_coordinates(weights), place.has_shift, before, sets, place.parameter)
 
 
 def _places(
     analysis: Analysis, state: WeightState, group: CouplingGroup, linear: Mapping[int, LinearNode]
 ) -> Iterator[ReadingPlace]:
-    members = [p for p in group.parameters if p.role in {Role.PRODUCER, Role.CONSUMER}]
+    members = [(i, p) for i, p in enumerate(group.parameters) if p.role in {Role.PRODUCER, Role.CONSUMER}]
     by_name = {node.name: node for node in analysis.graph.nodes}
-    for parameter, features in zip(members, state.features(group).members, strict=True):
+    for (number, parameter), features in zip(members, state.features(group).members, strict=True):
         if parameter.role is not Role.CONSUMER:
             continue
         node = by_name[parameter.node]
@@ -282,7 +310,8 @@ def _places(
         is_apart = has_sets_elsewhere(analysis.channels.layouts[parameter.operand], parameter.axis, group)
         # Convolutions of every kind have channels behind the samples, all other readers last.
         axis = 1 if "Conv" in node.op else -1
-        yield ReadingPlace(features.weights, where, end, axis, has_shift, _path(analysis, group, where[0]), is_apart)
+        path = _path(analysis, group, where[0])
+        yield ReadingPlace(number, features.weights, where, end, axis, has_shift, path, is_apart)
 
 
 def _path(analysis: Analysis, group: CouplingGroup, value: str) -> ActivationPath | None:

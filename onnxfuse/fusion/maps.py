@@ -237,12 +237,16 @@ class ChannelMap:
         return added(carried, ones)
 
     @property
+    def selects(self) -> bool:
+        """Whether every fused channel is one of the channels, unchanged, however they are read."""
+        made = entries_at(self.making, np.arange(self.kept), self.anchors)
+        return bool((made == 1.0).all()) and count_entries(self.making) == self.kept
+
+    @property
     def is_selection(self) -> bool:
-        """Whether every fused channel is one of the channels, unchanged, so that weights can be copied."""
-        fused = np.arange(self.kept)
-        made, read = entries_at(self.making, fused, self.anchors), entries_at(self.reading, self.anchors, fused)
-        whole = bool((made == 1.0).all() and (read == 1.0).all())
-        return whole and count_entries(self.making) == count_entries(self.reading) == self.kept
+        """Whether the map only selects, and readers do without the others, so that weights can be copied."""
+        read = entries_at(self.reading, self.anchors, np.arange(self.kept))
+        return self.selects and bool((read == 1.0).all()) and count_entries(self.reading) == self.kept
 
     @property
     def is_identity(self) -> bool:

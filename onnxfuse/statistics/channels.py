@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxfuse.arrays import FloatArray
-from onnxfuse.statistics.gaussian import Elementwise, gaussian_moments
+from onnxfuse.statistics.gaussian import Elementwise, gaussian_moments, hermite_coefficients
 
 Rows: TypeAlias = NDArray[np.float32] | FloatArray
 
@@ -57,6 +57,9 @@ class Channels(Protocol):
             output: A, shape (K, C), float64.
         """
 
+    def means(self, output: FloatArray, /) -> tuple[FloatArray, FloatArray]:
+        """Return E[h], shape (C,), and E[h'], shape (K,), float64: of `fused` the means alone."""
+
     def part(self, some: slice, /) -> "Channels":
         """Return some of the channels."""
 
@@ -86,6 +89,13 @@ class GaussianChannels:
         mean, covariance = gaussian_moments(self.function, np.concatenate([self.mean, output @ self.mean]), joint)
         return _split(mean, covariance, len(self.mean))
 
+    def means(self, output: FloatArray, /) -> tuple[FloatArray, FloatArray]:
+        """Return E[h], shape (C,), and E[h'], shape (K,)."""
+        mean = np.concatenate([self.mean, output @ self.mean])
+        variance = np.concatenate([np.diag(self.covariance), ((output @ self.covariance) * output).sum(axis=1)])
+        found = hermite_coefficients(self.function, mean, np.sqrt(np.maximum(variance, 0.0)), 1)[:, 0]
+        return found[: len(self.mean)], found[len(self.mean) :]
+
     def part(self, some: slice, /) -> "GaussianChannels":
         """Return some of the channels."""
         return GaussianChannels(self.function, self.mean[some], self.covariance[some, some])
@@ -114,6 +124,11 @@ class ObservedChannels:
         mean = values.mean(axis=0)
         values = values - mean
         return _split(mean, values.T @ values / len(values), rows.shape[1])
+
+    def means(self, output: FloatArray, /) -> tuple[FloatArray, FloatArray]:
+        """Return E[h], shape (C,), and E[h'], shape (K,)."""
+        rows = np.asarray(self.rows, np.float64)
+        return self.function(rows).mean(axis=0), self.function(rows @ output.T).mean(axis=0)
 
     def part(self, some: slice, /) -> "ObservedChannels":
         """Return some of the channels."""

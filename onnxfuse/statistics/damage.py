@@ -21,7 +21,6 @@ from onnxfuse.statistics.channels import Channels, FusedMoments
 
 __all__ = [
     "Reading",
-    "best_input_map",
     "fused_damage",
     "fused_input_map",
     "greedy_order",
@@ -39,7 +38,7 @@ AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 _ROUNDING, _SINGLE_ROUNDING = 1e-10, 1e-5
 # Ridge of correlations that are inverted.
 _SMALL = 1e-11
-# Ridge of the input map, in mean second moments of a channel.
+# Ridge of the input map, in mean variances of a channel.
 _RIDGE = 1e-4
 # After so many choices their effect on what is left is worked out, as one product of matrices.
 _BLOCK = 64
@@ -54,22 +53,24 @@ class Reading:
     Attributes:
         covariance: S, shape (C, C), float64, or float32 if it is large: of the channels as the reader sees them; about
             zero, not about the mean, where nothing can make a mean good.
-        moments: E[h h^T], shape (C, C), likewise.
-        weights: V divided by the deviation of what the reader's result ends in, shape (C, D), likewise; or anything
-            else with the same V V^T.
+        means: E[h] at each of the m places that a channel has on the axis that is read, shape (C, m), float64.
+        weights: V divided by the deviation of what the reader's result ends in, shape (C, D), as precise as S; or
+            anything else with the same V V^T.
         has_shift: Whether something can make a mean good, behind the reader.
         channels: The channels before their activation, twice: as the input map is fitted to them, and as what it misses
             is measured. Two independent halves of what was observed; None where they do not have the form of f(z).
         sets: Into how many sets of equal size the channels fall, one after the other, of which none can stand in for
             another: the reader's results are made of one set each. Covariances between sets are zero then.
+        parameter: Which of the group's parameters reads them so; -1 where that is none's concern.
     """
 
     covariance: Floats
-    moments: Floats
+    means: FloatArray
     weights: Floats
     has_shift: bool = True
     channels: tuple[Channels, Channels] | None = None
     sets: int = 1
+    parameter: int = -1
 
     @property
     def strength(self) -> FloatArray:
@@ -84,9 +85,7 @@ class Reading:
     def part(self, some: slice) -> "Reading":
         """Return the same view of some of the channels, all of one set or of them all."""
         channels = None if self.channels is None else (self.channels[0].part(some), self.channels[1].part(some))
-        return Reading(
-            self.covariance[some, some], self.moments[some, some], self.weights[some], self.has_shift, channels
-        )
+        return Reading(self.covariance[some, some], self.means[some], self.weights[some], self.has_shift, channels)
 
 
 def shrunk(covariance: FloatArray, count: float) -> Floats:
@@ -327,66 +326,41 @@ def lone_damage(readings: Sequence[Reading]) -> FloatArray:
 
 
 def rebuilding_map(readings: Sequence[Reading], kept: IntArray) -> Floats:
-    """Return what `best_input_map` returns where some channels are kept as they are, and the others go.
+    r"""Return :math:`B^* = S_{hh'} (S_{h'h'} + \lambda I)^{-1}` where some channels h' are kept, and the others go.
+
+    Several readers share one map: that of their covariances' average, each weighted by its damage.
 
     Args:
         readings: At least one.
         kept: The channels, shape (K,).
 
     Returns:
-        Shape (C, K), float64; float32 if the moments are.
+        Shape (C, K), float64, float32 if the covariances are; rows of channels that are kept are exact.
     """
-    moments = _shared_moments(readings)
-    inside = _ridged(moments[np.ix_(kept, kept)])
+    covariance = _shared_covariance(readings)
+    inside = _ridged(covariance[np.ix_(kept, kept)])
     # What is kept as it is needs no solution; often that is half of all.
-    rest = np.delete(np.arange(len(moments)), kept)
-    solved: Floats = np.zeros((len(moments), len(kept)), moments.dtype)
-    solved[rest] = np.linalg.solve(inside, moments[np.ix_(rest, kept)].T).T
+    rest = np.delete(np.arange(len(covariance)), kept)
+    solved: Floats = np.zeros((len(covariance), len(kept)), covariance.dtype)
+    solved[rest] = np.linalg.solve(inside, covariance[np.ix_(rest, kept)].T).T
     solved[kept, np.arange(len(kept))] = 1.0
     return solved
 
 
-def best_input_map(readings: Sequence[Reading], output: FloatArray) -> Floats:
-    r"""Return :math:`B^* = S_{hh'} (S_{h'h'} + \lambda I)^{-1}` for channels of which h' = A h is left.
-
-    Second moments stand for covariances, so that means are rebuilt as well as can be without a shift. Several readers
-    share one map: that of their moments' average, each weighted by its damage.
-
-    Args:
-        readings: At least one.
-        output: A, shape (K, C); as it acts on the channels that readers see.
-
-    Returns:
-        Shape (C, K), float64; rows of channels that A keeps as they are, are exact.
-    """
-    channels = output.argmax(axis=1)
-    whole = (np.count_nonzero(output, axis=1) == 1) & (output.max(axis=1) == 1.0)
-    if whole.all():
-        return rebuilding_map(readings, channels)
-    moments = _shared_moments(readings)
-    cross = moments @ output.T
-    inside = _ridged(output @ cross)
-    rest = np.delete(np.arange(len(moments)), channels[whole])
-    solved = np.zeros(cross.shape)
-    solved[rest] = np.linalg.solve(inside, cross[rest].T).T
-    solved[channels[whole], np.flatnonzero(whole)] = 1.0
-    return solved
-
-
 def _ridged(inside: Floats) -> Floats:
-    """Add the ridge of the input map to the moments of the channels that are left; changes them."""
+    """Add the ridge of the input map to the covariance of the channels that are left; changes it."""
     scale = float(np.trace(inside)) / len(inside)
     inside[np.diag_indices(len(inside))] += _RIDGE * (scale if scale > 0 else 1.0)
     return inside
 
 
-def _shared_moments(readings: Sequence[Reading]) -> Floats:
-    """Return the average of the readings' moments, each weighted by its damage."""
-    if all(reading.moments is readings[0].moments for reading in readings):
-        return readings[0].moments
-    total = np.zeros_like(readings[0].moments)
+def _shared_covariance(readings: Sequence[Reading]) -> Floats:
+    """Return the average of the readings' covariances, each weighted by its damage."""
+    if all(reading.covariance is readings[0].covariance for reading in readings):
+        return readings[0].covariance
+    total = np.zeros_like(readings[0].covariance)
     for share, reading in zip(_shares(readings), readings, strict=True):
-        total += share * reading.moments
+        total += share * reading.covariance
     return total
 
 
@@ -424,12 +398,18 @@ def fused_input_map(
     Returns:
         Shape (C, K), float64.
     """
-    seen = [(share, found.about_zero()) for share, found in zip(_shares(readings), moments, strict=True)]
-    cross = np.sum([share * found.cross for share, found in seen], axis=0)
-    inside = np.sum([share * found.inside for share, found in seen], axis=0)
+    heard = [_heard(reading, found) for reading, found in zip(readings, moments, strict=True)]
+    shares = _shares(readings)
+    cross = np.sum([share * found.cross for share, found in zip(shares, heard, strict=True)], axis=0)
+    inside = np.sum([share * found.inside for share, found in zip(shares, heard, strict=True)], axis=0)
     sets = max(reading.sets for reading in readings)
     found = _input_map(within_sets(cross, sets), within_sets(inside, sets))
     return _exact_where_kept(found, output) if exact else found
+
+
+def _heard(reading: Reading, moments: FusedMoments) -> FusedMoments:
+    """Return the moments that count for a reader: about zero where nothing makes means good."""
+    return moments if reading.has_shift else moments.about_zero()
 
 
 def fused_damage(readings: Sequence[Reading], moments: Sequence[FusedMoments], input_map: FloatArray) -> float:
@@ -442,7 +422,7 @@ def fused_damage(readings: Sequence[Reading], moments: Sequence[FusedMoments], i
     """
     total = 0.0
     for reading, found in zip(readings, moments, strict=True):
-        seen = found if reading.has_shift else found.about_zero()
+        seen = _heard(reading, found)
         rebuilt = seen.cross @ input_map.T
         missed = seen.whole - rebuilt - rebuilt.T + input_map @ seen.inside @ input_map.T
         total += float((missed * reading.strength).sum())

@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from onnxfuse.arrays import IntArray
+from onnxfuse.arrays import FloatArray, IntArray
 
-__all__ = ["convolution_pads", "patch_rows", "place_count"]
+__all__ = ["convolution_pads", "patch_rows", "place_count", "taps_in_sight"]
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -49,6 +49,37 @@ def place_count(x: AnyArray, kernel: Sequence[int], strides: Sequence[int], dila
     """Return in how many places per sample a filter is applied to a padded input."""
     extents = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
     return int(np.prod([(s - e) // t + 1 for s, e, t in zip(x.shape[2:], extents, strides, strict=True)]))
+
+
+def taps_in_sight(
+    sizes: Sequence[int],
+    pads: Sequence[tuple[int, int]],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+) -> FloatArray:
+    """Return in what share of all places each tap of a filter reads the map, and not the zeros around it.
+
+    Args:
+        sizes: Sizes of the spatial axes, without zeros.
+        pads: Zeros before and after each.
+        kernel: Size of the filter along each.
+        strides: Steps along each.
+        dilations: Distance of its taps along each.
+
+    Returns:
+        Shape (taps,), float64, in [0, 1].
+
+    Example:
+        >>> taps_in_sight([4], [(1, 1)], [3], [1], [1]).tolist()
+        [0.75, 1.0, 0.75]
+    """
+    shares: FloatArray = np.ones(1)
+    for size, (before, after), taps, step, distance in zip(sizes, pads, kernel, strides, dilations, strict=True):
+        count = (size + before + after - (taps - 1) * distance - 1) // step + 1
+        read = np.arange(count)[:, None] * step + np.arange(taps) * distance - before
+        shares = np.asarray(np.kron(shares, ((read >= 0) & (read < size)).mean(axis=0)), np.float64)
+    return shares
 
 
 def patch_rows(

@@ -7,7 +7,7 @@ import numpy as np
 from onnxfuse.analytic.moments import Gain, Made, Moments, Rule, Site, Unknown, clipped, tap_correlations
 from onnxfuse.analytic.rules.combination import per_channel
 from onnxfuse.arrays import FloatArray, IntArray
-from onnxfuse.statistics.patches import convolution_pads
+from onnxfuse.statistics.patches import convolution_pads, taps_in_sight
 
 __all__ = ["RULES"]
 
@@ -33,7 +33,8 @@ def conv(site: Site) -> Sequence[Made] | Unknown:
         shift = [stride if i == number else 0 for i, stride in enumerate(strides)]
         further = float(np.vdot(tap_correlations(decay, offsets, shift), shares))
         found.append(clipped(further / total) if total > 0 else 0.0)
-    mean = taps.weight.sum(axis=3) @ x.mean.reshape(groups, -1, 1)
+    in_sight = taps_in_sight(site.dims_in()[2:], pads, weight.shape[2:], strides, dilations)
+    mean = taps.weight @ in_sight @ x.mean.reshape(groups, -1, 1)
     bias = site.constant(2)
     # What else is at a place goes with the tap that reads there, and less with its neighbours.
     seen: FloatArray = np.ones(1)

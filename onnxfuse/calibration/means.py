@@ -1,0 +1,97 @@
+"""The mean that a fusion takes from what reads the channels, given back at a bias behind each reader.
+
+Channels h become h' and are rebuilt as B h'. Where a layer with weights V reads them and something shifts its outputs,
+B makes good how h moves about its mean, and the shift :math:`V^T E[h - B h']` makes good the mean. At the borders of a
+map a convolution reads zeros, which are not missed; so a tap counts as often as it reads the map at all.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnxfuse.analysis import Analysis
+from onnxfuse.arrays import FloatArray
+from onnxfuse.calibration.linear import LinearNode, linear_nodes
+from onnxfuse.coupling.groups import CouplingGroup, layout_size
+from onnxfuse.coupling.layout import leaves
+from onnxfuse.coupling.sets import places
+from onnxfuse.fusion.maps import ChannelMap
+from onnxfuse.fusion.weights import WeightState
+from onnxfuse.graph.view import Operand
+from onnxfuse.statistics.damage import Reading
+
+__all__ = ["MeanShifts", "missed_means"]
+
+
+def missed_means(reading: Reading, channel_map: ChannelMap) -> FloatArray:
+    """Return what a fusion leaves of the mean of every channel, E[h - B h'], shape (C, m), float64.
+
+    Of mixed channels it is the mean over all m places that a channel has on the axis that is read.
+
+    Args:
+        reading: What a reader sees.
+        channel_map: A and B; A only selects where `Reading.channels` are not known.
+
+    Example:
+        >>> kept = ChannelMap.selection(np.array([0]), 2)
+        >>> missed_means(Reading(np.eye(2), np.array([[1.0], [3.0]]), np.eye(2)), kept).tolist()
+        [[0.0], [3.0]]
+    """
+    if reading.channels is None or channel_map.selects:
+        return np.asarray(reading.means - channel_map.reading @ reading.means[channel_map.anchors], np.float64)
+    mean, fused = reading.channels[1].means(channel_map.output)
+    missed = np.asarray(mean - channel_map.reading @ fused, np.float64)
+    return np.broadcast_to(missed[:, None], reading.means.shape)
+
+
+class MeanShifts:
+    """Gives the layers that read a group the mean back that its fusion takes.
+
+    Args:
+        analysis: The original.
+        state: The weights; changed.
+    """
+
+    def __init__(self, analysis: Analysis, state: WeightState) -> None:
+        """Note where the layers are."""
+        self.analysis, self.state = analysis, state
+        self._linear = {linear.node.name: linear for linear in linear_nodes(analysis.graph, analysis.channels)}
+
+    def apply(self, group: CouplingGroup, readings: Sequence[Reading], channel_map: ChannelMap) -> None:
+        """Shift the outputs of every layer that reads a group, as it is before its fusion.
+
+        Args:
+            group: The group.
+            readings: What its readers see.
+            channel_map: The map that is about to act on it.
+        """
+        for reading in readings:
+            if reading.has_shift and reading.parameter >= 0:
+                linear = self._linear[group.parameters[reading.parameter].node]
+                missed = self._on_axis(linear, group, missed_means(reading, channel_map))
+                self.state.shift_outputs(linear.node, self._heard(linear, missed))
+
+    def _on_axis(self, linear: LinearNode, group: CouplingGroup, missed: FloatArray) -> FloatArray:
+        """Return what is missed at every entry of the axis that a layer reads, at its present width.
+
+        Args:
+            linear: The layer.
+            group: The group.
+            missed: Of its channels at each of their places, shape (C, m).
+        """
+        layouts = self.analysis.channels.layouts[Operand(linear.node.inputs[0])]
+        axis = next(axis for axis, layout in enumerate(layouts) if group.atom in set(leaves(layout)))
+        where = places(layouts, axis, group, self.state.widths)
+        sizes = [layout_size(layouts[i], self.state.widths) for i in where.axes]
+        spread = np.zeros(int(np.prod(sizes)))
+        spread[where.index] = missed
+        # Sets of channels that other axes tell apart are heard by the same weights, one after the other.
+        return np.asarray(spread.reshape(-1, sizes[-1]).mean(axis=0))
+
+    def _heard(self, linear: LinearNode, missed: FloatArray) -> FloatArray:
+        """Return what a layer makes of its input's mean, on average over its places; shape (outputs,)."""
+        weight = self.state.array(linear.weight)
+        matrices = linear.matrices(weight)
+        taps = linear.taps_in_sight(self.analysis.shapes.dims[linear.node.inputs[0]], weight)
+        rows = (missed[:, None] * taps).reshape(len(matrices), -1)
+        return np.asarray((matrices @ rows[:, :, None]).reshape(-1))
