@@ -189,9 +189,10 @@ def fuse_groups(
     Raises:
         OnnxFuseError: A map could not be found; it says for which group.
     """
-    applied, methods, gains = [], {}, {}
+    applied: list[tuple[CouplingGroup, ChannelMap]] = []
+    methods, gains = {}, {}
     state = WeightState(analysis.graph, analysis.shapes, analysis.channels)
-    shifts = MeanShifts(analysis, state)
+    shifts = MeanShifts(analysis, state, applied)
     work = sorted((p for p in plans if p.kept < p.group.channels), key=lambda p: _last_producer(p.group))
     if config.order is Order.BACKWARD:
         work.reverse()
@@ -226,6 +227,8 @@ def _find_map(
         judgement = judgements[plan.group.name]
         if plan.group.unmixable:
             return "least-damage", judgement.selection(plan.kept), 1.0
+        if plan.group.mirrored:
+            return "least-damage", judgement.pair_map(plan.kept), 1.0
         choice = None
         if judgement.knows_channels:
             selected = judgement.selected(plan.kept)
@@ -235,8 +238,9 @@ def _find_map(
             return choice.name, choice.channel_map, choice.gain
         return "least-damage", judgement.channel_map(plan.kept), 1.0
     name = "intra-fusion" if config.is_auto else config.method
-    if plan.group.unmixable:
-        # Channels that may not be mixed are dropped instead, by the same importance.
+    if plan.group.unmixable or (plan.group.mirrored and name == "intra-fusion"):
+        # Channels that may not be mixed are dropped instead, by the same importance; so are those of a product of two
+        # sides, since sums of channels on both would be four times what two copies say.
         name = "prune"
     features = replace(state.features(plan.group), activations=activations).sets(plan.group.sets)
     maps = [METHODS[name](one, plan.kept, config.fusion, rng) for one in features]

@@ -172,21 +172,25 @@ def with_copies(
 def with_unread(analysis: Analysis, group: CouplingGroup, dropped: IntArray) -> onnx.ModelProto | None:
     """Make the consumers' weights for some channels, of all sets in a row, zero, so that nothing reads them.
 
+    Of a contraction the mirrored side takes the place of consumers.
+
     Returns:
         The model with other weights; None if some of them are not stored as they are read.
     """
     values = initializers(analysis.source.model)
     changed: dict[str, AnyArray] = {}
     for parameter in group.parameters:
-        if parameter.role is not Role.CONSUMER:
+        mirrored = group.mirrored.get((parameter.operand, parameter.axis))
+        if parameter.role is not Role.CONSUMER and (mirrored is None or not mirrored.any()):
             continue
         name = parameter.operand.name
         if name not in values:
             return None
         array = changed.setdefault(name, values[name].copy())
         where = _where(analysis, group, parameter)
+        columns = where.index if mirrored is None else where.index[:, mirrored]
 
-        def forget(rows: AnyArray, index: IntArray = where.index[dropped]) -> None:
+        def forget(rows: AnyArray, index: IntArray = columns[dropped]) -> None:
             rows[index.ravel()] = 0
 
         _change_rows(array, where, forget)

@@ -453,8 +453,8 @@ APART = [form for form in APART if form.name != "GroupQueryAttention"]
 
 
 def value_group(analysis: Analysis) -> CouplingGroup:
-    """Return the group of the values' size: the free one that may be mixed."""
-    found = [g for g in free_groups(analysis) if not g.unmixable]
+    """Return the group of the values' size: the free one that may be mixed, and that nothing is multiplied over."""
+    found = [g for g in free_groups(analysis) if not (g.unmixable or g.contractions)]
     assert len(found) == 1
     return found[0]
 
@@ -510,8 +510,8 @@ def test_what_queries_and_keys_lack_can_go(name: str) -> None:
     lacking = zeroed(net.model(), {n: [h * 4 + i for h in range(k) for i in inside] for n, k in columns.items()})
     analysis = analysis_of(lacking, feeds=net.feeds)
     heads = {group.name for group in head_groups(analysis)}
-    groups = [g for g in free_groups(analysis) if g.unmixable and g.name not in heads]
-    assert not any(g.residual for g in free_groups(analysis) if g.unmixable)
+    groups = [g for g in free_groups(analysis) if g.contractions and g.name not in heads]
+    assert not any(g.residual for g in free_groups(analysis) if g.contractions)
     assert [g.channels for g in groups] == [4 // len(inside)]
     kept = np.setdiff1d(np.arange(groups[0].channels), [1])
     result = fuse(analysis, {groups[0].name: ChannelMap.selection(kept, groups[0].channels)})
@@ -576,7 +576,7 @@ def test_the_scale_stays_that_of_the_network(op: str) -> None:
     columns = [h * 4 + 1 for h in range(4)]
     lacking = zeroed(net.model(), {"query": columns, "key": columns})
     analysis = analysis_of(lacking, feeds=net.feeds)
-    group = next(g for g in free_groups(analysis) if g.unmixable and g not in head_groups(analysis))
+    group = next(g for g in free_groups(analysis) if g.contractions)
     result = fuse(analysis, {group.name: ChannelMap.selection(np.array([0, 2, 3]), 4)})
     assert_same_outputs(run_ort(lacking, net.feeds), run_ort(result.model, net.feeds))
     node = next(n for n in result.model.graph.node if n.op_type == op)

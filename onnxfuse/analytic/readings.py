@@ -59,6 +59,8 @@ def _reading(
     moments: Mapping[str, Moments],
     rng: np.random.Generator,
 ) -> Reading | None:
+    if place.partner is not None:
+        return None
     value, axis = place.moments
     where = places_in(analysis.channels.layouts[Operand(value)], axis, group, {})
     seen, end = moments.get(value), moments.get(place.end)

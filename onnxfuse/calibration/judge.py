@@ -12,6 +12,7 @@ from onnxfuse.config import Provider
 from onnxfuse.coupling.groups import CouplingGroup
 from onnxfuse.fusion.maps import ChannelMap
 from onnxfuse.proof.samples import Samples
+from onnxfuse.statistics.bilinear import best_pair, dropping_order, pair_damage
 from onnxfuse.statistics.damage import Reading, greedy_order, rebuilding_map
 
 __all__ = ["Judgement", "judge_groups", "judge_readings"]
@@ -46,6 +47,10 @@ class Judgement:
         if selection.is_identity:
             return selection
         return ChannelMap(selection.making, rebuilding_map(self.readings, selection.anchors), selection.anchors)
+
+    def pair_map(self, kept: int) -> ChannelMap:
+        """Return the best map of both sides of a contraction that keeps so many channels of each set."""
+        return ChannelMap(*best_pair(self.readings, kept, self.sets))
 
     def selection(self, kept: int) -> ChannelMap:
         """Return the map that keeps the first so many of each set and does without the others."""
@@ -93,5 +98,8 @@ def judge_readings(
 
 
 def _judgement(group: CouplingGroup, readings: tuple[Reading, ...]) -> Judgement:
+    if group.unmixable and all(reading.parameter < 0 for reading in readings):
+        return Judgement(readings, *dropping_order(readings, group.sets), group.sets)
     order, damage = greedy_order(readings, group.sets)
-    return Judgement(readings, order, damage[:: group.sets], group.sets)
+    damage = pair_damage(readings, group.sets) if group.mirrored else damage[:: group.sets]
+    return Judgement(readings, order, damage, group.sets)

@@ -10,17 +10,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxfuse.analysis import Analysis
-from onnxfuse.arrays import FloatArray
+from onnxfuse.arrays import FloatArray, join_axes
 from onnxfuse.calibration.linear import LinearNode, linear_nodes
 from onnxfuse.coupling.groups import CouplingGroup, layout_size
-from onnxfuse.coupling.layout import leaves
+from onnxfuse.coupling.layout import Product, leaves
 from onnxfuse.coupling.sets import places
 from onnxfuse.fusion.maps import ChannelMap
+from onnxfuse.fusion.values import Applied, fused_values
 from onnxfuse.fusion.weights import WeightState
 from onnxfuse.graph.view import Operand
 from onnxfuse.statistics.damage import Reading
 
 __all__ = ["MeanShifts", "missed_means"]
+
+# What is on an axis that has no channels.
+_NONE = Product(())
 
 
 def missed_means(reading: Reading, channel_map: ChannelMap) -> FloatArray:
@@ -50,11 +54,12 @@ class MeanShifts:
     Args:
         analysis: The original.
         state: The weights; changed.
+        applied: The groups that were fused before.
     """
 
-    def __init__(self, analysis: Analysis, state: WeightState) -> None:
+    def __init__(self, analysis: Analysis, state: WeightState, applied: Applied) -> None:
         """Note where the layers are."""
-        self.analysis, self.state = analysis, state
+        self.analysis, self.state, self.applied = analysis, state, applied
         self._linear = {linear.node.name: linear for linear in linear_nodes(analysis.graph, analysis.channels)}
 
     def apply(self, group: CouplingGroup, readings: Sequence[Reading], channel_map: ChannelMap) -> None:
@@ -66,8 +71,11 @@ class MeanShifts:
             channel_map: The map that is about to act on it.
         """
         for reading in readings:
-            if reading.has_shift and reading.parameter >= 0:
-                linear = self._linear[group.parameters[reading.parameter].node]
+            if not reading.has_shift or reading.parameter < 0:
+                continue
+            linear = self._linear[group.parameters[reading.parameter].node]
+            # A single output is nothing that a vector could shift.
+            if self.state.output_shift(linear.node) is not None:
                 missed = self._on_axis(linear, group, missed_means(reading, channel_map))
                 self.state.shift_outputs(linear.node, self._heard(linear, missed))
 
@@ -79,14 +87,22 @@ class MeanShifts:
             group: The group.
             missed: Of its channels at each of their places, shape (C, m).
         """
-        layouts = self.analysis.channels.layouts[Operand(linear.node.inputs[0])]
+        name = linear.node.inputs[0]
+        layouts = self.analysis.channels.layouts[Operand(name)]
         axis = next(axis for axis, layout in enumerate(layouts) if group.atom in set(leaves(layout)))
-        where = places(layouts, axis, group, self.state.widths)
-        sizes = [layout_size(layouts[i], self.state.widths) for i in where.axes]
-        spread = np.zeros(int(np.prod(sizes)))
-        spread[where.index] = missed
+        where = places(layouts, axis, group, {})
+        changed = {other.atom for other, _ in self.applied}
+        # Axes without channels, such as those of an image, count as one place.
+        held = [i in where.axes or bool(changed & set(leaves(layout))) for i, layout in enumerate(layouts)]
+        told = [layout if has else _NONE for layout, has in zip(layouts, held, strict=True)]
+        spread = np.zeros([layout_size(layout, {}) for layout in told])
+        joined = join_axes(spread, where.axes)
+        joined[where.index] = missed.reshape(*missed.shape, *[1] * (joined.ndim - 1))
+        spread = joined.reshape(*(spread.shape[i] for i in where.axes), *joined.shape[1:])
+        spread = np.moveaxis(spread, range(len(where.axes)), where.axes)
+        fused = fused_values(spread, told, name, range(len(told)), self.applied)
         # Sets of channels that other axes tell apart are heard by the same weights, one after the other.
-        return np.asarray(spread.reshape(-1, sizes[-1]).mean(axis=0))
+        return np.asarray(np.moveaxis(fused, axis, -1).reshape(-1, fused.shape[axis]).mean(axis=0))
 
     def _heard(self, linear: LinearNode, missed: FloatArray) -> FloatArray:
         """Return what a layer makes of its input's mean, on average over its places; shape (outputs,)."""

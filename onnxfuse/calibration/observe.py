@@ -21,6 +21,7 @@ from onnxfuse.arrays import (
 )
 from onnxfuse.calibration.activation_paths import ActivationPath, PathFunction, activation_path
 from onnxfuse.calibration.batches import for_samples
+from onnxfuse.calibration.contraction_shares import contraction_shares
 from onnxfuse.calibration.linear import LinearNode, ending_of, linear_nodes
 from onnxfuse.config import Provider
 from onnxfuse.coupling.groups import CouplingGroup, ParameterAxis
@@ -33,6 +34,7 @@ from onnxfuse.gradient.forward import with_outputs
 from onnxfuse.graph.view import NodeView, Operand
 from onnxfuse.proof.runtime import Session
 from onnxfuse.proof.samples import Samples
+from onnxfuse.statistics.bilinear import root
 from onnxfuse.statistics.channels import Channels, ObservedChannels
 from onnxfuse.statistics.damage import Reading, shrunk, within_sets
 from onnxfuse.statistics.features import Role
@@ -185,14 +187,16 @@ class ReadingPlace:
     """A reader of a group, and where to look.
 
     Attributes:
-        parameter: Which of the group's parameters it is.
-        weights: Its weights, a row for every channel.
+        parameter: Which of the group's parameters it is; -1 for a contraction.
+        weights: Its weights, a row for every channel; none for a contraction.
         moments: The value in which it finds the channels, and the axis.
         end: The value in which its result ends.
         axis: The axis of that value along which outputs lie.
         has_shift: Whether something can make a mean good, behind the reader.
         path: What lies between the producers and the reader; None where that does not have the form of f(z).
         is_apart: Whether the reader hears the sets of the group each for itself.
+        partner: The value, and the axis, whose channels a contraction multiplies these with, in place of weights.
+        contraction: The index of the contraction.
     """
 
     parameter: int
@@ -203,6 +207,8 @@ class ReadingPlace:
     has_shift: bool
     path: ActivationPath | None
     is_apart: bool
+    partner: tuple[str, int] | None = None
+    contraction: int = -1
 
 
 def observe_readings(
@@ -229,10 +235,11 @@ def observe_readings(
     rows: dict[tuple[str, str], _Rows] = {}
     for group in groups:
         for place in places[group.name]:
-            value, axis = place.moments
-            where = places_in(analysis.channels.layouts[Operand(value)], axis, group, {})
-            moments[group.name, value, axis] = _Moments(value, where)
-            spreads[place.end] = _Spread(place.axis)
+            for value, axis in (place.moments, place.partner or place.moments):
+                where = places_in(analysis.channels.layouts[Operand(value)], axis, group, {})
+                moments[group.name, value, axis] = _Moments(value, where)
+            if place.partner is None:
+                spreads[place.end] = _Spread(place.axis)
         if all(place.path is not None for place in places[group.name]):
             rows.update(
                 {(group.name, p.path.before): _rows(analysis, group, p.path) for p in places[group.name] if p.path}
@@ -244,7 +251,11 @@ def observe_readings(
         for place in found
         if place.path is not None and (taken := rows.get((name, place.path.before))) is not None
     }
-    return {group.name: tuple(_readings(group, places[group.name], moments, spreads, channels)) for group in groups}
+    products = dict.fromkeys(told.node for group in groups for told in group.contractions)
+    shares = contraction_shares(analysis, products, samples, provider)
+    return {
+        group.name: tuple(_readings(group, places[group.name], moments, spreads, channels, shares)) for group in groups
+    }
 
 
 def reading_places(analysis: Analysis, groups: Sequence[CouplingGroup]) -> dict[str, list[ReadingPlace]]:
@@ -265,6 +276,7 @@ def _readings(
     moments: Mapping[tuple[str, str, int], _Moments],
     spreads: Mapping[str, _Spread],
     channels: Mapping[tuple[str, ActivationPath], tuple[Channels, Channels] | None],
+    shares: Mapping[int, float],
 ) -> Iterator[Reading]:
     """Yield what every reader of a group sees; readers of one value share its covariance.
 
@@ -273,16 +285,21 @@ def _readings(
     sets = group.sets if any(place.is_apart for place in places) else 1
     estimates: dict[tuple[str, int], tuple[Floats, Floats]] = {}
     for place in places:
-        if place.moments not in estimates:
-            seen = moments[group.name, *place.moments]
-            if not seen.is_sound:
-                continue
-            centred = any(other.has_shift for other in places if other.moments == place.moments)
-            covariance, second = seen.estimates(centred=centred)
-            estimates[place.moments] = within_sets(covariance, sets), within_sets(second, sets)
+        for read in (place.moments, place.partner or place.moments):
+            if read not in estimates and (seen := moments[group.name, *read]).is_sound:
+                centred = any(other.has_shift for other in places if other.moments == read)
+                covariance, second = seen.estimates(centred=centred)
+                estimates[read] = within_sets(covariance, sets), within_sets(second, sets)
+        if place.moments not in estimates or (place.partner or place.moments) not in estimates:
+            continue
         covariance, second = estimates[place.moments]
-        variance = spreads[place.end].variance
-        weights = place.weights / (variance**0.5 if np.isfinite(variance) and variance > 0 else 1.0)
+        weights: Floats = place.weights
+        if place.partner is None:
+            variance = spreads[place.end].variance
+        else:
+            other = estimates[place.partner][1]
+            weights, variance = root(other) * shares[place.contraction] ** 0.5, float((second * other).sum())
+        weights = weights / (variance**0.5 if np.isfinite(variance) and variance > 0 else 1.0)
         before = None if place.path is None else channels.get((group.name, place.path))
         about = covariance if place.has_shift else second
         means = moments[group.name, *place.moments].means
@@ -312,6 +329,21 @@ def _places(
         axis = 1 if "Conv" in node.op else -1
         path = _path(analysis, group, where[0])
         yield ReadingPlace(number, features.weights, where, end, axis, has_shift, path, is_apart)
+    for told in group.contractions:
+        end = analysis.graph.nodes[told.node].outputs[0]
+        # Its scores are multiplied, set by set, and nothing makes their mean good.
+        yield ReadingPlace(
+            parameter=-1,
+            weights=np.zeros((0, 0)),
+            moments=told.plain,
+            end=end,
+            axis=-1,
+            has_shift=False,
+            path=None,
+            is_apart=group.sets > 1,
+            partner=told.mirrored,
+            contraction=told.node,
+        )
 
 
 def _path(analysis: Analysis, group: CouplingGroup, value: str) -> ActivationPath | None:

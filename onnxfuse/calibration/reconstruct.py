@@ -27,10 +27,11 @@ from onnxfuse.arrays import FloatArray
 from onnxfuse.calibration.images import MOST_VIEWS, Split, image_inputs, split_and_vary
 from onnxfuse.calibration.linear import LinearNode, value_readers
 from onnxfuse.calibration.segments import Segment, cut_into_segments
-from onnxfuse.calibration.side_by_side import Applied, SideBySide
+from onnxfuse.calibration.side_by_side import SideBySide
 from onnxfuse.config import CompressionConfig, Provider
 from onnxfuse.coupling.layout import leaves
 from onnxfuse.errors import UnsupportedGraphError
+from onnxfuse.fusion.values import Applied
 from onnxfuse.fusion.weights import WeightState
 from onnxfuse.gradient.backward import Backward, build_backward
 from onnxfuse.gradient.forward import with_outputs

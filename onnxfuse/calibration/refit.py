@@ -17,10 +17,11 @@ import numpy as np
 from onnxfuse.analysis import Analysis
 from onnxfuse.arrays import FloatArray, IntArray
 from onnxfuse.calibration.linear import Ending, LinearNode, ending_of
-from onnxfuse.calibration.side_by_side import Applied, SideBySide
+from onnxfuse.calibration.side_by_side import SideBySide
 from onnxfuse.calibration.walk import Walk
 from onnxfuse.config import Provider
 from onnxfuse.coupling.layout import Product
+from onnxfuse.fusion.values import Applied
 from onnxfuse.fusion.weights import WeightState
 from onnxfuse.graph.view import Operand
 from onnxfuse.proof.samples import Samples
@@ -210,8 +211,8 @@ class _Refitting:
         ends = self._original_rows(linear, ending)
         others = self.present.values(ending.other) if ending.other else None
         reads = self._numbers(self.present, linear.node.inputs[0])
-        axis = 1 if linear.is_convolution else -1
-        layout = self.analysis.channels.layouts[Operand(ending.value)][axis]
+        layouts = self.analysis.channels.layouts[Operand(ending.value)]
+        axis = 1 if linear.is_convolution else len(layouts) - 1
         counts = [linear.place_count(x, weight) for x in reads]
         total = sum(samples * places for samples, places in counts)
         first = 0
@@ -220,7 +221,7 @@ class _Refitting:
         for run, x in enumerate(reads):
             samples, places = counts[run]
             chosen = _random_places(samples, places, -(-wanted * samples * places // total), rng)
-            target = self.sides.fused(ends(run, chosen), (_ROWS, layout))
+            target = self.sides.fused(ends(run, chosen), (_ROWS, layouts[axis]), ending.value, (-1, axis))
             if others is not None:
                 target = target - linear.outputs(others[run], chosen)
             # Rows of one sample are alike: they are held back together, unless there are too few samples.

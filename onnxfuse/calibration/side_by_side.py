@@ -10,21 +10,18 @@ from onnxfuse.calibration.batches import for_samples
 from onnxfuse.calibration.linear import LinearNode, linear_nodes
 from onnxfuse.calibration.walk import Walk
 from onnxfuse.config import Provider
-from onnxfuse.coupling.groups import CouplingGroup
-from onnxfuse.coupling.layout import Atom, Layout, leaves
-from onnxfuse.coupling.sets import has_sets_elsewhere, places
-from onnxfuse.fusion.mapping import map_axes
-from onnxfuse.fusion.maps import ChannelMap
+from onnxfuse.coupling.layout import Layout, leaves
+from onnxfuse.coupling.sets import has_sets_elsewhere
 from onnxfuse.fusion.rewrite import collect_edits
+from onnxfuse.fusion.values import Applied, fused_values
 from onnxfuse.fusion.weights import WeightState
 from onnxfuse.graph.edits import apply_edits
 from onnxfuse.graph.view import BIAS_SLOTS, Operand
 from onnxfuse.proof.samples import Samples
 
-__all__ = ["Applied", "SideBySide"]
+__all__ = ["SideBySide"]
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-Applied: TypeAlias = Sequence[tuple[CouplingGroup, ChannelMap]]
 
 
 class SideBySide:
@@ -97,27 +94,21 @@ class SideBySide:
         bias = self.graph.decoded_operand(linear.node, slot)
         return bias if bias is None or bias.is_constant else Operand(bias.name, linear.node.index, slot)
 
-    def fused(self, values: AnyArray, layouts: Sequence[Layout]) -> AnyArray:
-        """Return what values should be in the compressed network, given the original's.
+    def fused(self, values: AnyArray, layouts: Sequence[Layout], name: str, axes: Sequence[int]) -> AnyArray:
+        """Return what numbers of a value should be in the compressed network, given the original's.
 
         Args:
             values: Any shape.
             layouts: What is on each axis.
+            name: The value.
+            axes: Which of its axes each one is; -1 for one that has no channels.
         """
-        widths: dict[Atom, int] = {}
-        inside = [set(leaves(layout)) for layout in layouts]
-        for group, channel_map in self.applied:
-            kept = channel_map.kept // group.sets
-            for axis in (axis for axis, atoms in enumerate(inside) if group.atom in atoms):
-                old, new = (places(layouts, axis, group, widths, count) for count in (None, kept))
-                values = map_axes(values, old.axes, old.index, new.index, channel_map.making)
-            widths[group.atom] = kept
-        return values
+        return fused_values(values, layouts, name, axes, self.applied)
 
     def fused_value(self, value: AnyArray, name: str) -> AnyArray:
         """Return what a whole value should be in the compressed network, given the original's."""
         layouts = self.analysis.channels.layouts.get(Operand(name))
-        return value if layouts is None else self.fused(value, layouts)
+        return value if layouts is None else self.fused(value, layouts, name, range(value.ndim))
 
     def tell(self, linear: LinearNode, operand: Operand) -> None:
         """Let the compressed network go on with a changed constant of a linear node, or of one behind it."""

@@ -21,6 +21,7 @@ __all__ = [
     "Cat",
     "ConstantSize",
     "Constraint",
+    "Contracted",
     "Default",
     "Encoded",
     "EncodedBias",
@@ -132,14 +133,31 @@ class Residual:
 
 @dataclass(frozen=True, slots=True)
 class SelectOnly:
-    """The channels may be dropped or reordered but not mixed, for a reason that is shown to the user.
-
-    A product of two computed tensors, summed over the channels, is invariant under the same permutation of both, but
-    a linear map of both squares.
-    """
+    """The channels may be dropped or reordered but not mixed, for a reason that is shown to the user."""
 
     expr: Expr
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Contracted:
+    """Two computed tensors are multiplied and summed over these axes, as queries and keys of an attention are.
+
+    The product is invariant under the same permutation of both, but a linear map of both squares. Where nothing else
+    ties the two, one may be mapped by A and the other by B transposed, as weights that read channels are (see
+    `onnxfuse.coupling.contractions`). Elsewhere channels are only dropped, for a reason that is shown to the user.
+
+    Attributes:
+        left: What is summed over, on one side.
+        right: The same on the other side.
+        reason: Why they can't be mixed; shown where that is so.
+        axes: The axes of the two tensors that have them.
+    """
+
+    left: Expr
+    right: Expr
+    reason: str
+    axes: tuple[AxisRef, AxisRef]
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,6 +351,7 @@ Constraint: TypeAlias = (
     | Freeze
     | Residual
     | SelectOnly
+    | Contracted
     | Parallel
     | Multiple
     | Spare
@@ -461,7 +480,7 @@ class Rule:
 def axis_references(constraint: Constraint) -> Iterator[AxisRef]:
     """Yield the axes that a constraint says something of; roles and stated sizes say nothing of an axis' identity."""
     match constraint:
-        case Equal(left, right):
+        case Equal(left, right) | Contracted(left, right):
             yield from _axis_refs(left)
             yield from _axis_refs(right)
         case Freeze(expr, _) | Residual(expr) | SelectOnly(expr, _) | Statistic(expr, _):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxfuse.arrays import IntArray
+from onnxfuse.arrays import BoolArray, IntArray
 from onnxfuse.coupling.constraints import Encoded, EncodedBias
 from onnxfuse.coupling.layout import Atom, Concat, Layout, Product
 from onnxfuse.coupling.rounded import Rounding
@@ -15,6 +15,7 @@ from onnxfuse.statistics.features import Role
 
 __all__ = [
     "ChannelGraph",
+    "Contraction",
     "CouplingGroup",
     "DefaultEntry",
     "IndexEntry",
@@ -43,6 +44,21 @@ class ParameterAxis:
     role: Role
 
 
+@dataclass(frozen=True, slots=True)
+class Contraction:
+    """A product of two computed tensors that is summed over the channels of a group.
+
+    Attributes:
+        node: Index of the node.
+        plain: One of the two values, whose channels are mapped by A, and the axis that has them.
+        mirrored: The other one, whose channels are mapped by B transposed, and the axis.
+    """
+
+    node: int
+    plain: tuple[str, int]
+    mirrored: tuple[str, int]
+
+
 @dataclass(frozen=True, eq=False)
 class CouplingGroup:
     """Channels that must change together, wherever they occur.
@@ -59,6 +75,12 @@ class CouplingGroup:
         over: Atoms for each of whose indices there are so many channels, which may be mapped in a way of their own (see
             `onnxfuse.coupling.sets`).
         multiple: What the number of channels that stay has to be a multiple of.
+        contractions: The products of two computed tensors that are summed over the channels. Where these may be mixed,
+            one side is mapped by A, and the other side, the *mirrored* one, by B transposed, as weights that read them
+            are.
+        mirrored: For every axis of an operand on which the channels are, which of the places that each of them has
+            there are on the mirrored side: shape (m,), for the places that `onnxfuse.coupling.sets.places` finds. Empty
+            where there are no contractions, or the channels are only dropped.
     """
 
     name: str
@@ -71,6 +93,8 @@ class CouplingGroup:
     atom: Atom = field(repr=False)
     over: tuple[Atom, ...] = field(default=(), repr=False)
     multiple: int = 1
+    contractions: tuple[Contraction, ...] = field(default=(), repr=False)
+    mirrored: Mapping[tuple[Operand, int], BoolArray] = field(default_factory=dict, repr=False)
 
     @property
     def sets(self) -> int:

@@ -8,7 +8,7 @@ groups.
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import product
@@ -22,6 +22,7 @@ from onnxfuse.coupling.constraints import (
     Cat,
     ConstantSize,
     Constraint,
+    Contracted,
     Default,
     Encoded,
     EncodedBias,
@@ -45,6 +46,7 @@ from onnxfuse.coupling.constraints import (
     Weight,
     axis_references,
 )
+from onnxfuse.coupling.contractions import with_sides
 from onnxfuse.coupling.foldable import LINEAR, RolesOver, foldable_norms
 from onnxfuse.coupling.groups import (
     ChannelGraph,
@@ -96,13 +98,24 @@ def solve_coupling(graph: GraphView, shapes: Shapes, rules: Sequence[Rule] = DEF
     Returns:
         Groups, layouts and size entries. Nothing is skipped in silence: what is not understood is frozen with a reason.
     """
-    return _Solver(graph, shapes, rules).solve()
+    solver = _Solver(graph, shapes, rules)
+    found = solver.solve()
+    contractions = solver.contractions_of(found)
+    if not contractions:
+        return found
+    # What nothing but a contraction ties is tied no more in a second solution, so it shows what is on which side.
+    nodes = frozenset(node for axes in contractions.values() for node in axes)
+    return with_sides(graph, found, _Solver(graph, shapes, rules, nodes).solve(), contractions)
 
 
 class _Solver:
-    """The state of one analysis."""
+    """The state of one analysis; at some nodes contractions do not tie what they contract."""
 
-    def __init__(self, graph: GraphView, shapes: Shapes, rules: Sequence[Rule]) -> None:
+    def __init__(
+        self, graph: GraphView, shapes: Shapes, rules: Sequence[Rule], untied: Container[int] = frozenset()
+    ) -> None:
+        self.untied = untied
+        self.contracted: dict[int, list[Contracted]] = {}
         self.graph = graph
         self.shapes = shapes
         self.rules: dict[tuple[str, str], list[Rule]] = {}
@@ -165,6 +178,16 @@ class _Solver:
             roundings,
             indices,
         )
+
+    def contractions_of(self, found: ChannelGraph) -> dict[Atom, dict[int, tuple[AxisRef, AxisRef]]]:
+        """Return the axes of each contraction, by node, by the channels that it sums over if these can't be mixed."""
+        atoms = {group.atom for group in found.groups if group.unmixable and not group.frozen}
+        contractions: dict[Atom, dict[int, tuple[AxisRef, AxisRef]]] = {}
+        for node, told in self.contracted.items():
+            if len(told) == 1:
+                for atom in atoms & set(leaves(self.unifier.resolve(self._layout(told[0].left)))):
+                    contractions.setdefault(atom, {})[node] = told[0].axes
+        return contractions
 
     # One node ---------------------------------------------------------------------------------------------------
 
@@ -272,6 +295,11 @@ class _Solver:
                 self._equate(node, self._layout(left), self._layout(right))
             case Freeze(expr, reason, apart):
                 self.unifier.freeze(self._layout(expr), reason, apart=apart)
+            case Contracted(left, right, reason, _):
+                self.contracted.setdefault(node.index, []).append(constraint)
+                if node.index not in self.untied:
+                    self._equate(node, self._layout(left), self._layout(right))
+                    self.unifier.forbid_mixing(self._layout(left), reason)
             case Residual() | SelectOnly() | Parallel() | Multiple() | Spare() | Statistic():
                 self._mark(node, constraint)
             case Weight(axis, role):

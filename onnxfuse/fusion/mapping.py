@@ -6,11 +6,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from onnxfuse.arrays import FloatArray, Floats, IntArray, join_axes
+from onnxfuse.arrays import BoolArray, FloatArray, Floats, IntArray, join_axes
 from onnxfuse.coupling.sets import Places
 from onnxfuse.matrices import Matrix, product
 
-__all__ = ["along", "map_axes", "rows_of"]
+__all__ = ["along", "map_axes", "map_sides", "rows_of"]
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -47,6 +47,40 @@ def map_axes(array: AnyArray, axes: Sequence[int], old: IntArray, new: IntArray,
     result[new.ravel()] = fused
     result = result.reshape(*outer, len(result) // math.prod(outer), *rest)
     return np.moveaxis(result, range(len(axes)), axes)
+
+
+def map_sides(
+    array: AnyArray, old: Places, new: Places, matrices: tuple[Matrix, Matrix], mirrored: BoolArray | None
+) -> AnyArray:
+    """Apply one channel map to some places of every channel, and another one to the others.
+
+    Args:
+        array: Any shape and float type.
+        old: Where the channels are.
+        new: Where the fused channels go.
+        matrices: Shape (K, C) each: that for all places, and that for mirrored ones.
+        mirrored: Which of the m places of each channel are mirrored, shape (m,); None for none.
+
+    Returns:
+        A new array, as `map_axes` has it.
+
+    Example:
+        >>> both, first = np.array([[0, 2], [1, 3]]), np.array([[0, 1]])
+        >>> maps = (np.array([[1.0, 0.0]]), np.array([[1.0, 1.0]]))
+        >>> map_sides(np.arange(4.0), Places((0,), both), Places((0,), first), maps, np.array([False, True])).tolist()
+        [0.0, 5.0]
+    """
+    plain, other = matrices
+    if mirrored is None or not mirrored.any():
+        return map_axes(array, old.axes, old.index, new.index, plain)
+    result = map_axes(array, old.axes, old.index, new.index, other)
+    if mirrored.all():
+        return result
+    where = new.index[:, ~mirrored].ravel()
+    joined = join_axes(result, old.axes).copy()
+    joined[where] = join_axes(map_axes(array, old.axes, old.index, new.index, plain), old.axes)[where]
+    sizes = [result.shape[axis] for axis in old.axes]
+    return np.moveaxis(joined.reshape(*sizes, *joined.shape[1:]), range(len(sizes)), old.axes)
 
 
 def rows_of(array: Floats, where: Places) -> Floats:

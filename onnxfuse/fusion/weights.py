@@ -20,7 +20,7 @@ from onnxfuse.coupling.rounded import Rounding
 from onnxfuse.coupling.scales_behind import scale_behind
 from onnxfuse.coupling.sets import Places, has_sets_elsewhere, places
 from onnxfuse.errors import InvariantError
-from onnxfuse.fusion.mapping import along, map_axes, rows_of
+from onnxfuse.fusion.mapping import along, map_sides, rows_of
 from onnxfuse.fusion.maps import ChannelMap
 from onnxfuse.fusion.normalised import Norm, mapped_norm
 from onnxfuse.fusion.quantised import Encoding, clipped, decode, encode, fitting_encoding, integer_range, pack, unpack
@@ -474,7 +474,8 @@ class WeightState:
     def _mapped(self, value: Floats, parameter: ParameterAxis, group: CouplingGroup, channel_map: ChannelMap) -> Floats:
         old = self._places(parameter, group)
         new = self._places(parameter, group, channel_map.kept // self._sets(group))
-        return map_axes(value, old.axes, old.index, new.index, _matrix(channel_map, parameter.role))
+        matrices = (_matrix(channel_map, parameter.role), transposed(channel_map.reading))
+        return map_sides(value, old, new, matrices, group.mirrored.get((parameter.operand, parameter.axis)))
 
     def _makers(self, norm: int) -> tuple[int, ...]:
         return self.channels.batch_norms.get(norm, ())

@@ -65,7 +65,12 @@ def scalable_groups(graph: GraphView, channels: ChannelGraph, groups: Sequence[C
             starts = (node.index, atom) in made
             if not (any(computed) or starts) or not _keeps(graph, channels, node, atom, computed):
                 broken.add(atom)
-    return [group for group in groups if group.atom not in broken and not (group.unmixable or group.statistic)]
+    # What is between the sides of a contraction and their makers is linear, and one side is divided.
+    return [
+        group
+        for group in groups
+        if group.mirrored or (group.atom not in broken and not (group.unmixable or group.statistic))
+    ]
 
 
 def _keeps(graph: GraphView, channels: ChannelGraph, node: NodeView, atom: Atom, computed: Sequence[bool]) -> bool:

@@ -14,6 +14,7 @@ from onnxfuse.coupling.constraints import (
     AttributeSize,
     AxisRef,
     Constraint,
+    Contracted,
     Default,
     Equal,
     Expr,
@@ -45,13 +46,15 @@ class _Heads:
     Attributes:
         kept: The heads of keys and values.
         sharing: How many heads of queries share one of them.
-        size: What queries and keys have in a head.
+        size: What queries have in a head.
+        key_size: What keys have in a head: as much, but it may be another part.
         value_size: What values have in a head; may be the same part.
     """
 
     kept: Fresh
     sharing: Fresh
     size: Fresh
+    key_size: Fresh
     value_size: Fresh
 
     @property
@@ -67,7 +70,7 @@ class _Heads:
     @property
     def key(self) -> Expr:
         """All heads' keys on one axis."""
-        return prod(self.kept, self.size)
+        return prod(self.kept, self.key_size)
 
     @property
     def value(self) -> Expr:
@@ -80,21 +83,27 @@ class _Heads:
         return prod(self.kept, self.sharing, self.value_size)
 
 
-def _heads(queries: int, kept: int, size: int, value_size: int | None = None) -> _Heads:
-    """Make the parts; without a size of their own, values have that of queries and keys."""
+def _heads(queries: int, kept: int, size: int, value_size: int | None = None, *, keys_apart: bool = False) -> _Heads:
+    """Make the parts; without a size of their own, values have that of queries, as keys do that are not told apart."""
     if kept < 1 or queries % kept:
         what = f"{queries} heads of queries do not share {kept} heads of keys"
         raise ValueError(what)
     inside = Fresh(size, "head size")
     values = inside if value_size is None else Fresh(value_size, "value head size")
-    return _Heads(Fresh(kept, "heads"), Fresh(queries // kept, "heads that share one"), inside, values)
+    keys = Fresh(size, "head size") if keys_apart else inside
+    return _Heads(Fresh(kept, "heads"), Fresh(queries // kept, "heads that share one"), inside, keys, values)
 
 
-def _scores(site: Site, heads: _Heads) -> Iterator[Constraint]:
-    """What holds for the scores, whatever form queries and keys have."""
+def _scores(site: Site, heads: _Heads, query: Tensor | None = None, key: Tensor | None = None) -> Iterator[Constraint]:
+    """What holds for the scores, whatever form queries and keys have; given where they are tensors of their own."""
     title = site.node.title
     yield Parallel(heads.queries, f"{title} has scores of their own for each")
-    yield SelectOnly(heads.size, f"{title} multiplies queries with keys over it")
+    reason = f"{title} multiplies queries with keys over it"
+    if query is None or key is None:
+        yield Equal(heads.size, heads.key_size)
+        yield SelectOnly(heads.size, reason)
+    else:
+        yield Contracted(heads.size, heads.key_size, reason, (query[-1], key[-1]))
     # In com.microsoft a factor of 0 means none; without one, the operator finds it by the head size that it sees.
     if not site.attribute("scale", 0.0):
         yield Default("scale", heads.size.size**-0.5, heads.size)
@@ -202,11 +211,11 @@ def multi_head_attention(site: Site) -> Iterator[Constraint]:
         what = "packed queries and beam search inside are not covered"
         raise ValueError(what)
     count = int(site.attribute("num_heads"))
-    heads = _heads(count, count, query.dims[2] // count, y.dims[2] // count)
+    heads = _heads(count, count, query.dims[2] // count, y.dims[2] // count, keys_apart=True)
     yield from (Equal(query[i], y[i]) for i in range(2))
     yield Equal(y[2], heads.result)
     yield Equal(query[2], heads.query)
-    for tensor, inside in ((key, heads.size), (value, heads.value_size)):
+    for tensor, inside in ((key, heads.key_size), (value, heads.value_size)):
         yield from _keys(site, tensor, query[0], heads, inside)
     if key is not None and value is not None and key.rank == value.rank == 3:
         yield Equal(key[1], value[1])
@@ -215,13 +224,13 @@ def multi_head_attention(site: Site) -> Iterator[Constraint]:
     yield from _told(site.optional_input(4), f"the mask of {title}")
     yield from _bias_of_scores(site, site.optional_input(5), heads)
     yield from _told(site.optional_input(8), f"a length that {title} is told")
-    caches = ((site.optional_input(6), _output(site, 1), heads.size),)
+    caches = ((site.optional_input(6), _output(site, 1), heads.key_size),)
     for past, present, inside in (*caches, (site.optional_input(7), _output(site, 2), heads.value_size)):
         for cache in (past, present):
             yield from _cache(site, cache, query[0], heads.kept, inside)
     yield from _scores_out(site, 3, query[0], heads.queries)
     yield AttributeSize("num_heads", heads.kept)
-    yield from _scores(site, heads)
+    yield from _scores(site, heads, query, key)
 
 
 def _keys(site: Site, tensor: Tensor | None, batch: AxisRef, heads: _Heads, inside: Fresh) -> Iterator[Constraint]:
@@ -280,14 +289,14 @@ def standard_attention(site: Site) -> Iterator[Constraint]:
     """Attention of ONNX: queries, keys and values of rank 3 or 4, with shared heads, masks and caches."""
     query, key, value, y = site.input(0), site.input(1), site.input(2), site.output()
     if query.rank == 4:
-        heads = _heads(query.dims[1], key.dims[1], query.dims[3], value.dims[3])
+        heads = _heads(query.dims[1], key.dims[1], query.dims[3], value.dims[3], keys_apart=True)
         yield from _apart(query, heads.queries, heads.size)
-        yield from _apart(key, heads.kept, heads.size)
+        yield from _apart(key, heads.kept, heads.key_size)
         yield from _apart(value, heads.kept, heads.value_size)
         yield from _apart(y, heads.queries, heads.value_size)
     else:
         count, kept = int(site.attribute("q_num_heads")), int(site.attribute("kv_num_heads"))
-        heads = _heads(count, kept, query.dims[2] // count, value.dims[2] // kept)
+        heads = _heads(count, kept, query.dims[2] // count, value.dims[2] // kept, keys_apart=True)
         whole = ((query, heads.query), (key, heads.key), (value, heads.value), (y, heads.result))
         yield from (Equal(tensor[2], expr) for tensor, expr in whole)
     positions = 2 if query.rank == 4 else 1
@@ -295,7 +304,7 @@ def standard_attention(site: Site) -> Iterator[Constraint]:
     yield Equal(key[positions], value[positions])
     yield from (Equal(tensor[0], y[0]) for tensor in (query, key, value))
     yield from _bias_of_scores(site, site.optional_input(3), heads)
-    caches = ((site.optional_input(4), _output(site, 1), heads.size),)
+    caches = ((site.optional_input(4), _output(site, 1), heads.key_size),)
     for past, present, inside in (*caches, (site.optional_input(5), _output(site, 2), heads.value_size)):
         for cache in (past, present):
             yield from _cache(site, cache, query[0], heads.kept, inside)
@@ -304,7 +313,7 @@ def standard_attention(site: Site) -> Iterator[Constraint]:
     for name, expr in (("q_num_heads", heads.queries), ("kv_num_heads", heads.kept)):
         if name in site.node.attributes:
             yield AttributeSize(name, expr)
-    yield from _scores(site, heads)
+    yield from _scores(site, heads, query, key)
 
 
 def _apart(tensor: Tensor, count: Expr, inside: Expr) -> Iterator[Constraint]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from onnxfuse.coupling.constraints import (
     AxisRef,
     Constraint,
+    Contracted,
     Equal,
     Freeze,
     Parallel,
@@ -36,8 +37,13 @@ def einsum(site: Site) -> Iterator[Constraint]:
         size = max(tensor.dims[axis.axis] for tensor, axis in found)
         # An axis of size 1 is repeated and says nothing.
         wide = [(tensor, axis) for tensor, axis in found if tensor.dims[axis.axis] == size]
+        summed = letter not in terms[-1]
+        if summed and len(wide) == 2 and not any(tensor.is_weight for tensor, _ in wide):
+            reason = f"{site.node.title} multiplies two computed tensors over it"
+            yield Contracted(wide[0][1], wide[1][1], reason, (wide[0][1], wide[1][1]))
+            continue
         yield from (Equal(wide[0][1], axis) for _, axis in wide)
-        yield from _roles(site, wide, summed=letter not in terms[-1])
+        yield from _roles(site, wide, summed=summed)
 
 
 def _terms(equation: str, ranks: Sequence[int]) -> list[str]:
@@ -67,7 +73,7 @@ def _roles(site: Site, found: list[tuple[Tensor, AxisRef]], *, summed: bool) -> 
     if summed and len(weights) == 1 and len(computed) == 1:
         yield Weight(weights[0], Role.CONSUMER)
     elif summed and not weights and len(computed) > 1:
-        yield SelectOnly(computed[0], f"{site.node.title} multiplies two computed tensors over it")
+        yield SelectOnly(computed[0], f"{site.node.title} multiplies computed tensors over it")
     elif summed:
         yield from (Freeze(axis, f"{site.node.title} sums over it") for axis in (*weights, *computed))
     elif len(weights) == 0 and len(computed) > 2:

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from onnxfuse.coupling.constraints import (
     AxisRef,
     Constraint,
+    Contracted,
     Equal,
     Freeze,
     Parallel,
     Rule,
-    SelectOnly,
     Site,
     Tensor,
     Weight,
@@ -93,12 +93,13 @@ def _contraction(
     rows: AxisRef | None,
     columns: AxisRef | None,
 ) -> Iterator[Constraint]:
+    if not a.is_weight and not b.is_weight:
+        reason = f"{site.node.title} multiplies two computed tensors over it"
+        yield Contracted(inner_a, inner_b, reason, (inner_a, inner_b))
+        return
     yield Equal(inner_a, inner_b)
     if a.is_weight and b.is_weight:
         yield Freeze(inner_a, f"{site.node.title} multiplies two constants over it")
-        return
-    if not a.is_weight and not b.is_weight:
-        yield SelectOnly(inner_a, f"{site.node.title} multiplies two computed tensors over it")
         return
     constant_inner, constant_outer = (inner_b, columns) if b.is_weight else (inner_a, rows)
     yield Weight(constant_inner, Role.CONSUMER)
