@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,13 +168,14 @@ def plan(
     """
     config = _config(config, options)
     prepared = prepare(Task(model, calibration, config), Clock(progress), _BodyCommands())
+    notes = tuple(filter(None, prepared.notes))
     if prepared.wanted is not None:
-        return prepared.wanted
+        return replace(prepared.wanted, notes=notes)
     groups = {p.group.name: planned_group(prepared.judgements, p) for p in prepared.plans}
     if prepared.bodies.results:
         groups |= plan_bodies(prepared.analysis, prepared.samples, prepared.bodies_config, _BodyCommands())
     source = prepared.analysis.source
-    return Plan(source.name, source.sha256, groups, config.to_dict())
+    return Plan(source.name, source.sha256, groups, config.to_dict(), notes)
 
 
 def compress(
