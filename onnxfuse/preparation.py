@@ -17,9 +17,11 @@ from onnxfuse.analytic import analytic_readings, has_plausible_inputs
 from onnxfuse.arrays import IntArray
 from onnxfuse.bodies import Bodies, Commands, Spending, find_bodies, spend_in_bodies, with_shared_target
 from onnxfuse.calibration.batches import in_larger_runs
+from onnxfuse.calibration.few import supplement
 from onnxfuse.calibration.judge import Judgement, judge_groups, judge_readings
 from onnxfuse.calibration.synthetic import calibration_samples
 from onnxfuse.config import DEFAULT_RATIO, CompressionConfig
+from onnxfuse.coupling.groups import CouplingGroup
 from onnxfuse.errors import ConfigError, DataError, UnsupportedGraphError
 from onnxfuse.fusion.candidates import DEFAULT_CANDIDATES
 from onnxfuse.graph.bodies import has_bodies
@@ -32,7 +34,7 @@ from onnxfuse.planning.files import Plan, PlannedGroup, apply_plan, read_plan
 from onnxfuse.planning.widths import GroupPlan, plan_widths
 from onnxfuse.proof.accuracy import split_labels
 from onnxfuse.proof.samples import Samples, load_samples
-from onnxfuse.refusals import refuse_nothing, refuse_overwriting
+from onnxfuse.refusals import refuse_nothing, refuse_overflow, refuse_overwriting
 from onnxfuse.stages import allocate_widths, planned_group, prove_groups, refuse_budget
 from onnxfuse.target import Measure, Target
 
@@ -107,6 +109,7 @@ class Task:
         config: The options.
         plan: How many channels each group keeps; None to go by the options.
         target: Where the result goes; None to keep it in memory.
+        is_part: Whether it is the body of another model, whose inputs are computed there.
     """
 
     model: ModelSource
@@ -114,6 +117,7 @@ class Task:
     config: CompressionConfig
     plan: PlanSource | None = None
     target: Path | None = None
+    is_part: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,14 +196,14 @@ def _folder(data: DataSource | None) -> Path | None:
     return None
 
 
-def prepare(task: Task, clock: Clock, commands: Commands, *, is_part: bool = False) -> Prepared:
+def prepare(task: Task, clock: Clock, commands: Commands, *, shares_budget: bool = False) -> Prepared:
     """Read, analyse and prove the original, and decide how many channels each group keeps.
 
     Args:
         task: What is asked for.
         clock: Told of every stage.
         commands: What to do with bodies.
-        is_part: Whether it is the body of another model, whose budget is for both together.
+        shares_budget: Whether it is the body of another model, whose budget is for both together.
 
     Raises:
         OnnxFuseError: One of its subclasses, as for `onnxfuse.compress`.
@@ -211,6 +215,8 @@ def prepare(task: Task, clock: Clock, commands: Commands, *, is_part: bool = Fal
         refuse_overwriting(task.target, source.path, {"the calibration file": task.calibration, "the plan": task.plan})
         graph = GraphView(source.model)
         given = read_given(source, graph, task.calibration, config)
+        if not task.is_part:
+            given.samples.refuse_broken()
     notes = [given.samples.note]
     if wanted is not None and wanted.sha256 not in {"", source.sha256}:
         notes.append(f"the plan was made for another file, {wanted.model!r}, with the same groups")
@@ -226,9 +232,10 @@ def prepare(task: Task, clock: Clock, commands: Commands, *, is_part: bool = Fal
             analysis, note = prove_groups(analysis, free, given.samples, config)
             plans = _plans(analysis, bodies, config, wanted)
             notes.append(note)
-    calibration = _calibration(task, analysis, given, config, clock)
+    free = [plan.group for plan in plans if not plan.reason]
+    calibration, few = _with_enough(task, analysis, free, _calibration(task, analysis, given, config, clock), clock)
     samples, config = calibration.samples, calibration.config
-    notes.append(calibration.note)
+    notes += [calibration.note, few]
     runs = calibration.runs or samples
     if calibration.runs is None and _is_calibrated(config) and not samples.divisible:
         with clock.stage("open batch"):
@@ -238,13 +245,15 @@ def prepare(task: Task, clock: Clock, commands: Commands, *, is_part: bool = Fal
     # What no rule tells of is better cut by random numbers than not at all: a budget is to be met.
     observed = _judgements(analysis, plans, runs, config, clock) if config.target or not is_blind else {}
     judgements = {**observed, **worked_out}
+    if task.calibration is not None and not is_blind and not task.is_part:
+        refuse_overflow(analysis, free, judgements, samples, config)
     found = Prepared(analysis, plans, judgements, samples, runs, given.labels, config, bodies, wanted, tuple(notes))
     found = replace(found, is_blind=is_blind)
-    if config.target and not is_part:
+    if config.target and not shares_budget:
         with clock.stage("allocate"):
             found = _together(found, commands) if has_bodies(graph) else _alone(found)
             refuse_nothing(analysis, found.plans, bodies, config)
-    return replace(found, judgements=worked_out) if is_blind and not is_part else found
+    return replace(found, judgements=worked_out) if is_blind and not shares_budget else found
 
 
 def _alone(prepared: Prepared) -> Prepared:
@@ -364,6 +373,21 @@ def _calibration(task: Task, analysis: Analysis, given: Given, config: Compressi
         with clock.stage("synthesise"):
             return _made_up(analysis, given.samples, config)
     return _Calibration(given.samples, config)
+
+
+def _with_enough(
+    task: Task, analysis: Analysis, free: Sequence[CouplingGroup], found: _Calibration, clock: Clock
+) -> tuple[_Calibration, str]:
+    """Return what the user gave, with images made up beside it where it is too little to choose and fit on; a note."""
+    config = found.config
+    if task.calibration is None or task.is_part or not (config.is_auto or config.refits or config.target):
+        return found, ""
+    # An importance may go by labels, which nobody has for what is made up.
+    if config.fusion.importance in FROM_SAMPLES:
+        return found, ""
+    with clock.stage("count samples"):
+        more = supplement(analysis, free, found.samples, config)
+    return replace(found, runs=more.runs or found.runs), more.note
 
 
 def _with_candidates(config: CompressionConfig, *, has_data: bool) -> CompressionConfig:
