@@ -50,6 +50,7 @@ from onnxfuse.report import (
     frozen_reasons,
     group_report,
     metadata_of,
+    unused_options,
     versions,
 )
 from onnxfuse.stages import edited_model, planned_group, prove_groups
@@ -222,6 +223,8 @@ def _compressed(task: Task, clock: Clock) -> Compressed:
     fusing = fuse(prepared, clock, _BodyCommands())
     prepared = prepared.without_readings()
     result = _result(prepared, fit(prepared, fusing, clock))
+    if not task.is_part:
+        result = replace(result, notes=(*result.notes, unused_options(prepared.config, result.groups)))
     del fusing
     return _finish(prepared, result, task.target, clock)
 

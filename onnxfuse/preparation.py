@@ -20,7 +20,7 @@ from onnxfuse.calibration.batches import in_larger_runs
 from onnxfuse.calibration.few import supplement
 from onnxfuse.calibration.judge import Judgement, judge_groups, judge_readings
 from onnxfuse.calibration.synthetic import calibration_samples
-from onnxfuse.config import DEFAULT_RATIO, CompressionConfig
+from onnxfuse.config import CompressionConfig, flag_of
 from onnxfuse.coupling.groups import CouplingGroup
 from onnxfuse.errors import ConfigError, DataError, UnsupportedGraphError
 from onnxfuse.fusion.candidates import DEFAULT_CANDIDATES
@@ -210,7 +210,7 @@ def prepare(task: Task, clock: Clock, commands: Commands, *, shares_budget: bool
     """
     config = _with_candidates(task.config, has_data=task.calibration is not None)
     with clock.stage("load"):
-        wanted = _wanted(task.plan, config)
+        wanted = _wanted(task)
         source = read_model(task.model)
         refuse_overwriting(task.target, source.path, {"the calibration file": task.calibration, "the plan": task.plan})
         graph = GraphView(source.model)
@@ -220,6 +220,8 @@ def prepare(task: Task, clock: Clock, commands: Commands, *, shares_budget: bool
     notes = [given.samples.note]
     if wanted is not None and wanted.sha256 not in {"", source.sha256}:
         notes.append(f"the plan was made for another file, {wanted.model!r}, with the same groups")
+    if task.config.fusion.candidates and not config.is_auto:
+        notes.append(f"--candidates has no effect: the method {config.method} takes none, only auto does")
     with clock.stage("couple"):
         analysis = analyse(source, graph, given.samples)
         bodies = find_bodies(analysis, given.samples, config, wanted, commands)
@@ -320,13 +322,21 @@ def _together(prepared: Prepared, commands: Commands) -> Prepared:
     return replace(prepared, plans=plans, wanted=wanted, notes=(*prepared.notes, note))
 
 
-def _wanted(plan: PlanSource | None, config: CompressionConfig) -> Plan | None:
-    if plan is None:
+def _wanted(task: Task) -> Plan | None:
+    """Read the plan, if there is one, and refuse options beside it that say something else of widths.
+
+    The body of another model gets its part of the plan beside the options that this was made with.
+    """
+    if task.plan is None:
         return None
-    if config.target or config.ratio != DEFAULT_RATIO:
-        what = "a plan is given beside a ratio or a target, and each decides how much goes"
-        raise ConfigError(what, where="--plan", mend="leave the others out")
-    return read_plan(plan)
+    config, usual = task.config, CompressionConfig()
+    names = ("ratio", "target", "keep", "min_channels", "round_to")
+    given = [name for name in names if getattr(config, name) != getattr(usual, name)]
+    if given and not task.is_part:
+        what = "a plan is given beside other options that say how many channels stay"
+        mend = "leave one or the other out; widths can be edited in the plan, or made anew by the command plan"
+        raise ConfigError(what, where=", ".join(["--plan", *(flag_of(name) for name in given)]), mend=mend)
+    return read_plan(task.plan)
 
 
 def _plans(analysis: Analysis, bodies: Bodies, config: CompressionConfig, wanted: Plan | None) -> list[GroupPlan]:

@@ -25,7 +25,15 @@ from tests.laws import analysis_of
 
 @pytest.mark.parametrize(
     ("text", "limit"),
-    [("macs=0.5", 500.0), ("params=40%", 400.0), ("bytes=2k", 2000.0), ("macs=0.3M", 300_000.0), ("macs=300", 300.0)],
+    [
+        ("macs=0.5", 500.0),
+        ("params=40%", 400.0),
+        ("bytes=2k", 2000.0),
+        ("macs=0.3M", 300_000.0),
+        ("macs=300", 300.0),
+        ("macs=0.0505k", 50.5),
+        ("params=1234567", 1_234_567.0),
+    ],
 )
 def test_targets_are_read_as_written(text: str, limit: float) -> None:
     """A share or an amount, with a unit; what is printed is read again."""
@@ -42,10 +50,20 @@ def test_other_targets_are_refused(text: str) -> None:
     assert (caught.value.where, "macs=0.5" in (caught.value.mend or "")) == ("--target", True)
 
 
-def test_a_ratio_and_a_target_exclude_each_other() -> None:
-    """A ratio and a target exclude each other."""
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 0.5])
+def test_a_ratio_and_a_target_exclude_each_other(ratio: float) -> None:
+    """A ratio and a target exclude each other, the usual ratio too if it is given."""
     with pytest.raises(ConfigError, match="both a ratio and a target"):
-        CompressionConfig(ratio=0.5, target="macs=0.5")
+        CompressionConfig(ratio=ratio, target="macs=0.5")
+    assert CompressionConfig(target="macs=0.5").to_dict()["ratio"] is None
+
+
+@pytest.mark.parametrize("text", ["macs=1.5", "params=50", "bytes=99", "macs=300.5", "macs=1.01"])
+def test_numbers_that_are_neither_a_share_nor_an_amount_are_refused(text: str) -> None:
+    """Just above 1 is no share, and no network has so few; of such slips the message says what a share is."""
+    with pytest.raises(ConfigError, match=f"the target is {text!r}, (which is no share|and macs are whole)") as caught:
+        Target.parse(text)
+    assert (caught.value.mend or "").startswith("a share is above 0 and at most 1; write macs=0.5")
 
 
 @given(st.integers(1, 300), st.integers(1, 16), st.integers(1, 20), st.sampled_from([1, 2, 8]))

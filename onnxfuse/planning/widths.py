@@ -101,7 +101,7 @@ def _plan(group: CouplingGroup, config: CompressionConfig) -> GroupPlan:
     fixed = [keep for rule in config.keep if fits(group.name, [(keep := Keep.parse(rule)).pattern])]
     if fixed:
         return GroupPlan(group, _rounded(fixed[-1].width(group.channels), group, 1), "", is_fixed=True)
-    kept = max(kept_channels(group.channels, config.ratio), config.min_channels)
+    kept = max(kept_channels(group.channels, config.removed), config.min_channels)
     return GroupPlan(group, _rounded(kept, group, config.round_to), "")
 
 
