@@ -35,7 +35,7 @@ from onnxfuse.planning.widths import GroupPlan, plan_widths
 from onnxfuse.proof.accuracy import split_labels
 from onnxfuse.proof.samples import Samples, load_samples
 from onnxfuse.refusals import refuse_nothing, refuse_overflow, refuse_overwriting
-from onnxfuse.stages import allocate_widths, planned_group, prove_groups, refuse_budget
+from onnxfuse.stages import allocate_widths, planned_group, prove_groups, refuse_budget, unused_budget
 from onnxfuse.target import Measure, Target
 
 __all__ = [
@@ -316,6 +316,9 @@ def _together(prepared: Prepared, commands: Commands) -> Prepared:
     while high - low > _SHARE_STEP:
         middle = (low + high) / 2
         low, high = (middle, high) if spending.cost(middle, target.measure) <= limit else (low, middle)
+    if not note:
+        why = "every graph in the file keeps the same share, and none comes nearer"
+        note = unused_budget(target, limit + rest, spending.cost(low, target.measure) + rest, why)
     source, inside = analysis.source, [group.name for group in bodies.groups]
     wanted = Plan(source.name, source.sha256, spending.groups(low), prepared.config.to_dict())
     plans = apply_plan(wanted.without(inside), prepared.plans)
