@@ -55,6 +55,11 @@ __all__ = [
 # The share of its cost that a graph is asked to keep at least, and how exactly that is found for a budget.
 _LEAST_SHARE, _SHARE_STEP = 1e-3, 1e-4
 
+# What is said where there are no data, how many groups a note names.
+_UNLIKE_DATA = "no data, and the inputs are neither images, tokens nor sounds"
+_GIVE_DATA = "give --calibration for better results"
+_MOST_NAMES = 3
+
 ModelSource: TypeAlias = str | os.PathLike[str] | onnx.ModelProto
 DataSource: TypeAlias = str | os.PathLike[str] | Mapping[str, np.ndarray[Any, np.dtype[Any]]]
 PlanSource: TypeAlias = str | os.PathLike[str] | Plan
@@ -244,6 +249,8 @@ def prepare(task: Task, clock: Clock, commands: Commands, *, shares_budget: bool
             runs = in_larger_runs(analysis, samples, config.provider)
     is_blind = calibration.is_blind
     worked_out = _worked_out(analysis, plans, config, clock) if is_blind else {}
+    if is_blind and not calibration.note:
+        notes.append(_told_by_moments(free, worked_out, config))
     # What no rule tells of is better cut by random numbers than not at all: a budget is to be met.
     observed = _judgements(analysis, plans, runs, config, clock) if config.target or not is_blind else {}
     judgements = {**observed, **worked_out}
@@ -426,16 +433,31 @@ def _made_up(analysis: Analysis, samples: Samples, config: CompressionConfig) ->
         what += "tokens nor sounds that could be made up"
         mend = "give samples with --calibration, or choose an importance that looks at weights alone, such as l1"
         raise DataError(what, where="--importance", mend=mend)
-    note = "no data, and the inputs are neither images, tokens nor sounds: "
-    mend = "; give --calibration for better results"
     if not has_plausible_inputs(analysis):
         if config.is_auto:
             config = replace(config, method="intra-fusion", refit=False)
-        note += "what inputs the first layer expects can't be told from it, so the weights alone decide (intra-fusion)"
-        return _Calibration(synthetic.samples, config, note + mend, is_blind=bool(config.target))
-    config = replace(config, refit=False) if config.is_auto else config
-    note += "what is kept is chosen by moments worked out for random numbers as large as the first layer expects"
-    return _Calibration(synthetic.samples, config, note + mend, is_blind=True)
+        told = "what inputs the first layer expects can't be told from it, so the weights alone decide (intra-fusion)"
+        note = f"{_UNLIKE_DATA}: {told}; {_GIVE_DATA}"
+        return _Calibration(synthetic.samples, config, note, is_blind=bool(config.target))
+    # What the moments are good for is told once they are worked out.
+    return _Calibration(synthetic.samples, replace(config, refit=False) if config.is_auto else config, is_blind=True)
+
+
+def _told_by_moments(free: Sequence[CouplingGroup], known: Mapping[str, Judgement], config: CompressionConfig) -> str:
+    """Say what moments decide where there are no data, and what they can't: some operators have no rule."""
+    what = "what is kept is chosen" if config.is_auto else "how much each group keeps is chosen"
+    if not (config.is_auto or config.target):
+        return f"{_UNLIKE_DATA}: layers are fitted on random numbers; {_GIVE_DATA}"
+    told = f"{what} by moments worked out for random numbers as large as the first layer expects"
+    unknown = [group.name for group in free if group.name not in known and group.channels > 1]
+    if unknown:
+        others = "by random numbers" if not config.is_auto else "by the weights alone (intra-fusion)"
+        others += ", how many channels by random numbers" if config.is_auto and config.target else ""
+        named = ", ".join(map(repr, unknown[:_MOST_NAMES])) + (" and others" if len(unknown) > _MOST_NAMES else "")
+        told = f"{told}, except for {len(unknown)} of {len(free)} groups ({named}), of which no rule tells moments: "
+        told = told if len(unknown) < len(free) else f"no rule tells moments of any group ({named}), so {what} "
+        told += others
+    return f"{_UNLIKE_DATA}: {told}; {_GIVE_DATA}"
 
 
 def _worked_out(

@@ -228,6 +228,39 @@ def test_sounds_are_made_up_for_a_network_that_reads_a_signal() -> None:
         assert bool(made.report.refits) == (channels == 1)
 
 
+@pytest.mark.parametrize("is_other_filter", [False, True])
+def test_sounds_are_made_up_where_branches_read_the_signal(*, is_other_filter: bool) -> None:
+    """A signal is one where every branch of an If filters it first, and none where one branch does something else."""
+    other = "s = ReduceSum <keepdims = 1> (u)\n h = Expand(s, wide)" if is_other_filter else "h = Conv(u, v)"
+    model = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 17]>
+    net (float[n, 128] x, bool flag) => (float[n, 2, 120] y) {{
+      y = If (flag) <
+        then_branch = one () => (float[n, 2, 120] y1) {{
+          p = Unsqueeze(x, axis)
+          q = Conv(p, w)
+          r = Relu(q)
+          y1 = Conv(r, last)
+        }},
+        else_branch = two () => (float[n, 2, 120] y2) {{
+          u = Unsqueeze(x, axis)
+          {other}
+          k = Relu(h)
+          y2 = Conv(k, last)
+        }}
+      >
+    }}""")
+    rng = np.random.default_rng(0)
+    stored = {"w": rng.normal(size=(8, 1, 9)), "v": rng.normal(size=(8, 1, 9)), "last": rng.normal(size=(2, 8, 1))}
+    model.graph.initializer.extend(numpy_helper.from_array(a.astype(np.float32), n) for n, a in stored.items())
+    numbers = {"axis": [1], "wide": [1, 8, 120]}
+    model.graph.initializer.extend(numpy_helper.from_array(np.array(a, np.int64), n) for n, a in numbers.items())
+    made = onnxfuse.compress(model, ratio=0.5, provider="cpu", effort=0)
+    assert any("synthetic sounds" in note for note in made.report.notes) != is_other_filter
+    changed = [group for group in made.report.groups if group.channels_after < group.channels_before]
+    assert len(changed) == 2 - is_other_filter
+    assert ({group.method for group in changed} == {"intra-fusion"}) == is_other_filter
+
+
 def write_pictures(folder: Path, count: int) -> None:
     """Write grey and coloured pictures of several sizes, one of them in a folder of its own."""
     (folder / "more").mkdir(parents=True)
