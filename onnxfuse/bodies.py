@@ -20,6 +20,7 @@ from onnxfuse.calibration.refit import Refit
 from onnxfuse.config import CompressionConfig
 from onnxfuse.errors import ConfigError, OnnxFuseError, UnsupportedGraphError
 from onnxfuse.graph.bodies import Body, cut_body, drop_unread, splice_body, subgraphs, trip_count
+from onnxfuse.graph.cost import stored_bytes
 from onnxfuse.graph.shapes import Shapes, shapes_at_other_sizes
 from onnxfuse.planning.files import Plan, PlannedGroup
 from onnxfuse.planning.widths import fits, reason_to_keep
@@ -301,7 +302,7 @@ def with_shared_target(config: CompressionConfig, analysis: Analysis, bodies: Bo
     whole = {
         Measure.MACS: analysis.cost.macs,
         Measure.PARAMS: analysis.cost.parameters,
-        Measure.BYTES: analysis.source.size_bytes,
+        Measure.BYTES: stored_bytes(analysis.graph, analysis.shapes),
     }[target.measure]
     return replace(config, target=str(Target(target.measure, min(1.0, target.amount / max(whole, 1)))))
 

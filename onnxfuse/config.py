@@ -12,7 +12,7 @@ from onnxfuse.fusion.methods import METHODS
 from onnxfuse.fusion.options import FusionOptions
 from onnxfuse.target import Keep, Target
 
-__all__ = ["DEFAULT_RATIO", "CompressionConfig", "Order", "Pixels", "Provider", "Scope"]
+__all__ = ["DEFAULT_RATIO", "CompressionConfig", "Order", "Pixels", "Provider", "Scope", "flag_of"]
 
 AUTO = "auto"
 DEFAULT_RATIO = 0.3
@@ -64,10 +64,11 @@ class CompressionConfig:
     """What to compress, how much, and how.
 
     Attributes:
-        ratio: Share of each group's channels to remove: 0 or more, and less than 1. Of C channels
-            floor(C (1 - ratio)) stay, at least 1.
+        ratio: Share of each group's channels to remove: 0 or more, and less than 1; 0.3 where neither this nor a target
+            is given. Of C channels floor(C (1 - ratio)) stay, at least 1.
         target: What may stay of the whole network, instead of a ratio for every group: ``macs=0.5``, ``params=40%``,
-            ``macs=300M``, ``bytes=2M``. Each group keeps as many channels as is best for the whole.
+            ``macs=300M``, ``bytes=2M`` (bytes are those of the weights, without what the file has around them). Each
+            group keeps as many channels as is best for the whole.
         round_to: Widths are multiples of this, where a group has as many; runtimes like multiples of 8.
         min_channels: How many channels each group keeps at least.
         method: ``auto`` chooses for every group the channels, and the weights behind them, with which the layers that
@@ -110,7 +111,7 @@ class CompressionConfig:
           mend: give the share of channels to remove: 0 or more, and less than 1
     """
 
-    ratio: float = DEFAULT_RATIO
+    ratio: float | None = None
     target: str = ""
     round_to: int = 1
     min_channels: int = 1
@@ -130,7 +131,7 @@ class CompressionConfig:
 
     def __post_init__(self) -> None:
         """Check every field; strings are accepted for the enumerations."""
-        if not _is_number(self.ratio, Real) or not 0 <= self.ratio < 1:
+        if self.ratio is not None and (not _is_number(self.ratio, Real) or not 0 <= self.ratio < 1):
             what = f"the ratio is {self.ratio!r}"
             mend = "give the share of channels to remove: 0 or more, and less than 1"
             raise ConfigError(what, where="--ratio", mend=mend)
@@ -158,14 +159,19 @@ class CompressionConfig:
         """Check what decides how many channels stay."""
         for name in ("round_to", "min_channels"):
             if not _is_number(getattr(self, name), Integral) or getattr(self, name) < 1:
-                flag = f"--{name.replace('_', '-')}"
+                flag = flag_of(name)
                 what = f"{flag} is {getattr(self, name)!r}"
                 raise ConfigError(what, where=flag, mend="give a whole number from 1 on")
         if self.target:
             Target.parse(self.target)
-        if self.target and self.ratio != DEFAULT_RATIO:
+        if self.target and self.ratio is not None:
             what = "both a ratio and a target are given, and each decides how much goes"
             raise ConfigError(what, where="--ratio, --target", mend="leave one of them out")
+
+    @property
+    def removed(self) -> float:
+        """The share of each group's channels to remove: the ratio, or what is usual."""
+        return DEFAULT_RATIO if self.ratio is None else self.ratio
 
     @property
     def is_auto(self) -> bool:
@@ -181,6 +187,7 @@ class CompressionConfig:
         """Return the options as plain data, for reports; the fusion options stand beside the others."""
         plain = asdict(self)
         plain.update(plain.pop("fusion"))
+        plain["ratio"] = None if self.target else self.removed
         return plain
 
     @classmethod
@@ -200,6 +207,16 @@ class CompressionConfig:
             **{k: v for k, v in options.items() if k in own},
             fusion=FusionOptions(**{k: v for k, v in options.items() if k in fusion}),
         )
+
+
+def flag_of(name: str) -> str:
+    """Return an option as the command line writes it.
+
+    Example:
+        >>> flag_of("min_channels")
+        '--min-channels'
+    """
+    return f"--{name.replace('_', '-')}"
 
 
 def _is_number(value: object, kind: type[Any]) -> bool:

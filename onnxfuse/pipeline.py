@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ from onnxfuse.report import (
     frozen_reasons,
     group_report,
     metadata_of,
+    unused_options,
     versions,
 )
 from onnxfuse.stages import edited_model, planned_group, prove_groups
@@ -166,15 +167,20 @@ def plan(
     Raises:
         OnnxFuseError: One of its subclasses, as for `compress`.
     """
-    config = _config(config, options)
-    prepared = prepare(Task(model, calibration, config), Clock(progress), _BodyCommands())
+    return _planned(Task(model, calibration, _config(config, options)), Clock(progress))
+
+
+def _planned(task: Task, clock: Clock) -> Plan:
+    """Decide how many channels each group keeps."""
+    config, prepared = task.config, prepare(task, clock, _BodyCommands())
+    notes = tuple(filter(None, prepared.notes))
     if prepared.wanted is not None:
-        return prepared.wanted
+        return replace(prepared.wanted, notes=notes)
     groups = {p.group.name: planned_group(prepared.judgements, p) for p in prepared.plans}
     if prepared.bodies.results:
         groups |= plan_bodies(prepared.analysis, prepared.samples, prepared.bodies_config, _BodyCommands())
     source = prepared.analysis.source
-    return Plan(source.name, source.sha256, groups, config.to_dict())
+    return Plan(source.name, source.sha256, groups, config.to_dict(), notes)
 
 
 def compress(
@@ -208,13 +214,19 @@ def compress(
     """
     config = _config(config, options)
     target = None if output is None else check_output_path(output)
-    clock = Clock(progress)
-    prepared = prepare(Task(model, calibration, config, plan, target), clock, _BodyCommands())
+    return _compressed(Task(model, calibration, config, plan, target), Clock(progress))
+
+
+def _compressed(task: Task, clock: Clock) -> Compressed:
+    """Compress a model and prove the result."""
+    prepared = prepare(task, clock, _BodyCommands())
     fusing = fuse(prepared, clock, _BodyCommands())
     prepared = prepared.without_readings()
     result = _result(prepared, fit(prepared, fusing, clock))
+    if not task.is_part:
+        result = replace(result, notes=(*result.notes, unused_options(prepared.config, result.groups)))
     del fusing
-    return _finish(prepared, result, target, clock)
+    return _finish(prepared, result, task.target, clock)
 
 
 def validate(
@@ -250,6 +262,7 @@ def validate(
     elif data is None:
         samples = more_samples(analysis, samples, seed)
     sessions = [Session(s.path or s.model, config.provider, name=f"the model {s.name!r}") for s in sources]
+    samples.refuse_broken()
     drift = measure_drift(sessions[0], sessions[1], samples)
     accuracy = None
     if given.labels is not None:
@@ -394,19 +407,19 @@ class _BodyCommands:
         return _inspected(source, graph, load_samples(arrays, graph, "the model around it"), "", config)
 
     def plan(self, model: onnx.ModelProto, arrays: Arrays, config: CompressionConfig) -> Plan:
-        return plan(model, config=config, calibration=arrays)
+        return _planned(Task(model, arrays, config, is_part=True), Clock(_silent))
 
     def spending(self, model: onnx.ModelProto, arrays: Arrays, config: CompressionConfig) -> Spending:
-        task = Task(model, arrays, config)
+        task = Task(model, arrays, config, is_part=True)
         try:
-            return spending_of(prepare(task, Clock(_silent), self, is_part=True), self)
+            return spending_of(prepare(task, Clock(_silent), self, shares_budget=True), self)
         except UnsupportedGraphError:
             return _fixed(task)
 
     def compress(
         self, model: onnx.ModelProto, arrays: Arrays, config: CompressionConfig, wanted: Plan | None
     ) -> tuple[onnx.ModelProto, CompressionReport]:
-        result = compress(model, config=config, calibration=arrays, plan=wanted)
+        result = _compressed(Task(model, arrays, config, wanted, is_part=True), Clock(_silent))
         return result.model, result.report
 
 

@@ -17,9 +17,11 @@ from onnxfuse.analytic import analytic_readings, has_plausible_inputs
 from onnxfuse.arrays import IntArray
 from onnxfuse.bodies import Bodies, Commands, Spending, find_bodies, spend_in_bodies, with_shared_target
 from onnxfuse.calibration.batches import in_larger_runs
+from onnxfuse.calibration.few import supplement
 from onnxfuse.calibration.judge import Judgement, judge_groups, judge_readings
 from onnxfuse.calibration.synthetic import calibration_samples
-from onnxfuse.config import DEFAULT_RATIO, CompressionConfig
+from onnxfuse.config import CompressionConfig, flag_of
+from onnxfuse.coupling.groups import CouplingGroup
 from onnxfuse.errors import ConfigError, DataError, UnsupportedGraphError
 from onnxfuse.fusion.candidates import DEFAULT_CANDIDATES
 from onnxfuse.graph.bodies import has_bodies
@@ -32,8 +34,8 @@ from onnxfuse.planning.files import Plan, PlannedGroup, apply_plan, read_plan
 from onnxfuse.planning.widths import GroupPlan, plan_widths
 from onnxfuse.proof.accuracy import split_labels
 from onnxfuse.proof.samples import Samples, load_samples
-from onnxfuse.refusals import refuse_nothing, refuse_overwriting
-from onnxfuse.stages import allocate_widths, planned_group, prove_groups, refuse_budget
+from onnxfuse.refusals import refuse_nothing, refuse_overflow, refuse_overwriting
+from onnxfuse.stages import allocate_widths, planned_group, prove_groups, refuse_budget, unused_budget
 from onnxfuse.target import Measure, Target
 
 __all__ = [
@@ -52,6 +54,11 @@ __all__ = [
 
 # The share of its cost that a graph is asked to keep at least, and how exactly that is found for a budget.
 _LEAST_SHARE, _SHARE_STEP = 1e-3, 1e-4
+
+# What is said where there are no data, how many groups a note names.
+_UNLIKE_DATA = "no data, and the inputs are neither images, tokens nor sounds"
+_GIVE_DATA = "give --calibration for better results"
+_MOST_NAMES = 3
 
 ModelSource: TypeAlias = str | os.PathLike[str] | onnx.ModelProto
 DataSource: TypeAlias = str | os.PathLike[str] | Mapping[str, np.ndarray[Any, np.dtype[Any]]]
@@ -107,6 +114,7 @@ class Task:
         config: The options.
         plan: How many channels each group keeps; None to go by the options.
         target: Where the result goes; None to keep it in memory.
+        is_part: Whether it is the body of another model, whose inputs are computed there.
     """
 
     model: ModelSource
@@ -114,6 +122,7 @@ class Task:
     config: CompressionConfig
     plan: PlanSource | None = None
     target: Path | None = None
+    is_part: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,28 +201,32 @@ def _folder(data: DataSource | None) -> Path | None:
     return None
 
 
-def prepare(task: Task, clock: Clock, commands: Commands, *, is_part: bool = False) -> Prepared:
+def prepare(task: Task, clock: Clock, commands: Commands, *, shares_budget: bool = False) -> Prepared:
     """Read, analyse and prove the original, and decide how many channels each group keeps.
 
     Args:
         task: What is asked for.
         clock: Told of every stage.
         commands: What to do with bodies.
-        is_part: Whether it is the body of another model, whose budget is for both together.
+        shares_budget: Whether it is the body of another model, whose budget is for both together.
 
     Raises:
         OnnxFuseError: One of its subclasses, as for `onnxfuse.compress`.
     """
     config = _with_candidates(task.config, has_data=task.calibration is not None)
     with clock.stage("load"):
-        wanted = _wanted(task.plan, config)
+        wanted = _wanted(task)
         source = read_model(task.model)
         refuse_overwriting(task.target, source.path, {"the calibration file": task.calibration, "the plan": task.plan})
         graph = GraphView(source.model)
         given = read_given(source, graph, task.calibration, config)
+        if not task.is_part:
+            given.samples.refuse_broken()
     notes = [given.samples.note]
     if wanted is not None and wanted.sha256 not in {"", source.sha256}:
         notes.append(f"the plan was made for another file, {wanted.model!r}, with the same groups")
+    if task.config.fusion.candidates and not config.is_auto:
+        notes.append(f"--candidates has no effect: the method {config.method} takes none, only auto does")
     with clock.stage("couple"):
         analysis = analyse(source, graph, given.samples)
         bodies = find_bodies(analysis, given.samples, config, wanted, commands)
@@ -226,25 +239,30 @@ def prepare(task: Task, clock: Clock, commands: Commands, *, is_part: bool = Fal
             analysis, note = prove_groups(analysis, free, given.samples, config)
             plans = _plans(analysis, bodies, config, wanted)
             notes.append(note)
-    calibration = _calibration(task, analysis, given, config, clock)
+    free = [plan.group for plan in plans if not plan.reason]
+    calibration, few = _with_enough(task, analysis, free, _calibration(task, analysis, given, config, clock), clock)
     samples, config = calibration.samples, calibration.config
-    notes.append(calibration.note)
+    notes += [calibration.note, few]
     runs = calibration.runs or samples
     if calibration.runs is None and _is_calibrated(config) and not samples.divisible:
         with clock.stage("open batch"):
             runs = in_larger_runs(analysis, samples, config.provider)
     is_blind = calibration.is_blind
     worked_out = _worked_out(analysis, plans, config, clock) if is_blind else {}
+    if is_blind and not calibration.note:
+        notes.append(_told_by_moments(free, worked_out, config))
     # What no rule tells of is better cut by random numbers than not at all: a budget is to be met.
     observed = _judgements(analysis, plans, runs, config, clock) if config.target or not is_blind else {}
     judgements = {**observed, **worked_out}
+    if task.calibration is not None and not is_blind and not task.is_part:
+        refuse_overflow(analysis, free, judgements, samples, config)
     found = Prepared(analysis, plans, judgements, samples, runs, given.labels, config, bodies, wanted, tuple(notes))
     found = replace(found, is_blind=is_blind)
-    if config.target and not is_part:
+    if config.target and not shares_budget:
         with clock.stage("allocate"):
             found = _together(found, commands) if has_bodies(graph) else _alone(found)
             refuse_nothing(analysis, found.plans, bodies, config)
-    return replace(found, judgements=worked_out) if is_blind and not is_part else found
+    return replace(found, judgements=worked_out) if is_blind and not shares_budget else found
 
 
 def _alone(prepared: Prepared) -> Prepared:
@@ -305,19 +323,30 @@ def _together(prepared: Prepared, commands: Commands) -> Prepared:
     while high - low > _SHARE_STEP:
         middle = (low + high) / 2
         low, high = (middle, high) if spending.cost(middle, target.measure) <= limit else (low, middle)
+    if not note:
+        why = "every graph in the file keeps the same share, and none comes nearer"
+        note = unused_budget(target, limit + rest, spending.cost(low, target.measure) + rest, why)
     source, inside = analysis.source, [group.name for group in bodies.groups]
     wanted = Plan(source.name, source.sha256, spending.groups(low), prepared.config.to_dict())
     plans = apply_plan(wanted.without(inside), prepared.plans)
     return replace(prepared, plans=plans, wanted=wanted, notes=(*prepared.notes, note))
 
 
-def _wanted(plan: PlanSource | None, config: CompressionConfig) -> Plan | None:
-    if plan is None:
+def _wanted(task: Task) -> Plan | None:
+    """Read the plan, if there is one, and refuse options beside it that say something else of widths.
+
+    The body of another model gets its part of the plan beside the options that this was made with.
+    """
+    if task.plan is None:
         return None
-    if config.target or config.ratio != DEFAULT_RATIO:
-        what = "a plan is given beside a ratio or a target, and each decides how much goes"
-        raise ConfigError(what, where="--plan", mend="leave the others out")
-    return read_plan(plan)
+    config, usual = task.config, CompressionConfig()
+    names = ("ratio", "target", "keep", "min_channels", "round_to")
+    given = [name for name in names if getattr(config, name) != getattr(usual, name)]
+    if given and not task.is_part:
+        what = "a plan is given beside other options that say how many channels stay"
+        mend = "leave one or the other out; widths can be edited in the plan, or made anew by the command plan"
+        raise ConfigError(what, where=", ".join(["--plan", *(flag_of(name) for name in given)]), mend=mend)
+    return read_plan(task.plan)
 
 
 def _plans(analysis: Analysis, bodies: Bodies, config: CompressionConfig, wanted: Plan | None) -> list[GroupPlan]:
@@ -366,6 +395,21 @@ def _calibration(task: Task, analysis: Analysis, given: Given, config: Compressi
     return _Calibration(given.samples, config)
 
 
+def _with_enough(
+    task: Task, analysis: Analysis, free: Sequence[CouplingGroup], found: _Calibration, clock: Clock
+) -> tuple[_Calibration, str]:
+    """Return what the user gave, with images made up beside it where it is too little to choose and fit on; a note."""
+    config = found.config
+    if task.calibration is None or task.is_part or not (config.is_auto or config.refits or config.target):
+        return found, ""
+    # An importance may go by labels, which nobody has for what is made up.
+    if config.fusion.importance in FROM_SAMPLES:
+        return found, ""
+    with clock.stage("count samples"):
+        more = supplement(analysis, free, found.samples, config)
+    return replace(found, runs=more.runs or found.runs), more.note
+
+
 def _with_candidates(config: CompressionConfig, *, has_data: bool) -> CompressionConfig:
     """Return the options with what proposes fused channels, where nothing was said about it."""
     if config.fusion.candidates is not None:
@@ -389,16 +433,31 @@ def _made_up(analysis: Analysis, samples: Samples, config: CompressionConfig) ->
         what += "tokens nor sounds that could be made up"
         mend = "give samples with --calibration, or choose an importance that looks at weights alone, such as l1"
         raise DataError(what, where="--importance", mend=mend)
-    note = "no data, and the inputs are neither images, tokens nor sounds: "
-    mend = "; give --calibration for better results"
     if not has_plausible_inputs(analysis):
         if config.is_auto:
             config = replace(config, method="intra-fusion", refit=False)
-        note += "what inputs the first layer expects can't be told from it, so the weights alone decide (intra-fusion)"
-        return _Calibration(synthetic.samples, config, note + mend, is_blind=bool(config.target))
-    config = replace(config, refit=False) if config.is_auto else config
-    note += "what is kept is chosen by moments worked out for random numbers as large as the first layer expects"
-    return _Calibration(synthetic.samples, config, note + mend, is_blind=True)
+        told = "what inputs the first layer expects can't be told from it, so the weights alone decide (intra-fusion)"
+        note = f"{_UNLIKE_DATA}: {told}; {_GIVE_DATA}"
+        return _Calibration(synthetic.samples, config, note, is_blind=bool(config.target))
+    # What the moments are good for is told once they are worked out.
+    return _Calibration(synthetic.samples, replace(config, refit=False) if config.is_auto else config, is_blind=True)
+
+
+def _told_by_moments(free: Sequence[CouplingGroup], known: Mapping[str, Judgement], config: CompressionConfig) -> str:
+    """Say what moments decide where there are no data, and what they can't: some operators have no rule."""
+    what = "what is kept is chosen" if config.is_auto else "how much each group keeps is chosen"
+    if not (config.is_auto or config.target):
+        return f"{_UNLIKE_DATA}: layers are fitted on random numbers; {_GIVE_DATA}"
+    told = f"{what} by moments worked out for random numbers as large as the first layer expects"
+    unknown = [group.name for group in free if group.name not in known and group.channels > 1]
+    if unknown:
+        others = "by random numbers" if not config.is_auto else "by the weights alone (intra-fusion)"
+        others += ", how many channels by random numbers" if config.is_auto and config.target else ""
+        named = ", ".join(map(repr, unknown[:_MOST_NAMES])) + (" and others" if len(unknown) > _MOST_NAMES else "")
+        told = f"{told}, except for {len(unknown)} of {len(free)} groups ({named}), of which no rule tells moments: "
+        told = told if len(unknown) < len(free) else f"no rule tells moments of any group ({named}), so {what} "
+        told += others
+    return f"{_UNLIKE_DATA}: {told}; {_GIVE_DATA}"
 
 
 def _worked_out(

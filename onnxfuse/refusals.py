@@ -1,19 +1,25 @@
-"""What a run is refused for before anything changes: nothing to do, or an output that would be the input."""
+"""What a run is refused for before anything changes: nothing to do, nothing to go by, or an output that is an input."""
 
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from onnxfuse.analysis import Analysis
+from onnxfuse.arrays import is_finite
 from onnxfuse.bodies import Bodies
+from onnxfuse.calibration.observe import reading_places
 from onnxfuse.config import CompressionConfig
-from onnxfuse.errors import OutputError, UnsupportedGraphError
+from onnxfuse.coupling.groups import CouplingGroup
+from onnxfuse.errors import DataError, OutputError, UnsupportedGraphError
 from onnxfuse.graph.files import data_path, weight_files
 from onnxfuse.graph.view import GraphView
 from onnxfuse.planning.widths import GroupPlan
+from onnxfuse.proof.samples import Samples
 
-__all__ = ["refuse_nothing", "refuse_overwriting"]
+__all__ = ["refuse_nothing", "refuse_overflow", "refuse_overwriting"]
 
 # How many reasons an error message names, and how many characters of each.
 _MOST_REASONS = 3
@@ -75,6 +81,34 @@ def refuse_nothing(analysis: Analysis, plans: Sequence[GroupPlan], bodies: Bodie
     what += "; ".join(f"{_shortened(reason)} ({count} {total})" for reason, count in reasons)
     mend = "`onnxfuse inspect` lists every group with its reason; widen --scope, --only or --skip if they exclude it"
     raise UnsupportedGraphError(what, where=analysis.source.name, mend=mend)
+
+
+def refuse_overflow(
+    analysis: Analysis,
+    groups: Sequence[CouplingGroup],
+    judgements: Mapping[str, object],
+    samples: Samples,
+    config: CompressionConfig,
+) -> None:
+    """Refuse samples on which nothing that a budget could be spent by is finite.
+
+    Args:
+        analysis: The model.
+        groups: Its groups that may change.
+        judgements: What is known of them, by name.
+        samples: The user's samples.
+        config: The options.
+
+    Raises:
+        DataError: There are layers that read channels of groups, and of none is anything known.
+    """
+    if judgements or not config.target or not any(reading_places(analysis, groups).values()):
+        return
+    largest = {name: float(np.abs(array[is_finite(array)]).max(initial=0)) for name, array in samples.arrays.items()}
+    told = ", ".join(f"{size:.3g} in {name!r}" for name, size in largest.items())
+    what = f"what the layers read is not finite, or overflows, on these samples, whose largest number is {told}"
+    mend = "scale the samples as the model expects them"
+    raise DataError(what, where=samples.origin, mend=mend)
 
 
 def _fed_weight(graph: GraphView) -> str:

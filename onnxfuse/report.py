@@ -4,7 +4,7 @@ import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from typing import Any
 
@@ -14,7 +14,9 @@ import onnx
 from onnxfuse.analysis import Analysis, group_parameters
 from onnxfuse.calibration.reconstruct import Reconstruction
 from onnxfuse.calibration.refit import Refit
-from onnxfuse.config import CompressionConfig
+from onnxfuse.config import CompressionConfig, flag_of
+from onnxfuse.fusion.methods import METHODS
+from onnxfuse.fusion.options import FusionOptions
 from onnxfuse.graph.cost import Cost
 from onnxfuse.graph.files import SourceModel
 from onnxfuse.planning.widths import GroupPlan
@@ -30,6 +32,7 @@ __all__ = [
     "frozen_reasons",
     "group_report",
     "metadata_of",
+    "unused_options",
     "versions",
 ]
 
@@ -231,6 +234,23 @@ def frozen_reasons(groups: Sequence[GroupReport]) -> dict[str, dict[str, int]]:
     return found
 
 
+def unused_options(config: CompressionConfig, groups: Sequence[GroupReport]) -> str:
+    """Say which options of methods were given although none that was used asks for them; empty if there are none.
+
+    Args:
+        config: The options.
+        groups: What happened to each group.
+    """
+    usual, used = FusionOptions(), {group.method for group in groups if group.method}
+    given = [f.name for f in fields(usual) if getattr(config.fusion, f.name) != getattr(usual, f.name)]
+    given = [name for name in given if name != "candidates"]
+    by_weights = {word for method in used for word in METHODS if method.startswith(word)}
+    if not given or not used or by_weights:
+        return ""
+    flags = ", ".join(flag_of(name) for name in given)
+    return f"{flags} had no effect: auto chose by what the readers of each group lose; give --method intra-fusion too"
+
+
 def versions() -> dict[str, str]:
     """Return the versions of onnxfuse and of everything that decides its results."""
     found = {"onnxfuse": _own_version(), "python": platform.python_version(), "onnx": onnx.__version__}
@@ -259,7 +279,7 @@ def metadata_of(
         "parameters": [before.parameters, after.parameters],
         "macs": [before.macs, after.macs],
         "method": config.method,
-        **({"target": config.target} if config.target else {"ratio": config.ratio}),
+        **({"target": config.target} if config.target else {"ratio": config.removed}),
         "seed": config.seed,
         "source_sha256": source.sha256,
         "groups": {

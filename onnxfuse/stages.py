@@ -13,6 +13,7 @@ from onnxfuse.calibration.judge import Judgement
 from onnxfuse.calibration.means import MeanShifts
 from onnxfuse.config import CompressionConfig, Order
 from onnxfuse.coupling.groups import CouplingGroup
+from onnxfuse.coupling.layout import Atom
 from onnxfuse.coupling.sets import sets_first
 from onnxfuse.errors import OnnxFuseError, UnsupportedGraphError
 from onnxfuse.fusion.candidates import Known
@@ -25,6 +26,7 @@ from onnxfuse.graph.edits import apply_edits
 from onnxfuse.planning.allocation import Choice, allocate
 from onnxfuse.planning.costs import CostTable
 from onnxfuse.planning.files import PlannedGroup
+from onnxfuse.planning.nearest import NEAR_ENOUGH
 from onnxfuse.planning.widths import GroupPlan, allowed_widths
 from onnxfuse.proof.coupling import prove_coupling, watched_values
 from onnxfuse.proof.samples import Samples
@@ -43,6 +45,7 @@ __all__ = [
     "planned_group",
     "prove_groups",
     "refuse_budget",
+    "unused_budget",
 ]
 
 Judgements: TypeAlias = Mapping[str, Judgement]
@@ -103,7 +106,8 @@ def allocate_widths(
     """Choose the widths that a budget allows; groups that nothing is known of keep theirs.
 
     Returns:
-        The plans with these widths, and what a reader should know: that the budget can't be met, or nothing.
+        The plans with these widths, and what a reader should know: that the budget can't be met, or not nearly used up;
+        or nothing.
 
     Raises:
         UnsupportedGraphError: The network meets the budget as it is.
@@ -124,10 +128,37 @@ def allocate_widths(
     if total <= limit and not fixed:
         refuse_budget(target, total)
     widths = {**allocate(choices, table, limit, fixed), **fixed}
-    least, note = table.total(widths), ""
-    if least > limit:
-        note = f"the target {target} can't be met: {least:,.0f} {target.measure} of {total:,.0f} are the least"
+    cost, note = table.total(widths), ""
+    if cost > limit:
+        note = f"the target {target} can't be met: {cost:,.0f} {target.measure} of {total:,.0f} are the least"
+    elif wider := [choice for choice in choices if widths[choice.group.atom] < choice.widths[0]]:
+        multiple = f" in multiples of {config.round_to}" if config.round_to > 1 else ""
+        price, name = min((_next_price(choice, table, widths), choice.group.name) for choice in wider)
+        why = f"no widths{multiple} come nearer without over twice the damage; the next step of {name!r} alone is "
+        why += f"{price:,.0f}"
+        note = unused_budget(target, limit, cost, why)
     return [replace(plan, kept=widths.get(plan.group.atom, plan.group.channels)) for plan in plans], note
+
+
+def _next_price(choice: Choice, table: CostTable, widths: Mapping[Atom, int]) -> float:
+    """Return what the next width of a group costs more."""
+    wider = choice.widths[choice.widths.index(widths[choice.group.atom]) - 1]
+    return -table.saving(choice.group, wider, widths)
+
+
+def unused_budget(target: Target, limit: float, cost: float, why: str) -> str:
+    """Say that a budget is missed from below, and why; empty if it is used up but for a percent.
+
+    Args:
+        target: The budget.
+        limit: What the network may cost.
+        cost: What it costs.
+        why: Why nothing is nearer.
+    """
+    if cost >= NEAR_ENOUGH * limit:
+        return ""
+    used = f"{cost:,.0f} {target.measure} of the {limit:,.0f} that it allows ({100 * cost / limit:.1f} %)"
+    return f"the target {target} is met with {used}: {why}"
 
 
 def damage_of(judgements: Judgements, plan: GroupPlan) -> float | None:

@@ -10,6 +10,8 @@ from onnxfuse.errors import ConfigError
 __all__ = ["Keep", "Measure", "Target"]
 
 _UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
+# A smaller number above 1 without a unit is a slip: percent without their sign, or a share that is wrong.
+_LEAST_AMOUNT = 100
 _FORM = re.compile(r"(?P<measure>[a-z]+)=(?P<number>[0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)(?P<unit>[kMG%]?)", re.ASCII)
 
 
@@ -21,7 +23,7 @@ class Measure(StrEnum):
     PARAMS = "params"
     """Learned numbers."""
     BYTES = "bytes"
-    """Size of the learned numbers in the file."""
+    """Size of the learned numbers in the file, without the graph and the names around them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,11 @@ class Target:
         if unit == "%":
             number, unit = number / 100, ""
         elif unit or number > 1:
+            if not unit and (number < _LEAST_AMOUNT or number != int(number)):
+                what = f"the target is {text!r}, which is no share, as it is above 1, and too small for an amount"
+                what = what if number < _LEAST_AMOUNT else f"the target is {text!r}, and {measure} are whole numbers"
+                mend = f"a share is above 0 and at most 1; {mend}"
+                raise ConfigError(what, where="--target", mend=mend)
             return cls(measure, None, number * _UNITS[unit])
         if not 0 < number <= 1:
             what = f"the target is {text!r}"
@@ -70,7 +77,10 @@ class Target:
 
     def __str__(self) -> str:
         """Return the form that `parse` reads."""
-        return f"{self.measure}={self.share if self.amount is None else f'{self.amount:g}'}"
+        if self.amount is None:
+            return f"{self.measure}={self.share}"
+        small = self.amount < _LEAST_AMOUNT or self.amount != int(self.amount)
+        return f"{self.measure}={self.amount / 1e3:g}k" if small else f"{self.measure}={self.amount:.0f}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,9 @@
 """Moments without a run, against ONNX Runtime on Gaussian inputs."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import onnxfuse
 from onnxfuse.analysis import Analysis, analyse
 from onnxfuse.analytic import (
     Moments,
@@ -384,3 +387,43 @@ def test_biases_that_no_input_explains_are_told() -> None:
         return net.gemm(net.node("Relu", hidden), 3)
 
     assert not has_plausible_inputs(analysed(built(build, PLAIN), PLAIN))
+
+
+def recurrent(*, hidden: bool) -> onnx.ModelProto:
+    """A recurrent layer over features, behind a perceptron or not."""
+    net = Net(17, seed=4)
+    x = net.input(5, 1, 8)
+    if hidden:
+        x = net.matmul(net.node("Relu", net.matmul(x, 12, name="first")), 6, name="second")
+    width = 6 if hidden else 8
+    weights = [net.weight(1, 64, size, fan_in=size) for size in (width, 16)]
+    y = net.many("LSTM", [x, *weights], 3, hidden_size=16, name="recurrent")[0]
+    net.output(net.matmul(net.reshape(y, 5, 1, 16), 3, name="last"))
+    return net.model()
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_the_note_says_what_moments_decided(*, hidden: bool) -> None:
+    """Where no rule tells moments of a group, its weights decide; the note says so of this group and no other."""
+    report = onnxfuse.compress(recurrent(hidden=hidden), ratio=0.5, prove=False, provider="cpu").report
+    methods = {group.name: group.method for group in report.groups if group.method}
+    assert methods["recurrent"] == "intra-fusion"
+    (note,) = (note for note in report.notes if note.startswith("no data"))
+    alone = sorted(name for name, method in methods.items() if method == "intra-fusion")
+    named = re.search(r"\(('.*?')\)", note)
+    assert named is not None
+    assert sorted(named[1].replace("'", "").split(", ")) == alone
+    assert "by the weights alone (intra-fusion)" in note
+    assert ("what is kept is chosen by moments" in note) == (len(alone) < len(methods)) == hidden
+
+
+def test_the_note_names_no_group_where_moments_decide_all() -> None:
+    """Of a perceptron over features all is known; a method that chooses by weights is told how much to keep by them."""
+    net = Net(17, seed=4)
+    net.output(net.matmul(net.node("Relu", net.matmul(net.input(1, 8, batch="n"), 12, name="first")), 3, name="last"))
+    options: Mapping[str, Any] = {"prove": False, "provider": "cpu"}
+    (note,) = onnxfuse.compress(net.model(), ratio=0.5, **options).report.notes
+    assert "what is kept is chosen by moments" in note
+    assert "intra-fusion" not in note
+    note = onnxfuse.compress(net.model(), target="params=0.6", method="prune", **options).report.notes[0]
+    assert "how much each group keeps is chosen by moments" in note

@@ -479,7 +479,7 @@ def test_what_a_budget_can_not_reach_is_said() -> None:
     assert {after for _, after in widths(report).values()} == {1}
 
 
-@pytest.mark.parametrize("text", ["macs=0.75", "macs=48"])
+@pytest.mark.parametrize("text", ["macs=0.75", "macs=0.048k"])
 def test_a_budget_holds_for_every_body(text: str) -> None:
     """A share is for all together; an absolute amount, of 64 MACs in all, becomes the share that it is."""
     weights = mlp_weights("left", 1)

@@ -228,6 +228,39 @@ def test_sounds_are_made_up_for_a_network_that_reads_a_signal() -> None:
         assert bool(made.report.refits) == (channels == 1)
 
 
+@pytest.mark.parametrize("is_other_filter", [False, True])
+def test_sounds_are_made_up_where_branches_read_the_signal(*, is_other_filter: bool) -> None:
+    """A signal is one where every branch of an If filters it first, and none where one branch does something else."""
+    other = "s = ReduceSum <keepdims = 1> (u)\n h = Expand(s, wide)" if is_other_filter else "h = Conv(u, v)"
+    model = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 17]>
+    net (float[n, 128] x, bool flag) => (float[n, 2, 120] y) {{
+      y = If (flag) <
+        then_branch = one () => (float[n, 2, 120] y1) {{
+          p = Unsqueeze(x, axis)
+          q = Conv(p, w)
+          r = Relu(q)
+          y1 = Conv(r, last)
+        }},
+        else_branch = two () => (float[n, 2, 120] y2) {{
+          u = Unsqueeze(x, axis)
+          {other}
+          k = Relu(h)
+          y2 = Conv(k, last)
+        }}
+      >
+    }}""")
+    rng = np.random.default_rng(0)
+    stored = {"w": rng.normal(size=(8, 1, 9)), "v": rng.normal(size=(8, 1, 9)), "last": rng.normal(size=(2, 8, 1))}
+    model.graph.initializer.extend(numpy_helper.from_array(a.astype(np.float32), n) for n, a in stored.items())
+    numbers = {"axis": [1], "wide": [1, 8, 120]}
+    model.graph.initializer.extend(numpy_helper.from_array(np.array(a, np.int64), n) for n, a in numbers.items())
+    made = onnxfuse.compress(model, ratio=0.5, provider="cpu", effort=0)
+    assert any("synthetic sounds" in note for note in made.report.notes) != is_other_filter
+    changed = [group for group in made.report.groups if group.channels_after < group.channels_before]
+    assert len(changed) == 2 - is_other_filter
+    assert ({group.method for group in changed} == {"intra-fusion"}) == is_other_filter
+
+
 def write_pictures(folder: Path, count: int) -> None:
     """Write grey and coloured pictures of several sizes, one of them in a folder of its own."""
     (folder / "more").mkdir(parents=True)
@@ -256,7 +289,7 @@ def test_a_folder_of_pictures_calibrates(tmp_path: Path) -> None:
         ).report
         assert report.drift.samples == 8
         assert ("-1..1" in report.drift.data) == (pixels is Pixels.SYMMETRIC)
-        assert report.notes == ()
+        assert [note[:30] for note in report.notes] == ["few samples: 8 different of 8,"]
     with pytest.raises(DataError, match=r"can't be '0\.\.1' for inputs of this type"):
         onnxfuse.compress(image_net(onnx.TensorProto.UINT8), ratio=0.5, pixels="0..1", prove=False, provider="cpu")
 
@@ -277,8 +310,8 @@ def test_pictures_that_can_not_be_read_are_left_out_and_counted(tmp_path: Path) 
     np.testing.assert_array_equal(some.pixels, whole.pixels)
     said = f"2 of the 10 pictures can't be read and are left out, the first of them {str(damaged[0])!r}"
     made = onnxfuse.compress(image_net(), calibration=tmp_path / "pictures", **options)
-    assert made.report.notes == (said,)
-    assert alone.report.notes == ()
+    assert made.report.notes == (said, *alone.report.notes)
+    assert [note[:30] for note in alone.report.notes] == ["few samples: 8 different of 8,"]
     assert made.model.graph == alone.model.graph
     assert onnxfuse.validate(made.model, alone.model, data=tmp_path / "pictures", provider="cpu").notes == (said,)
 

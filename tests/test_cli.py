@@ -566,7 +566,7 @@ def test_long_names_and_paths_stay_on_their_line_in_a_pipe(cli: Command, make_ml
     folder.mkdir()
     onnx.save(make_mlp(names=(name, "second")), folder / "m.onnx")
     text = cli("compress", folder / "m.onnx", "-o", folder / "s.onnx").out
-    assert f"\n{name}    6 -> 4\n" in text
+    assert f"\n{name}    6 -> 4  " in text
     assert f"\nwritten to {folder / 's.onnx'}\n" in text
     assert cli("inspect", folder / "m.onnx").out.splitlines()[0] == str(folder / "m.onnx")
 

@@ -241,15 +241,22 @@ def test_bad_samples(cli: Command, place: Path, name: str) -> None:
 
 
 def test_samples_that_make_no_finite_output(cli: Command, place: Path) -> None:
-    """Samples that make no finite output."""
+    """Samples of which none is finite, and finite ones that make no finite output."""
     write_samples(place)
+    np.savez(place / "huge.npz", image=np.full((128, 1, 8, 8), 3e38, np.float32))
     before = contents(place)
+    message = (
+        "every one of the 4 samples has values that are NaN or infinite\n"
+        "  at:   'image' of sample 0, at (0, 0, 0): nan\n"
+        "  mend: look where the samples were prepared: a division by zero, a logarithm of 0, or numbers never filled in"
+    )
+    words = ["compress", "digits.onnx", "-o", "small.onnx", "--no-prove", "--calibration"]
+    assert_refused(cli(*words, "nan.npz"), 5, message, before, place)
     message = (
         "the original model's output has no finite value on these inputs, so nothing can be compared\n"
         "  at:   output 'logits'\n  mend: check the samples, and that the original model runs well on them"
     )
-    words = ["compress", "digits.onnx", "-o", "small.onnx", "--calibration", "nan.npz", "--no-prove"]
-    assert_refused(cli(*words), 5, message, before, place)
+    assert_refused(cli(*words, "huge.npz", "--method", "prune"), 5, message, before, place)
 
 
 def test_bad_labels(cli: Command, place: Path) -> None:

@@ -150,3 +150,20 @@ def test_the_written_model_is_the_planned_one(made: Plan, digits: Path, tmp_path
     onnxfuse.compress(digits, output, plan=made, method="prune", prove=False, provider="cpu")
     shapes = {t.name: tuple(t.dims) for t in onnx.load(output).graph.initializer}
     assert any(dims[0] == made.groups["/block1/conv1/Conv"].keep for dims in shapes.values() if len(dims) == 4)
+
+
+@pytest.mark.parametrize(
+    ("flag", "options"),
+    [
+        ("--keep", {"keep": ("/block1/*=7",)}),
+        ("--min-channels", {"min_channels": 4}),
+        ("--round-to", {"round_to": 8}),
+        ("--ratio", {"ratio": 0.3}),
+        ("--target", {"target": "macs=0.5"}),
+    ],
+)
+def test_options_that_a_plan_decides_are_refused_beside_it(flag: str, options: Any, made: Plan, digits: Path) -> None:
+    """What says how many channels stay is refused beside a plan, which says so itself; what it has is named."""
+    with pytest.raises(ConfigError, match="beside other options that say how many channels stay") as caught:
+        onnxfuse.compress(digits, plan=made, prove=False, provider="cpu", **options)
+    assert caught.value.where == f"--plan, {flag}"

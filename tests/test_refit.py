@@ -85,12 +85,12 @@ def test_only_numbers_differ_from_a_run_without(file: str) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_one_broken_sample_spoils_nothing(value: float) -> None:
     """A sample with a value that is not finite is not counted, and said to be broken; all others still decide."""
-    samples = images("calibration", 128)
+    samples = images("calibration", 160)
     samples[5, 0, 2, 2] = value
     file = MODELS / "digits_bn.onnx"
     for options in ({"ratio": 0.3}, {"target": "macs=0.5"}):
         report = onnxfuse.compress(file, calibration={"image": samples}, provider="cpu", **options).report
-        note = "1 of the 128 samples have values that are NaN or infinite; what these reach is not counted"
+        note = "1 of the 160 samples have values that are NaN or infinite; what these reach is not counted"
         assert report.notes == (note,)
         judged = onnxfuse.validate(file, file, data={"image": samples}, provider="cpu")
         assert judged.notes == (note,)

@@ -169,3 +169,17 @@ def test_a_checkout_that_is_not_installed_works(make_mlp: MakeMlp, monkeypatch: 
     result = onnxfuse.compress(make_mlp(), method="prune")
     assert result.report.versions["onnxfuse"] == "not installed"
     assert {p.key: p.value for p in result.model.metadata_props}["onnxfuse.version"] == "not installed"
+
+
+def test_options_without_effect_are_told(make_mlp: MakeMlp) -> None:
+    """What only some methods ask for is told where another was used; not where a method asks for it."""
+    samples = {"x": np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)}
+    options: dict[str, Any] = {"prove": False, "provider": "cpu", "effort": 0}
+    chosen = onnxfuse.compress(make_mlp(), calibration=samples, importance="l2", p=2, **options).report
+    (note,) = chosen.notes
+    assert note.startswith("--importance, --p had no effect: auto chose by what the readers of each group lose")
+    assert not onnxfuse.compress(make_mlp(), calibration=samples, **options).report.notes
+    by_weights: dict[str, Any] = {"method": "intra-fusion", "importance": "l2", "p": 2}
+    assert not onnxfuse.compress(make_mlp(), calibration=samples, **by_weights, **options).report.notes
+    idle = onnxfuse.compress(make_mlp(), method="prune", candidates=("descent",), **options).report
+    assert any(note.startswith("--candidates has no effect: the method prune takes none") for note in idle.notes)

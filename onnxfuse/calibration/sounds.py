@@ -3,7 +3,8 @@
 from onnx import TensorProto
 
 from onnxfuse.analysis import Analysis
-from onnxfuse.graph.view import NodeView
+from onnxfuse.graph.shapes import Shapes
+from onnxfuse.graph.view import GraphView, NodeView
 from onnxfuse.proof.samples import Samples
 
 __all__ = ["sound_inputs"]
@@ -19,7 +20,7 @@ def sound_inputs(analysis: Analysis, samples: Samples) -> dict[str, int]:
     """Return the inputs that take sounds, with the length of one.
 
     These have one axis longer than 1 beside that of the samples, and the first weights behind them are the filters of a
-    convolution of one channel along it.
+    convolution of one channel along it; in every branch of an If that reads them, too.
 
     Args:
         analysis: The network.
@@ -29,21 +30,29 @@ def sound_inputs(analysis: Analysis, samples: Samples) -> dict[str, int]:
     for name in samples.batched:
         longer = [size for size in samples.dims[name][1:] if size > 1]
         kind = analysis.graph.inputs[name].type.tensor_type.elem_type
-        if kind in _FLOATS and len(longer) == 1 and longer[0] >= _SHORTEST:
-            readers = [analysis.graph.nodes[reader.node] for reader in analysis.graph.readers.get(name, [])]
-            if readers and all(_filters(analysis, node) for node in readers):
-                found[name] = longer[0]
+        is_signal = kind in _FLOATS and len(longer) == 1 and longer[0] >= _SHORTEST
+        if is_signal and _is_filtered(analysis.graph, analysis.shapes, name):
+            found[name] = longer[0]
     return found
 
 
-def _filters(analysis: Analysis, node: NodeView) -> bool:
-    """Whether a node is a convolution of one channel along one axis, or only rearranges what such a node reads."""
+def _is_filtered(graph: GraphView, shapes: Shapes, name: str) -> bool:
+    """Whether convolutions of one channel along one axis read a value first, and nothing else does."""
+    readers = [graph.nodes[index] for index in dict.fromkeys(reader.node for reader in graph.readers.get(name, []))]
+    return bool(readers) and all(_filters(graph, shapes, node, name) for node in readers)
+
+
+def _filters(graph: GraphView, shapes: Shapes, node: NodeView, name: str) -> bool:
+    """Whether a node is such a convolution, or only rearranges what such a one reads, or has one in every branch."""
     if node.op in _REARRANGING:
-        readers = [analysis.graph.nodes[reader.node] for reader in analysis.graph.readers.get(node.outputs[0], [])]
-        return bool(readers) and all(_filters(analysis, reader) for reader in readers)
-    if node.op != "Conv" or node.inputs[1] not in analysis.graph.constants:
+        return _is_filtered(graph, shapes, node.outputs[0])
+    if node.op == "If":
+        inside = [body for (index, _), body in shapes.bodies.items() if index == node.index]
+        hearing = [body for body in inside if body.graph.readers.get(name)]
+        return bool(hearing) and all(_is_filtered(body.graph, body.shapes, name) for body in hearing)
+    if node.op != "Conv" or node.inputs[1] not in graph.constants:
         return False
-    _, channels, *kernel = analysis.graph.constants[node.inputs[1]].dims
+    _, channels, *kernel = graph.constants[node.inputs[1]].dims
     return channels == 1 and int(node.attributes.get("group", 1)) == 1 and _is_long(kernel)
 
 

@@ -20,7 +20,13 @@ from rich.console import Console, RenderableType
 from onnxfuse import __version__
 from onnxfuse.cli import EXIT_INTERRUPTED, INTERRUPTED, caught_signals, refusal_as_json
 from onnxfuse.cli.progress import shown_progress
-from onnxfuse.cli.render import compression_tables, inspection_tables, method_tables, validation_tables
+from onnxfuse.cli.render import (
+    compression_tables,
+    inspection_tables,
+    method_tables,
+    plan_tables,
+    validation_tables,
+)
 from onnxfuse.config import CompressionConfig, Pixels, Provider
 from onnxfuse.errors import ConfigError, InvariantError, OnnxFuseError, OutputError
 from onnxfuse.fusion.options import FusionOptions
@@ -163,11 +169,11 @@ def plan(
 
     Args:
         model: The ONNX file.
-        output: Where to write the plan; by default it is printed.
+        output: Where to write the plan; a table of it is shown then. By default it is printed.
         config: All other options, as for compress.
         calibration: Unlabelled samples, as for compress.
         verbose: Show tracebacks of errors.
-        quiet: Show no progress.
+        quiet: Show no progress, and no table.
     """
     del verbose  # Read by `main`, which shows errors.
     if output is not None:
@@ -178,6 +184,8 @@ def plan(
         _print(found.to_json())
     else:
         _write_report(output, found.to_json())
+        if not quiet:
+            _print(plan_tables(found))
 
 
 @app.command

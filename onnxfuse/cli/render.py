@@ -10,15 +10,20 @@ from rich.text import Text
 from onnxfuse.fusion.candidates import CANDIDATES
 from onnxfuse.fusion.methods import METHODS
 from onnxfuse.importance import IMPORTANCES
+from onnxfuse.planning.files import Plan
 from onnxfuse.proof.drift import Drift
 from onnxfuse.report import CompressionReport, GroupReport, InspectReport, ModelCost, ValidationReport
 from onnxfuse.transport import MASSES, SOLVERS, TARGETS
 
-__all__ = ["compression_tables", "inspection_tables", "method_tables", "validation_tables"]
+__all__ = ["compression_tables", "inspection_tables", "method_tables", "plan_tables", "validation_tables"]
 
 _MOST_GROUPS = 20
 _MOST_INPUTS = 6
+# Columns of words; all others but the first have numbers.
+_WORDS = frozenset({"method", "state"})
 _STATISTIC, _DROPPED = "~", "/"
+_DAMAGE = "J: what is lost of the variance of what the group's readers end in, before any layer is fitted anew"
+_SMALLEST_PERCENT = 0.005
 _LEGEND = {
     _STATISTIC: "a statistic is computed over these channels, which fewer channels can only approximate",
     _DROPPED: "these channels can be dropped, but not mixed",
@@ -54,10 +59,7 @@ def compression_tables(report: CompressionReport, *, verbose: bool) -> Renderabl
     """Show what `compress` did."""
     fused = [g for g in report.groups if g.channels_after < g.channels_before]
     shown = report.groups if verbose else fused[:_MOST_GROUPS]
-    states = [_state(group) for group in shown]
-    table = _table("coupling group", "channels", *(["state"] if any(states) else []))
-    for group, state in zip(shown, states, strict=True):
-        _add(table, group.name, f"{group.channels_before} -> {group.channels_after}", *([state] if any(states) else []))
+    table, legend = _group_table(shown)
     hidden = {"more fused": len(fused) - _MOST_GROUPS, "kept as they are": len(report.groups) - len(fused)}
     words = ", ".join(f"{count} {word}" for word, count in hidden.items() if count > 0)
     more = [Text(f"groups not shown: {words} (-v shows all)", style="dim")] if words and not verbose else []
@@ -66,12 +68,46 @@ def compression_tables(report: CompressionReport, *, verbose: bool) -> Renderabl
     return Group(
         _cost_table(report.before, report.after),
         *([table] if shown else []),
+        *legend,
         *more,
         _drift_table(report.drift),
         *_notes(report.notes),
         Text(seconds, style="dim"),
         last,
     )
+
+
+def plan_tables(plan: Plan) -> RenderableType:
+    """Show what `plan` decided, for those who have the plan itself in a file."""
+    damaged = any(group.damage is not None for group in plan.groups.values())
+    table = _table("coupling group", "channels", *(["J"] if damaged else []), "state")
+    for name, group in plan.groups.items():
+        state = f"kept: {group.frozen}" if group.frozen else ("kept" if group.keep == group.channels else "")
+        shown = _damage(group.damage) if group.keep < group.channels else ""
+        _add(table, name, f"{group.channels} -> {group.keep}", *([shown] if damaged else []), state)
+    return Group(table, *([Text(_DAMAGE, style="dim")] if damaged else []), *_notes(plan.notes))
+
+
+def _group_table(groups: Sequence[GroupReport]) -> tuple[Table, list[Text]]:
+    """Return a line for each group with what won for it and the damage that does, and what the words of it mean."""
+    fused = [group.channels_after < group.channels_before for group in groups]
+    states = [_state(group) for group in groups]
+    damaged = any(group.damage is not None for group, is_fused in zip(groups, fused, strict=True) if is_fused)
+    columns = (("method", any(fused)), ("J", damaged), ("state", any(states)))
+    table = _table("coupling group", "channels", *(name for name, is_used in columns if is_used))
+    for group, is_fused, state in zip(groups, fused, states, strict=True):
+        cells = ((group.method or "-", _damage(group.damage)) if is_fused else ("", "")) + (state,)
+        used = (cell for cell, (_, is_used) in zip(cells, columns, strict=True) if is_used)
+        _add(table, group.name, f"{group.channels_before} -> {group.channels_after}", *used)
+    return table, [Text(_DAMAGE, style="dim")] if damaged else []
+
+
+def _damage(damage: float | None) -> str:
+    """Return J in percent, with two digits or more, so that small ones can be told apart."""
+    if damage is None:
+        return "-"
+    percent = 100 * damage
+    return f"{percent:.2f} %" if percent >= _SMALLEST_PERCENT or percent == 0 else f"{percent:.1e} %"
 
 
 def validation_tables(report: ValidationReport) -> RenderableType:
@@ -159,7 +195,7 @@ def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for i, name in enumerate(columns):
         # Names of nodes can be long; they fold, numbers never do.
-        is_number = i > 0 and name != "state"
+        is_number = i > 0 and name not in _WORDS
         table.add_column(name, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
     return table
 

@@ -41,12 +41,14 @@ class Plan:
         sha256: Hash of that file, and of the weights that lie beside it; empty for a part of it.
         groups: By group name, in graph order.
         options: The options that it was made with, for the reader; they have no effect when it is replayed.
+        notes: What else a reader should know, such as a budget that can't be met; without effect likewise.
     """
 
     model: str
     sha256: str
     groups: Mapping[str, PlannedGroup]
     options: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
     def without(self, names: Sequence[str]) -> "Plan":
         """Return the plan for all groups but some."""
@@ -60,6 +62,7 @@ class Plan:
     def to_json(self) -> str:
         """Return the plan as JSON, a line for each group, so that it is easy to read and to edit."""
         head = {"onnxfuse_plan": _FORMAT, "model": self.model, "sha256": self.sha256, "options": dict(self.options)}
+        head |= {"notes": list(self.notes)} if self.notes else {}
         lines = [f"  {json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]
         groups = [f"    {json.dumps(name)}: {json.dumps(_entry(group))}" for name, group in self.groups.items()]
         return "\n".join(["{", *lines, '  "groups": {', ",\n".join(groups), "  }", "}"])
@@ -109,7 +112,8 @@ def _parsed(found: Mapping[str, Any]) -> Plan:
         what = f"its format is {found['onnxfuse_plan']!r}, not {_FORMAT}"
         raise ValueError(what)
     groups = {str(name): _planned(name, entry) for name, entry in found["groups"].items()}
-    return Plan(str(found["model"]), str(found["sha256"]), groups, dict(found["options"]))
+    notes = tuple(map(str, found.get("notes", ())))
+    return Plan(str(found["model"]), str(found["sha256"]), groups, dict(found["options"]), notes)
 
 
 def _planned(name: str, entry: Mapping[str, Any]) -> PlannedGroup:

@@ -13,8 +13,6 @@ from onnxfuse.target import Keep
 
 __all__ = ["GroupPlan", "allowed_widths", "fits", "kept_channels", "plan_widths", "reason_to_keep"]
 
-_MOST_WIDTHS = 64
-
 
 @dataclass(frozen=True, eq=False)
 class GroupPlan:
@@ -47,7 +45,7 @@ def allowed_widths(channels: int, config: CompressionConfig, multiple: int = 1) 
     """Return the widths that a group of C channels may have, decreasing from C on.
 
     Below C they are multiples of ``round_to`` and of what the group's operators ask for, and at least
-    ``min_channels``; of many, about 64 are enough to choose from.
+    ``min_channels``.
 
     Example:
         >>> allowed_widths(20, CompressionConfig(round_to=8))
@@ -55,9 +53,8 @@ def allowed_widths(channels: int, config: CompressionConfig, multiple: int = 1) 
     """
     unit = math.lcm(config.round_to, multiple)
     least = max(config.min_channels, unit, 1)
-    step = unit * max(1, round(channels / unit / _MOST_WIDTHS))
     first = math.ceil(channels / unit) * unit - unit
-    return (channels, *(width for width in range(first, 0, -step) if width >= least))
+    return (channels, *(width for width in range(first, 0, -unit) if width >= least))
 
 
 def plan_widths(
@@ -101,7 +98,7 @@ def _plan(group: CouplingGroup, config: CompressionConfig) -> GroupPlan:
     fixed = [keep for rule in config.keep if fits(group.name, [(keep := Keep.parse(rule)).pattern])]
     if fixed:
         return GroupPlan(group, _rounded(fixed[-1].width(group.channels), group, 1), "", is_fixed=True)
-    kept = max(kept_channels(group.channels, config.ratio), config.min_channels)
+    kept = max(kept_channels(group.channels, config.removed), config.min_channels)
     return GroupPlan(group, _rounded(kept, group, config.round_to), "")
 
 

@@ -91,6 +91,21 @@ class Samples:
         found = f"{self.broken} of the {self.total} samples have values that are NaN or infinite"
         return f"{found}; what these reach is not counted"
 
+    def refuse_broken(self) -> None:
+        """Refuse samples of which not one is sound.
+
+        Raises:
+            DataError: Every one of them has a value that is NaN or infinite.
+        """
+        if not 0 < self.total == self.broken:
+            return
+        name, array = next((n, a) for n, a in self.arrays.items() if not is_finite(a).all())
+        place = np.argwhere(~is_finite(array))[0]
+        what = f"every one of the {self.total} samples has values that are NaN or infinite"
+        where = f"{name!r} of sample {place[0]}, at {tuple(map(int, place[1:]))}: {array[tuple(place)]}"
+        mend = "look where the samples were prepared: a division by zero, a logarithm of 0, or numbers never filled in"
+        raise DataError(what, where=where, mend=mend)
+
     def sound_feeds(self) -> dict[str, AnyArray]:
         """Return the feeds of the first run whose values are all finite; of the first run if there is none."""
         sound = (feeds for feeds in self.feeds() if all(is_finite(array).all() for array in feeds.values()))
