@@ -18,7 +18,7 @@ from onnxfuse.fusion.candidates import Known
 from onnxfuse.fusion.candidates.choice import best_candidate
 from onnxfuse.fusion.maps import ChannelMap
 from onnxfuse.fusion.methods import METHODS
-from onnxfuse.fusion.rewrite import collect_edits, new_dims
+from onnxfuse.fusion.rewrite import collect_edits, new_dims, new_sizes
 from onnxfuse.fusion.weights import WeightState
 from onnxfuse.graph.edits import apply_edits
 from onnxfuse.planning.allocation import Choice, allocate
@@ -254,6 +254,5 @@ def _last_producer(group: CouplingGroup) -> int:
 def edited_model(analysis: Analysis, state: WeightState) -> tuple[onnx.ModelProto, Mapping[str, tuple[int, ...]]]:
     """Return the new model, and the shapes of its computed values."""
     edits = collect_edits(analysis.graph, analysis.shapes, analysis.channels, state)
-    dims = new_dims(analysis.channels, state)
-    known = {**analysis.shapes.dims, **dims}
-    return apply_edits(analysis.graph, edits, dims), known
+    known = {**analysis.shapes.dims, **new_dims(analysis.channels, state)}
+    return apply_edits(analysis.graph, edits, new_sizes(analysis.channels, state)), known

@@ -11,7 +11,7 @@ from onnxfuse.graph.edits import Edit, SetAttribute, SetInput
 from onnxfuse.graph.shapes import Shapes
 from onnxfuse.graph.view import GraphView, Operand
 
-__all__ = ["collect_edits", "new_dims"]
+__all__ = ["collect_edits", "new_dims", "new_sizes"]
 
 
 def collect_edits(graph: GraphView, shapes: Shapes, channels: ChannelGraph, state: WeightState) -> list[Edit]:
@@ -67,6 +67,15 @@ def new_dims(channels: ChannelGraph, state: WeightState) -> Mapping[str, tuple[i
         dims = channels.dims(operand, state.widths)
         if not operand.is_constant and dims != channels.dims(operand, {}):
             found[operand.name] = dims
+    return found
+
+
+def new_sizes(channels: ChannelGraph, state: WeightState) -> Mapping[str, Mapping[int, int]]:
+    """Return the new sizes of those axes of computed values whose size has changed, by name and axis."""
+    found = {}
+    for name, dims in new_dims(channels, state).items():
+        old = channels.dims(Operand(name), {})
+        found[name] = {axis: size for axis, size in enumerate(dims) if size != old[axis]}
     return found
 
 
