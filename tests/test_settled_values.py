@@ -220,3 +220,84 @@ def test_a_weight_that_is_cut_by_a_size_loses_channels(dropped: tuple[int, ...])
     fused = fuse(analysis, {names[i]: ChannelMap.selection(keep, WIDTH) for i in dropped})
     assert_valid(fused.model)
     assert_same_outputs(run_ort(model, net.feeds), run_ort(fused.model, net.feeds))
+
+
+# Bounds that follow open sizes --------------------------------------------------------------------------------------
+
+ROWS = 8
+
+
+def length_of(net: Net, x: str) -> str:
+    """Compute the length of a sequence."""
+    return net.node("Shape", x, start=1, end=2)
+
+
+def mean_of_rows(net: Net, x: str, h: str) -> str:
+    """Add the mean of those rows of a table that the length of the input asks for."""
+    table, zero = net.weight(ROWS, WIDTH, name="table"), net.constant(np.array([0], np.int64))
+    rows = net.node("Slice", table, zero, length_of(net, x), zero, like=table)
+    return net.node("Add", h, net.reduce("Mean", rows, [0]))
+
+
+def padded_channels(net: Net, x: str, h: str) -> str:
+    """Add the mean of channels, and of as many zeros as the length of the input asks for."""
+    more = net.node("Sub", length_of(net, x), net.constant(np.array([ROWS], np.int64)))
+    none = net.constant(np.zeros(5, np.int64))
+    padded = net.node("Pad", h, net.node("Concat", none, more, axis=0), like=h)
+    return net.node("Add", net.matmul(x, WIDTH, name="other"), net.reduce("Mean", padded, [2]))
+
+
+def of_open_length(middle: Callable[[Net, str, str], str]) -> Net:
+    """Put something between two layers of a network whose length is open, and for now as large as everything else."""
+    net = Net(17, seed=6)
+    x = net.input(2, ROWS, 5, batch="n")
+    h = middle(net, x, net.matmul(x, WIDTH, name="before"))
+    net.output(net.matmul(net.node("Tanh", h), 3, name="last"))
+    return net
+
+
+def with_open_length(net: Net) -> onnx.ModelProto:
+    """Leave the length open in the file."""
+    model = net.model()
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[1].dim_param = "length"
+    return model
+
+
+def test_rows_that_are_cut_at_an_open_length_stay() -> None:
+    """Rows of a table that are cut at an open length stay, even where all of them are read at the length looked at."""
+    net = of_open_length(mean_of_rows)
+    model = with_open_length(net)
+    analysis = analysis_of(model, feeds=net.feeds)
+    free = free_groups(analysis)
+    assert [group.name for group in free] == ["before"]
+    rng = np.random.default_rng(0)
+    small = fuse(analysis, {g.name: ChannelMap.permutation(rng.permutation(g.channels)) for g in free}).model
+    for length in (1, 3, ROWS):
+        feeds = {"x0": net.feeds["x0"][:, :length]}
+        assert_same_outputs(run_ort(model, feeds), run_ort(small, feeds))
+
+
+def test_channels_that_are_padded_by_an_open_length_stay() -> None:
+    """Channels that are padded by as much as an open length says stay; others beside them need not."""
+    net = of_open_length(padded_channels)
+    analysis = analysis_of(with_open_length(net), feeds=net.feeds)
+    assert "pads it by what follows" in group_called(analysis, "before").frozen
+    assert [group.name for group in free_groups(analysis)] == ["other"]
+
+
+def test_only_the_bound_that_moves_keeps_its_axis() -> None:
+    """One Slice cuts positions at an open length, and channels at a stated one: the channels may change."""
+
+    def cut(net: Net, x: str, h: str) -> str:
+        numbers = [np.array(values, np.int64) for values in ([0, 2], [WIDTH - 1], [1, 2])]
+        starts, end, axes = (net.constant(array) for array in numbers)
+        ends = net.node("Concat", length_of(net, x), end, axis=0)
+        return net.node("Slice", h, starts, ends, axes, like=net.slice(h, [2], [WIDTH - 1], [2]))
+
+    net = of_open_length(cut)
+    analysis = analysis_of(with_open_length(net), feeds=net.feeds)
+    assert [(group.name, group.channels) for group in free_groups(analysis)] == [
+        ("before:0-2", 2),
+        ("before:2-7", 5),
+    ]

@@ -58,6 +58,19 @@ class TestInference:
         assert shapes.static[doubled].tolist() == [2, 4]
         assert {doubled, weight} <= shapes.fixed
 
+    def test_sizes_too_small_for_a_kernel_say_nothing(self) -> None:
+        """A width that is known is fixed, though at the smaller sizes that are tried a kernel does not fit."""
+        text = """
+            <ir_version: 8, opset_import: ["" : 17]> net (float[n, 1, h] x) => (float[n, 4, k] y)
+            <float[4, 1, 3] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}> {
+                y = Conv(x, w)
+                all = Shape(y)
+                width = Shape <start = 1, end = 2> (y)
+            }"""
+        shapes = infer_shapes(GraphView(onnx.parser.parse_model(text)), {"x": (2, 1, 8)})
+        assert "width" in shapes.fixed
+        assert shapes.moving["all"].tolist() == [True, False, True]
+
     @pytest.mark.parametrize(("length", "rows"), [(4, 12), (12, 12), (40, 12)])
     def test_a_table_that_is_cut_to_the_length_is_not_fixed(self, length: int, rows: int) -> None:
         """Not even at lengths from which on all of it is read; what any length leaves as it is, is."""

@@ -264,7 +264,8 @@ class _Solver:
         if operand not in self.axes:
             self.axes[operand] = tuple(Atom(size, f"{operand.name}[{i}]") for i, size in enumerate(dims))
         is_weight = operand.is_constant or operand.name in self.weight_values
-        return Tensor(operand, dims, self.shapes.static.get(operand.name), is_weight)
+        name = operand.name
+        return Tensor(operand, dims, self.shapes.static.get(name), is_weight, self.shapes.moving.get(name))
 
     def _apply(self, node: NodeView, constraint: Constraint) -> None:
         match constraint:

@@ -40,9 +40,7 @@ def _index_edits(graph: GraphView, channels: ChannelGraph, state: WeightState) -
             yield SetInput(entry.node, entry.slot, values.astype(stored.dtype))
 
 
-def _settled_values(
-    graph: GraphView, shapes: Shapes, channels: ChannelGraph, state: WeightState
-) -> Iterator[SetInput]:
+def _settled_values(graph: GraphView, shapes: Shapes, channels: ChannelGraph, state: WeightState) -> Iterator[SetInput]:
     """Write down what the graph computes from shapes that have changed, as it was before they did.
 
     A scale of attention scores that is computed from the width, for one, belongs to the network as it was trained. A
