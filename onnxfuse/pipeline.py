@@ -38,7 +38,8 @@ from onnxfuse.preparation import (
 )
 from onnxfuse.proof.accuracy import measure_accuracy
 from onnxfuse.proof.checker import check_structure
-from onnxfuse.proof.drift import Drift, measure_drift
+from onnxfuse.proof.drift import Drift, check_at_other_sizes, measure_drift
+from onnxfuse.proof.random_samples import feeds_at_other_sizes
 from onnxfuse.proof.runtime import Session
 from onnxfuse.proof.samples import Samples, load_samples
 from onnxfuse.report import (
@@ -375,13 +376,16 @@ class _Proof:
 
 def _prove(result: onnx.ModelProto, prepared: Prepared, target: Path | None, clock: Clock) -> _Proof:
     """Write a result, check it and run it beside the original; it is only put into its place if all is well."""
-    source, provider = prepared.analysis.source, prepared.config.provider
+    analysis, provider = prepared.analysis, prepared.config.provider
+    source = analysis.source
     with _place(target) as temporary, clock.stage("prove"):
         size = write_model(result, temporary)
         note = check_structure(temporary, source.path or source.model)
         original = Session(source.path or source.model, provider, name=f"the original model {source.name!r}")
         compressed = Session(temporary, provider, name="the compressed model")
-        drift = measure_drift(original, compressed, in_runs_that_fit(prepared.analysis, prepared.samples))
+        drift = measure_drift(original, compressed, in_runs_that_fit(analysis, prepared.samples))
+        others = feeds_at_other_sizes(analysis.graph, analysis.input_dims, prepared.config.seed)
+        check_at_other_sizes(original, compressed, analysis.graph, others)
     return _Proof(size, drift, note)
 
 

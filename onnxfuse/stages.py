@@ -26,6 +26,7 @@ from onnxfuse.planning.costs import CostTable
 from onnxfuse.planning.files import PlannedGroup
 from onnxfuse.planning.widths import GroupPlan, allowed_widths
 from onnxfuse.proof.coupling import prove_coupling, watched_values
+from onnxfuse.proof.random_samples import feeds_at_other_sizes
 from onnxfuse.proof.samples import Samples
 from onnxfuse.proof.scaling import scalable_groups
 from onnxfuse.statistics.features import ActivationFeatures, ChannelFeatures
@@ -84,7 +85,8 @@ def prove_groups(
     watched = watched_values(analysis.graph, analysis.channels)
     few = samples.in_batches(enough_samples(analysis))
     feeds = few.sound_feeds()
-    proof = prove_coupling(analysis.source.model, groups, changes, feeds, watched, config.provider)
+    others = feeds_at_other_sizes(analysis.graph, analysis.input_dims, config.seed)
+    proof = prove_coupling(analysis.source.model, groups, changes, feeds, watched, config.provider, others)
     if proof.note:
         return analysis, f"the coupling was not proven on this model: {proof.note}"
     if not proof.refuted:

@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,7 +21,7 @@ from onnxfuse.graph.bodies import cut_body, subgraphs, trip_count
 from onnxfuse.graph.contributed import contributed_dims, without_activation
 from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView
 
-__all__ = ["BodyShapes", "Shapes", "infer_shapes", "shapes_at_other_sizes"]
+__all__ = ["BodyShapes", "Shapes", "dims_at_other_sizes", "infer_dims", "infer_shapes", "shapes_at_other_sizes"]
 
 # Which elements of an array.
 _Which: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
@@ -114,12 +115,36 @@ def shapes_at_other_sizes(
     graph: GraphView, input_dims: Mapping[str, Sequence[int]]
 ) -> list[Mapping[str, tuple[int, ...]]]:
     """Return the shapes of all values at two other choices of the dimensions that the file leaves open."""
-    found: list[Mapping[str, tuple[int, ...]]] = []
-    for factor in _LARGER:
-        other = _Inference(graph, _other_dims(graph, input_dims, _grown(factor)), {})
-        other.run(graph)
-        found.append(other.dims)
+    return [infer_dims(graph, _other_dims(graph, input_dims, _grown(factor))) for factor in _LARGER]
+
+
+def infer_dims(graph: GraphView, input_dims: Mapping[str, Sequence[int]]) -> Mapping[str, tuple[int, ...]]:
+    """Return the shapes of all values that inference can tell, by name; what depends on numbers is not among them."""
+    inference = _Inference(graph, input_dims, {})
+    inference.run(graph)
+    return inference.dims
+
+
+def dims_at_other_sizes(graph: GraphView, input_dims: Mapping[str, Sequence[int]]) -> list[dict[str, tuple[int, ...]]]:
+    """Return input shapes with the open dimensions behind the first half as large, and twice; none where none is open.
+
+    Example:
+        >>> import onnx
+        >>> text = '<ir_version: 8, opset_import: ["" : 17]> a (float[n, t, 6] x) => (float[n, t, 6] y) { y = Relu(x) }'
+        >>> dims_at_other_sizes(GraphView(onnx.parser.parse_model(text)), {"x": (2, 8, 6)})
+        [{'x': (2, 4, 6)}, {'x': (2, 16, 6)}]
+    """
+    known = {name: tuple(int(size) for size in dims) for name, dims in input_dims.items()}
+    found: list[dict[str, tuple[int, ...]]] = []
+    for change in (_shrunk(2), _grown(2)):
+        other = _other_dims(graph, known, partial(_behind_the_first, change))
+        if other != known and other not in found:
+            found.append(other)
     return found
+
+
+def _behind_the_first(change: _Change, axis: int, size: int) -> int:
+    return change(axis, size) if axis else size
 
 
 def _unmoved(graph: GraphView, inference: "_Inference", input_dims: Mapping[str, Sequence[int]]) -> dict[str, _Which]:
