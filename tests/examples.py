@@ -1220,6 +1220,31 @@ def _layers_of_its_own() -> list[Example]:
     ]
 
 
+def _turned(trans_a: int, trans_b: int, net: Net) -> None:
+    """Multiply queries and keys, the first axis of which is exchanged with the heads, as attention does."""
+    x = net.input(4, 2, 5)
+    made = [net.reshape(net.matmul(x, 6, name=name), 4, 2, 2, 3) for name in ("queries", "keys")]
+    # (positions, batch, heads, size), or the matrix in it transposed.
+    queries = net.node("Transpose", made[0], perm=[3, 1, 2, 0]) if trans_a else made[0]
+    keys = made[1] if trans_b else net.node("Transpose", made[1], perm=[3, 1, 2, 0])
+    like = _typed(net, (2, 2, 4, 4))
+    flags: dict[str, Any] = {"transBatchA": 1, "transBatchB": 1, "transA": trans_a, "transB": trans_b}
+    scores = _own(net, "FusedMatMul", queries, keys, like=like, alpha=0.5, **flags)
+    values = net.reshape(net.matmul(x, 6, name="values"), 4, 2, 2, 3)
+    y = net.node("MatMul", scores, net.node("Transpose", values, perm=[1, 2, 0, 3]))
+    y = net.reshape(net.node("Transpose", y, perm=[2, 0, 1, 3]), 4, 2, 6)
+    net.output(net.matmul(y, 2, name="after"))
+
+
+def _turned_products() -> list[Example]:
+    free = ("queries", "queries#2", "values")
+    return [
+        Example("FusedMatMul", f"turned {a} {b}", partial(_turned, a, b), free, exact=False)
+        for a in (0, 1)
+        for b in (0, 1)
+    ]
+
+
 def _projected(net: Net, width: int, *names: str) -> list[str]:
     """Make values of that width from one input of 4 positions, a layer for each name."""
     x = net.input(1, 4, 5)
@@ -1391,7 +1416,13 @@ def _standard_attentions() -> list[Example]:
 
 
 OWN = "com.microsoft"
-_OF_ITS_OWN = (*_activations_of_its_own(), *_layers_of_its_own(), *_rearranged_by_its_own(), *_attentions())
+_OF_ITS_OWN = (
+    *_activations_of_its_own(),
+    *_layers_of_its_own(),
+    *_turned_products(),
+    *_rearranged_by_its_own(),
+    *_attentions(),
+)
 
 EXAMPLES: tuple[Example, ...] = (
     *_unary(),

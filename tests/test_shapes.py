@@ -99,20 +99,22 @@ class TestInference:
             ("SkipLayerNormalization(x, x, bias)", ""),
             ("FusedMatMul(x, x)", "transB"),
             ("FusedMatMul(x, x)", "transA"),
+            ("FusedMatMul(x, x)", "transBatchA = 1, transBatchB = 1, transB"),
+            ("FusedMatMul(x, x)", "transBatchA = 1, transBatchB = 1, transA"),
+            ("SimplifiedLayerNormalization(x, bias)", "standard"),
             ("FusedConv(x, filters)", "conv"),
         ],
     )
     def test_what_a_graph_computes_from_shapes_of_fused_operators(self, call: str, extra: str) -> None:
         """Operators that ONNX has no schema of don't stand in the way; their shapes are those of a run."""
         operator, _, reads = call.partition("(")
-        attributes = {"transA": "<transA = 1>", "transB": "<transB = 1>", "conv": '<activation = "Relu">'}.get(
-            extra, ""
-        )
+        attributes = f"<{extra} = 1>" if "trans" in extra else '<activation = "Relu">' * (extra == "conv")
+        domain = "" if extra == "standard" else "com.microsoft."
         text = f"""
             <ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
             net (float[n, 3, 4] x) => (float[a, b, c] y, int64[3] size)
             <float[4] bias = {{1, 2, 3, 4}}, float[2, 3, 1] filters = {{1, 2, 3, 4, 5, 6}}> {{
-                y = com.microsoft.{operator}{attributes}({reads}
+                y = {domain}{operator}{attributes}({reads}
                 size = Shape(y)
             }}"""
         model = onnx.parser.parse_model(text)
