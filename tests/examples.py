@@ -529,6 +529,18 @@ def _resizes() -> list[Example]:
     def resize_axes(net: Net, h: str) -> str:
         return net.node("Resize", h, "", "", net.constant(np.array([5, WIDTH, 7], INT64)), axes=[2, 1, 3])
 
+    def table(net: Net, h: str) -> str:
+        """Add a table that is resampled to the size of the map; it is larger than what is computed ahead."""
+        sizes = net.constant(np.array([1, WIDTH, 4, 4], INT64))
+        stored = net.weight(1, WIDTH, 32, 32, name="table")
+        return net.node("Add", h, net.node("Resize", stored, "", "", sizes, mode="linear"))
+
+    def moved_table(net: Net, h: str) -> str:
+        """The same, with the channels last until then."""
+        sizes = net.constant(np.array([1, WIDTH, 4, 4], INT64))
+        stored = net.node("Transpose", net.weight(1, 32, 32, WIDTH, name="table"), perm=[0, 3, 1, 2])
+        return net.node("Add", h, net.node("Resize", stored, "", "", sizes, mode="linear"))
+
     def resize_order(net: Net, h: str) -> str:
         sizes = net.constant(np.array([5, 4, WIDTH, 1], INT64))
         return net.node("Resize", h, "", "", sizes, axes=[2, 3, 1, 0])
@@ -539,6 +551,8 @@ def _resizes() -> list[Example]:
         between("Resize", "first form", lambda n, h: n.upsample(h), opset=10),
         between("Resize", "scales", lambda n, h: n.upsample(h), opset=13),
         between("Resize", "sizes", resize),
+        between("Resize", "table", table),
+        between("Resize", "moved table", moved_table),
         between("Resize", "sizes of some axes", resize_axes, opset=18),
         between("Resize", "sizes in another order", resize_order, opset=18),
     ]

@@ -301,3 +301,50 @@ def test_only_the_bound_that_moves_keeps_its_axis() -> None:
         ("before:0-2", 2),
         ("before:2-7", 5),
     ]
+
+
+def resampled_rows(net: Net, x: str, h: str) -> str:
+    """Add the mean of a table that is resampled to the length of the input."""
+    table = net.weight(1, WIDTH, ROWS, name="table")
+    sizes = net.node("Concat", net.constant(np.array([1, WIDTH], np.int64)), length_of(net, x), axis=0)
+    rows = net.node("Resize", table, "", "", sizes, mode="linear", like=table)
+    return net.node("Add", h, net.node("Transpose", net.reduce("Mean", rows, [2]), perm=[0, 2, 1]))
+
+
+def test_rows_that_are_resampled_to_an_open_length_stay() -> None:
+    """Rows of a table that are resampled to an open length stay, also at the length at which they are what they are."""
+    net = of_open_length(resampled_rows)
+    analysis = analysis_of(with_open_length(net), feeds=net.feeds)
+    assert [(group.name, group.channels) for group in free_groups(analysis)] == [("before", WIDTH)]
+    (group,) = free_groups(analysis)
+    assert "table" in {parameter.operand.name for parameter in group.parameters}
+
+
+# What is filled with one number -------------------------------------------------------------------------------------
+
+
+def zeros_like(net: Net, h: str) -> str:
+    """Write zeros of the shape of a value."""
+    return net.node("ConstantOfShape", net.node("Shape", h), like=h)
+
+
+def copies_like(net: Net, h: str) -> str:
+    """Write copies of a computed mean, of the shape of a value."""
+    return net.node("Expand", net.reduce("Mean", net.node("Abs", "x0"), [1, 2, 3]), net.node("Shape", h), like=h)
+
+
+@pytest.mark.parametrize("fill", [zeros_like, copies_like])
+@pytest.mark.parametrize("join", ["Add", "Concat"])
+def test_what_is_filled_follows_what_its_sizes_are_read_from(fill: Callable[[Net, str], str], join: str) -> None:
+    """A map that has the shape of another, and the same in every channel, has its channels, and loses them with it."""
+    net = Net(17, seed=8)
+    h = net.node("Relu", net.conv(net.input(2, 3, 4, 4, batch="n"), WIDTH, name="value"))
+    filled = fill(net, h)
+    joined = net.node(join, h, filled, axis=1 if join == "Concat" else None)
+    net.output(net.conv(joined, 2, 1, name="last"))
+    model = net.model()
+    assert [group.name for group in free_groups(analysis_of(model))] == ["value"]
+    model = unread(model, "value")
+    small = pruned(model, "value")
+    assert_valid(small)
+    assert_same_outputs(run_ort(model, net.feeds), run_ort(small, net.feeds))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from onnxfuse.coupling.constraints import AxisRef, Constraint, Equal, Freeze, Rule, Site, Statistic
+from onnxfuse.coupling.rules.shape import made_here
 
 __all__ = ["RULES", "pooled"]
 
@@ -50,9 +51,14 @@ def arg_reduce(site: Site) -> Iterator[Constraint]:
 def resize(site: Site) -> Iterator[Constraint]:
     """Resize and Upsample: axes of unchanged size pass through, the others are resampled and fixed."""
     x, y = site.input(0), site.output()
+    order = [int(axis) % x.rank for axis in site.attribute("axes", range(x.rank))]
+    scales = 1 if len(site.inputs) == 2 else 2
     for i, (axis_x, axis_y) in enumerate(zip(x.axes, y.axes, strict=True)):
-        if x.dims[i] == y.dims[i]:
+        follows = i in order and any(site.moves(slot, order.index(i)) for slot in (scales, 3))
+        # A table that has the wanted size already may be resampled elsewhere.
+        if x.dims[i] == y.dims[i] and not (x.is_weight and follows):
             yield Equal(axis_x, axis_y)
+            yield from made_here(x, i)
         else:
             yield Freeze(axis_x, f"{site.node.title} resamples it")
             yield Freeze(axis_y, f"{site.node.title} resamples it")
@@ -61,7 +67,6 @@ def resize(site: Site) -> Iterator[Constraint]:
             yield from (Equal(axis, axis) for axis in settings.axes)
     sizes = site.optional_input(3)
     if site.node.op == "Resize" and sizes is not None:
-        order = [int(axis) % x.rank for axis in site.attribute("axes", range(x.rank))]
         yield from (site.entry_size("", 3, i, y[axis]) for i, axis in enumerate(order[: sizes.dims[0]]))
 
 
