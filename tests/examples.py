@@ -515,7 +515,7 @@ def _reductions() -> list[Example]:
             for axes, keep in (((2, 3), 0), ((-1,), 1)):
                 space = partial(reduced, axes=axes, keep=keep)
                 found.append(between(f"Reduce{kind}", f"space {axes} {keep}", space, opset=opset))
-        mixed = "" if kind in {"Mean", "Max", "Min", "L2"} else "reduces over it"
+        mixed = "" if kind in {"Mean", "Max", "Min", "L1", "L2", "SumSquare"} else "reduces over it"
         channels, everything = partial(reduced, axes=[1]), partial(reduced, axes=None)
         found.append(between(f"Reduce{kind}", "channels", channels, frozen=mixed, exact=False))
         found.append(between(f"Reduce{kind}", "everything", everything, frozen=mixed, exact=False))

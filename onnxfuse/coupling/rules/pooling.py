@@ -38,14 +38,14 @@ def reduce(site: Site) -> Iterator[Constraint]:
         axes = [] if site.attribute("noop_with_empty_axes", 0) else list(range(x.rank))
     kind = site.node.op.removeprefix("Reduce")
     gone = {axis % x.rank for axis in axes}
-    yield from _reduced(site, gone, keep=bool(site.attribute("keepdims", 1)), average=kind in _AVERAGING)
+    yield from _reduced(site, gone, keep=bool(site.attribute("keepdims", 1)), statistic=_STATISTICS.get(kind, ""))
 
 
 def arg_reduce(site: Site) -> Iterator[Constraint]:
     """ArgMax and ArgMin: positions along the axis, which is fixed."""
     x = site.input(0)
     gone = {int(site.attribute("axis", 0)) % x.rank}
-    yield from _reduced(site, gone, keep=bool(site.attribute("keepdims", 1)), average=False)
+    yield from _reduced(site, gone, keep=bool(site.attribute("keepdims", 1)), statistic="")
 
 
 def resize(site: Site) -> Iterator[Constraint]:
@@ -70,15 +70,22 @@ def resize(site: Site) -> Iterator[Constraint]:
         yield from (site.entry_size("", 3, i, y[axis]) for i, axis in enumerate(order[: sizes.dims[0]]))
 
 
-def _reduced(site: Site, gone: set[int], *, keep: bool, average: bool) -> Iterator[Constraint]:
-    """The axes of a reduction; an average over fewer channels is still one, a sum or a position is something else."""
+def _reduced(site: Site, gone: set[int], *, keep: bool, statistic: str) -> Iterator[Constraint]:
+    """The axes of a reduction; an average over fewer channels is still one, a sum or a position is something else.
+
+    Args:
+        site: The node.
+        gone: The axes that are reduced.
+        keep: Whether they stay, with size 1.
+        statistic: What is computed over them that fewer channels approximate, in words; empty if it is no such thing.
+    """
     x, y = site.input(0), site.output()
     kept = [i for i in range(x.rank) if keep or i not in gone]
     for i in range(x.rank):
         if i not in gone:
             yield Equal(x[i], y[kept.index(i)])
-        elif average:
-            yield Statistic(x[i], f"{site.node.title} averages over it")
+        elif statistic:
+            yield Statistic(x[i], f"{site.node.title} {statistic} over it")
         else:
             yield Freeze(x[i], f"{site.node.title} reduces over it")
     if keep:
@@ -86,8 +93,15 @@ def _reduced(site: Site, gone: set[int], *, keep: bool, average: bool) -> Iterat
 
 
 _POOLS = ("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
-# An L2 norm is what a tensor is divided by to have length 1, so it shrinks as it should when channels go.
-_AVERAGING = frozenset({"Mean", "Max", "Min", "L2"})
+# A norm, or its square, is what a tensor is divided by to have length 1, so it shrinks as it should when channels go.
+_STATISTICS = {
+    "Mean": "averages",
+    "Max": "takes the maximum",
+    "Min": "takes the minimum",
+    "L1": "computes the norm",
+    "L2": "computes the norm",
+    "SumSquare": "computes the norm",
+}
 _REDUCTIONS = ("Mean", "Sum", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
 
 RULES = (
