@@ -10,7 +10,15 @@ from typing import Any
 
 import onnx
 
-from onnxfuse.analysis import analyse, choose_samples, compressible_share, cost_of, in_runs_that_fit, more_samples
+from onnxfuse.analysis import (
+    analyse,
+    choose_samples,
+    compressible_share,
+    cost_of,
+    held_parameters,
+    in_runs_that_fit,
+    more_samples,
+)
 from onnxfuse.bodies import Arrays, Bodies, Spending, inspect_bodies, plan_bodies, with_bodies
 from onnxfuse.calibration.reconstruct import Reconstruction
 from onnxfuse.calibration.refit import Refit
@@ -138,7 +146,7 @@ def _inspected(
         cost=ModelCost(analysis.cost.parameters, analysis.cost.macs, source.size_bytes),
         groups=groups,
         compressible_share=free / max(analysis.cost.parameters, 1),
-        frozen_reasons=frozen_reasons(groups),
+        frozen_reasons=frozen_reasons(groups, held_parameters(analysis)),
         notes=tuple(note for note in notes if note),
         versions=versions(),
     )
