@@ -14,6 +14,7 @@ from onnx import TensorProto
 from onnxfuse.arrays import is_finite
 from onnxfuse.config import Provider
 from onnxfuse.coupling.groups import ChannelGraph, CouplingGroup, positions
+from onnxfuse.coupling.layout import leaves
 from onnxfuse.coupling.rules import known_rules
 from onnxfuse.coupling.solve import solve_coupling
 from onnxfuse.errors import ModelError, RuntimeFailedError, UnsupportedGraphError
@@ -34,6 +35,7 @@ __all__ = [
     "cost_of",
     "enough_samples",
     "group_parameters",
+    "held_parameters",
     "in_runs_that_fit",
     "more_samples",
 ]
@@ -169,6 +171,32 @@ def group_parameters(analysis: Analysis, group: CouplingGroup) -> int:
         share = positions(layout, group.atom, {}).size / max(dims[parameter.axis], 1)
         total += round(share * float(np.prod(dims, dtype=np.float64)))
     return total
+
+
+def held_parameters(analysis: Analysis) -> dict[str, int]:
+    """Return how many parameters stay because a frozen group does, by its name; none is counted twice for one reason.
+
+    What another group that may change has on the same axis goes with that, as the channels of each head do, or of each
+    group of a normalisation, whose number stays.
+    """
+    free = {group.atom for group in analysis.channels.groups if not group.frozen}
+    claimed: dict[tuple[str, str], np.ndarray[Any, np.dtype[np.bool_]]] = {}
+    held = {}
+    for group in (group for group in analysis.channels.groups if group.frozen):
+        held[group.name] = 0
+        # Where there is a single channel none could go, so that it stays costs no parameters.
+        for parameter in group.parameters if group.channels > 1 else ():
+            name = parameter.operand.name
+            layout = analysis.channels.layouts[parameter.operand][parameter.axis]
+            ours = np.zeros(analysis.shapes.dims[name][parameter.axis], bool)
+            ours[positions(layout, group.atom, {}).ravel()] = True
+            for atom in free.intersection(leaves(layout)):
+                ours[positions(layout, atom, {}).ravel()] = False
+            seen = claimed.setdefault((group.frozen, name), np.zeros(analysis.shapes.dims[name], bool))
+            rows = np.moveaxis(seen, parameter.axis, 0)
+            held[group.name] += int((~rows[ours]).sum())
+            rows[ours] = True
+    return held
 
 
 def compressible_share(analysis: Analysis) -> float:

@@ -10,7 +10,15 @@ from typing import Any
 
 import onnx
 
-from onnxfuse.analysis import analyse, choose_samples, compressible_share, cost_of, in_runs_that_fit, more_samples
+from onnxfuse.analysis import (
+    analyse,
+    choose_samples,
+    compressible_share,
+    cost_of,
+    held_parameters,
+    in_runs_that_fit,
+    more_samples,
+)
 from onnxfuse.bodies import Arrays, Bodies, Spending, inspect_bodies, plan_bodies, with_bodies
 from onnxfuse.calibration.reconstruct import Reconstruction
 from onnxfuse.calibration.refit import Refit
@@ -38,7 +46,8 @@ from onnxfuse.preparation import (
 )
 from onnxfuse.proof.accuracy import measure_accuracy
 from onnxfuse.proof.checker import check_structure
-from onnxfuse.proof.drift import Drift, measure_drift
+from onnxfuse.proof.drift import Drift, check_at_other_sizes, measure_drift
+from onnxfuse.proof.random_samples import feeds_at_other_sizes
 from onnxfuse.proof.runtime import Session
 from onnxfuse.proof.samples import Samples, load_samples
 from onnxfuse.report import (
@@ -138,7 +147,7 @@ def _inspected(
         cost=ModelCost(analysis.cost.parameters, analysis.cost.macs, source.size_bytes),
         groups=groups,
         compressible_share=free / max(analysis.cost.parameters, 1),
-        frozen_reasons=frozen_reasons(groups),
+        frozen_reasons=frozen_reasons(groups, held_parameters(analysis)),
         notes=tuple(note for note in notes if note),
         versions=versions(),
     )
@@ -388,13 +397,16 @@ class _Proof:
 
 def _prove(result: onnx.ModelProto, prepared: Prepared, target: Path | None, clock: Clock) -> _Proof:
     """Write a result, check it and run it beside the original; it is only put into its place if all is well."""
-    source, provider = prepared.analysis.source, prepared.config.provider
+    analysis, provider = prepared.analysis, prepared.config.provider
+    source = analysis.source
     with _place(target) as temporary, clock.stage("prove"):
         size = write_model(result, temporary)
         note = check_structure(temporary, source.path or source.model)
         original = Session(source.path or source.model, provider, name=f"the original model {source.name!r}")
         compressed = Session(temporary, provider, name="the compressed model")
-        drift = measure_drift(original, compressed, in_runs_that_fit(prepared.analysis, prepared.samples))
+        drift = measure_drift(original, compressed, in_runs_that_fit(analysis, prepared.samples))
+        others = feeds_at_other_sizes(analysis.graph, analysis.input_dims, prepared.config.seed)
+        check_at_other_sizes(original, compressed, analysis.graph, others)
     return _Proof(size, drift, note)
 
 

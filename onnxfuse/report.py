@@ -109,7 +109,7 @@ class InspectReport(_Report):
         cost: What it costs.
         groups: Its coupling groups in graph order.
         compressible_share: Share of the parameters that follow the channels of a group that is not frozen, 0 to 1.
-        frozen_reasons: For every reason, how many groups it freezes and how many parameters follow them.
+        frozen_reasons: For every reason, how many groups it freezes and how many parameters stay for it.
         notes: What else a reader should know.
         versions: Versions of the software used.
     """
@@ -220,17 +220,20 @@ def group_report(
     )
 
 
-def frozen_reasons(groups: Sequence[GroupReport]) -> dict[str, dict[str, int]]:
-    """Count the groups that each reason freezes, and the parameters that follow their channels.
+def frozen_reasons(groups: Sequence[GroupReport], held: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """Count the groups that each reason freezes, and the parameters that stay for it.
 
-    Where there is a single channel none could go, so that it stays costs no parameters.
+    Args:
+        groups: All groups.
+        held: How many parameters stay because a group does, by its name; of those that are not here, as in bodies, all
+            that follow its channels do, unless there is a single channel, which could not go.
     """
     found: dict[str, dict[str, int]] = {}
     for group in groups:
         if group.frozen:
             entry = found.setdefault(group.frozen, {"groups": 0, "parameters": 0})
             entry["groups"] += 1
-            entry["parameters"] += group.parameters if group.channels_before > 1 else 0
+            entry["parameters"] += held.get(group.name, group.parameters if group.channels_before > 1 else 0)
     return found
 
 

@@ -20,7 +20,7 @@ from onnxfuse.fusion.candidates import Known
 from onnxfuse.fusion.candidates.choice import best_candidate
 from onnxfuse.fusion.maps import ChannelMap
 from onnxfuse.fusion.methods import METHODS
-from onnxfuse.fusion.rewrite import collect_edits, new_dims
+from onnxfuse.fusion.rewrite import collect_edits, new_dims, new_sizes
 from onnxfuse.fusion.weights import WeightState
 from onnxfuse.graph.edits import apply_edits
 from onnxfuse.planning.allocation import Choice, allocate
@@ -29,6 +29,7 @@ from onnxfuse.planning.files import PlannedGroup
 from onnxfuse.planning.nearest import NEAR_ENOUGH
 from onnxfuse.planning.widths import GroupPlan, allowed_widths
 from onnxfuse.proof.coupling import prove_coupling, watched_values
+from onnxfuse.proof.random_samples import feeds_at_other_sizes
 from onnxfuse.proof.samples import Samples
 from onnxfuse.proof.scaling import scalable_groups
 from onnxfuse.statistics.features import ActivationFeatures, ChannelFeatures
@@ -88,7 +89,8 @@ def prove_groups(
     watched = watched_values(analysis.graph, analysis.channels)
     few = samples.in_batches(enough_samples(analysis))
     feeds = few.sound_feeds()
-    proof = prove_coupling(analysis.source.model, groups, changes, feeds, watched, config.provider)
+    others = feeds_at_other_sizes(analysis.graph, analysis.input_dims, config.seed)
+    proof = prove_coupling(analysis.source.model, groups, changes, feeds, watched, config.provider, others)
     if proof.note:
         return analysis, f"the coupling was not proven on this model: {proof.note}"
     if not proof.refuted:
@@ -293,6 +295,5 @@ def _last_producer(group: CouplingGroup) -> int:
 def edited_model(analysis: Analysis, state: WeightState) -> tuple[onnx.ModelProto, Mapping[str, tuple[int, ...]]]:
     """Return the new model, and the shapes of its computed values."""
     edits = collect_edits(analysis.graph, analysis.shapes, analysis.channels, state)
-    dims = new_dims(analysis.channels, state)
-    known = {**analysis.shapes.dims, **dims}
-    return apply_edits(analysis.graph, edits, dims), known
+    known = {**analysis.shapes.dims, **new_dims(analysis.channels, state)}
+    return apply_edits(analysis.graph, edits, new_sizes(analysis.channels, state)), known

@@ -515,7 +515,7 @@ def _reductions() -> list[Example]:
             for axes, keep in (((2, 3), 0), ((-1,), 1)):
                 space = partial(reduced, axes=axes, keep=keep)
                 found.append(between(f"Reduce{kind}", f"space {axes} {keep}", space, opset=opset))
-        mixed = "" if kind in {"Mean", "Max", "Min", "L2"} else "reduces over it"
+        mixed = "" if kind in {"Mean", "Max", "Min", "L1", "L2", "SumSquare"} else "reduces over it"
         channels, everything = partial(reduced, axes=[1]), partial(reduced, axes=None)
         found.append(between(f"Reduce{kind}", "channels", channels, frozen=mixed, exact=False))
         found.append(between(f"Reduce{kind}", "everything", everything, frozen=mixed, exact=False))
@@ -529,6 +529,18 @@ def _resizes() -> list[Example]:
     def resize_axes(net: Net, h: str) -> str:
         return net.node("Resize", h, "", "", net.constant(np.array([5, WIDTH, 7], INT64)), axes=[2, 1, 3])
 
+    def table(net: Net, h: str) -> str:
+        """Add a table that is resampled to the size of the map; it is larger than what is computed ahead."""
+        sizes = net.constant(np.array([1, WIDTH, 4, 4], INT64))
+        stored = net.weight(1, WIDTH, 32, 32, name="table")
+        return net.node("Add", h, net.node("Resize", stored, "", "", sizes, mode="linear"))
+
+    def moved_table(net: Net, h: str) -> str:
+        """The same, with the channels last until then."""
+        sizes = net.constant(np.array([1, WIDTH, 4, 4], INT64))
+        stored = net.node("Transpose", net.weight(1, 32, 32, WIDTH, name="table"), perm=[0, 3, 1, 2])
+        return net.node("Add", h, net.node("Resize", stored, "", "", sizes, mode="linear"))
+
     def resize_order(net: Net, h: str) -> str:
         sizes = net.constant(np.array([5, 4, WIDTH, 1], INT64))
         return net.node("Resize", h, "", "", sizes, axes=[2, 3, 1, 0])
@@ -539,6 +551,8 @@ def _resizes() -> list[Example]:
         between("Resize", "first form", lambda n, h: n.upsample(h), opset=10),
         between("Resize", "scales", lambda n, h: n.upsample(h), opset=13),
         between("Resize", "sizes", resize),
+        between("Resize", "table", table),
+        between("Resize", "moved table", moved_table),
         between("Resize", "sizes of some axes", resize_axes, opset=18),
         between("Resize", "sizes in another order", resize_order, opset=18),
     ]
@@ -1220,6 +1234,31 @@ def _layers_of_its_own() -> list[Example]:
     ]
 
 
+def _turned(trans_a: int, trans_b: int, net: Net) -> None:
+    """Multiply queries and keys, the first axis of which is exchanged with the heads, as attention does."""
+    x = net.input(4, 2, 5)
+    made = [net.reshape(net.matmul(x, 6, name=name), 4, 2, 2, 3) for name in ("queries", "keys")]
+    # (positions, batch, heads, size), or the matrix in it transposed.
+    queries = net.node("Transpose", made[0], perm=[3, 1, 2, 0]) if trans_a else made[0]
+    keys = made[1] if trans_b else net.node("Transpose", made[1], perm=[3, 1, 2, 0])
+    like = _typed(net, (2, 2, 4, 4))
+    flags: dict[str, Any] = {"transBatchA": 1, "transBatchB": 1, "transA": trans_a, "transB": trans_b}
+    scores = _own(net, "FusedMatMul", queries, keys, like=like, alpha=0.5, **flags)
+    values = net.reshape(net.matmul(x, 6, name="values"), 4, 2, 2, 3)
+    y = net.node("MatMul", scores, net.node("Transpose", values, perm=[1, 2, 0, 3]))
+    y = net.reshape(net.node("Transpose", y, perm=[2, 0, 1, 3]), 4, 2, 6)
+    net.output(net.matmul(y, 2, name="after"))
+
+
+def _turned_products() -> list[Example]:
+    free = ("queries", "queries#2", "values")
+    return [
+        Example("FusedMatMul", f"turned {a} {b}", partial(_turned, a, b), free, exact=False)
+        for a in (0, 1)
+        for b in (0, 1)
+    ]
+
+
 def _projected(net: Net, width: int, *names: str) -> list[str]:
     """Make values of that width from one input of 4 positions, a layer for each name."""
     x = net.input(1, 4, 5)
@@ -1391,7 +1430,13 @@ def _standard_attentions() -> list[Example]:
 
 
 OWN = "com.microsoft"
-_OF_ITS_OWN = (*_activations_of_its_own(), *_layers_of_its_own(), *_rearranged_by_its_own(), *_attentions())
+_OF_ITS_OWN = (
+    *_activations_of_its_own(),
+    *_layers_of_its_own(),
+    *_turned_products(),
+    *_rearranged_by_its_own(),
+    *_attentions(),
+)
 
 EXAMPLES: tuple[Example, ...] = (
     *_unary(),

@@ -18,7 +18,7 @@ from onnxfuse.coupling.rules import DEFAULT_RULES
 from onnxfuse.coupling.sets import Places, places, sets_first
 from onnxfuse.coupling.solve import solve_coupling
 from onnxfuse.fusion.maps import ChannelMap
-from onnxfuse.fusion.rewrite import collect_edits, new_dims
+from onnxfuse.fusion.rewrite import collect_edits, new_sizes
 from onnxfuse.fusion.weights import WeightState
 from onnxfuse.graph.cost import measure_cost
 from onnxfuse.graph.edits import apply_edits
@@ -92,7 +92,7 @@ def fuse(analysis: Analysis, maps: Mapping[str, ChannelMap]) -> Fused:
         if group.name in maps:
             state.fuse(group, maps[group.name])
     edits = collect_edits(analysis.graph, analysis.shapes, analysis.channels, state)
-    model = apply_edits(analysis.graph, edits, new_dims(analysis.channels, state))
+    model = apply_edits(analysis.graph, edits, new_sizes(analysis.channels, state))
     return Fused(analysis, state, model)
 
 

@@ -311,6 +311,17 @@ def test_values_that_a_body_reads_keep_their_channels() -> None:
     assert first.frozen == "a subgraph of 'choose' (If) reads 'z'"
 
 
+def test_what_goes_through_a_loop_keeps_its_channels() -> None:
+    """What goes into a Loop stays, and not for want of a rule: its body is compressed by itself."""
+    model = loop_model()
+    model.graph.node[0].input[2] = "z"
+    model.graph.node.insert(0, helper.make_node("MatMul", ["x", "w"], ["z"], name="layer"))
+    model.graph.initializer.append(numpy_helper.from_array(np.eye(WIDTH, dtype=np.float32), "w"))
+    reasons = {group.name: group.frozen for group in onnxfuse.inspect(model, provider="cpu").groups}
+    assert reasons["layer"] == "it goes into or comes out of a body of 'loop' (Loop)"
+    assert None in reasons.values()
+
+
 def test_a_body_that_can_not_run_is_left_with_its_reason() -> None:
     """A branch that fails on every input that the model takes stays as it is; the other one is compressed."""
     model = if_model()

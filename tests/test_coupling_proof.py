@@ -242,6 +242,37 @@ def test_a_deaf_output_is_judged_by_what_comes_before_it(ending: str, monkeypatc
     assert refuted(onnxfuse.inspect(model)) == {"first"}
 
 
+def whole_slice(site: Site) -> Iterator[Constraint]:
+    """Say, wrongly, that what a Slice leaves whole at the sizes looked at is left whole at all."""
+    x, y = site.input(0), site.output()
+    for i, axis in enumerate(x.axes):
+        yield Equal(axis, y[i])
+        if x.is_weight:
+            yield Weight(axis, Role.PRODUCER)
+
+
+@pytest.mark.parametrize("symbol", ["", "length"])
+def test_what_shows_at_other_sizes_alone_is_found(symbol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that are all read at the length looked at are found to be cut at another, if the length is open."""
+    plant(monkeypatch, Rule("Slice", whole_slice))
+    net = Net(seed=1)
+    # Of more entries than are computed ahead.
+    x, table = net.input(2, 64, 3, batch="n"), net.weight(64, 80, name="table")
+    zero, length = net.constant(np.array([0], np.int64)), net.node("Shape", x, start=1, end=2)
+    rows = net.node("Slice", table, zero, length, zero, like=table, name="cut")
+    h = net.node("Add", net.matmul(x, 80, name="first"), net.reduce("Mean", rows, [0]))
+    net.output(net.matmul(net.node("Relu", h), 2, name="last"))
+    model = net.model()
+    for value in (model.graph.input[0], model.graph.output[0]):
+        if symbol:
+            value.type.tensor_type.shape.dim[1].dim_param = symbol
+    report = onnxfuse.inspect(model)
+    assert report.input_shapes == {"x0": (1, 64, 3)}
+    assert refuted(report) == ({"cut:0-64"} if symbol else set())
+    if symbol:
+        assert "at other sizes of the inputs" in frozen(report)["cut:0-64"]
+
+
 def test_noise_makes_no_proof_and_says_so() -> None:
     """A network with noise of its own can't be proven: a note says that its outputs differ from run to run."""
     net = Net()

@@ -10,7 +10,8 @@ from onnx import TensorProto, helper
 from onnxfuse.config import Provider
 from onnxfuse.errors import DataError, ProofError
 from onnxfuse.graph.view import GraphView
-from onnxfuse.proof.drift import Drift, measure_drift
+from onnxfuse.proof.drift import Drift, check_at_other_sizes, measure_drift
+from onnxfuse.proof.random_samples import feeds_at_other_sizes
 from onnxfuse.proof.runtime import Session
 from onnxfuse.proof.samples import load_samples
 
@@ -216,3 +217,51 @@ def test_outputs_that_are_no_numbers_are_not_compared() -> None:
     samples = load_samples({"x": np.ones((2, 3), np.float32)}, GraphView(model))
     session = Session(model, Provider.CPU)
     assert [o.name for o in measure_drift(session, session, samples).outputs] == ["y"]
+
+
+# Other sizes --------------------------------------------------------------------------------------------------------
+
+
+def reshaped(target: list[int], *, length: int | str = "t") -> onnx.ModelProto:
+    """Write a network that splits the last axis of its input, to a target shape."""
+    text = f"""
+        <ir_version: 8, opset_import: ["" : 17]> net (float[n, {length}, 6] x) => (float[n, t, 3, 2] y)
+        <int64[4] target = {{{", ".join(map(str, target))}}}> {{ y = Reshape(x, target) }}"""
+    return onnx.parser.parse_model(text)
+
+
+def check(original: onnx.ModelProto, compressed: onnx.ModelProto) -> None:
+    """Compare two models at other sizes than 8."""
+    graph = GraphView(original)
+    sessions = [Session(model, Provider.CPU) for model in (original, compressed)]
+    check_at_other_sizes(sessions[0], sessions[1], graph, feeds_at_other_sizes(graph, {"x": (2, 8, 6)}, seed=0))
+
+
+@pytest.mark.parametrize(
+    ("target", "problem"),
+    [([0, 0, 3, 2], ""), ([0, 8, 3, 2], "the compressed model does not"), ([-1, 8, 3, 2], "is \\(1, 8, 3, 2\\)")],
+)
+def test_a_size_that_was_open_is_found(target: list[int], problem: str) -> None:
+    """A size that the original leaves open and the compressed model states shows, whether that fails or not."""
+    original = reshaped([0, 0, 3, 2])
+    if not problem:
+        check(original, reshaped(target))
+        return
+    with pytest.raises(ProofError, match=problem) as caught:
+        check(original, reshaped(target))
+    assert "(2, 4, 6)" in str(caught.value)
+
+
+def test_sizes_that_the_original_does_not_take_say_nothing() -> None:
+    """Where the original runs at no other size, or states all of them, there is nothing to compare."""
+    for original in (reshaped([0, 8, 3, 2]), reshaped([0, 0, 3, 2], length=8)):
+        check(original, reshaped([0, 8, 3, 2]))
+
+
+def test_how_much_a_model_finds_may_differ() -> None:
+    """Shapes that depend on what is in the inputs are not compared."""
+    text = """
+        <ir_version: 8, opset_import: ["" : 17]> net (float[n, t, 6] x) => (int64[3, k] y)
+        <float least = {NUMBER}> { large = Greater(x, least)  y = NonZero(large) }"""
+    few, many = (onnx.parser.parse_model(text.replace("NUMBER", number)) for number in ("9.0", "-9.0"))
+    check(few, many)

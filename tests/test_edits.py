@@ -100,7 +100,7 @@ def test_the_original_is_not_changed() -> None:
     """The original is not changed."""
     graph = parsed(SHARED)
     before = graph.model.SerializeToString()
-    apply_edits(graph, [SetInput(0, 1, matrix(5, 6, 7, 8))], {"y": (2, 2)})
+    apply_edits(graph, [SetInput(0, 1, matrix(5, 6, 7, 8))], {"y": {1: 2}})
     assert graph.model.SerializeToString() == before
 
 
@@ -318,9 +318,18 @@ def test_stated_shapes_are_kept_or_updated(make_mlp: MakeMlp) -> None:
     """Stated shapes are kept or updated."""
     graph = GraphView(decorated(make_mlp()))
     edits = [SetInput(0, 1, graph.array("a")[:, :3].copy()), SetInput(2, 1, graph.array("b")[:3].copy())]
-    result = apply_edits(graph, edits, {"h": (1, 3), "r": (1, 3)})
+    result = apply_edits(graph, edits, {"h": {1: 3}, "r": {1: 3}})
     assert stated(result) == {"h": ["n", 3], "r": ["n", 3], "a": [8, 3]}
     onnx.checker.check_model(result, full_check=True)
+
+
+def test_only_sizes_that_change_are_stated_anew(make_mlp: MakeMlp) -> None:
+    """What an exporter states wrongly of an axis that does not change stays, beside the size of one that does."""
+    original = make_mlp()
+    for name, size in (("h", 7), ("r", 7)):
+        original.graph.value_info.append(onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, [size, 6]))
+    result = onnxfuse.compress(original, ratio=0.5).model
+    assert stated(result) == {"h": [7, 3], "r": [7, 3]}
 
 
 def test_a_whole_compression_keeps_everything_around_the_weights(make_mlp: MakeMlp) -> None:

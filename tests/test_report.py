@@ -145,6 +145,30 @@ def test_a_single_channel_costs_nothing() -> None:
     assert all(entry["parameters"] > 0 for reason, entry in reasons.items() if reason.startswith("graph output"))
 
 
+def test_what_goes_with_other_channels_costs_nothing() -> None:
+    """The groups of a normalisation stay, and with them just what there is once for each: channels of each may go."""
+    net = Net(17)
+    h = net.reshape(net.conv(net.input(1, 3, 4, 4), 12, name="first"), 1, 3, -1)
+    h = net.reshape(net.node("InstanceNormalization", h, net.vector(3), net.vector(3)), 1, 12, 4, 4)
+    h = net.node("Relu", net.node("Mul", h, net.vector(1, 12, 1, 1)))
+    net.output(net.conv(h, 2, 1, name="last"))
+    report = onnxfuse.inspect(net.model())
+    (entry,) = [v for reason, v in report.frozen_reasons.items() if "which are fused instead" in reason]
+    assert entry == {"groups": 1, "parameters": 6}
+
+
+def test_no_parameter_stays_twice_for_one_reason() -> None:
+    """Where the channels on both axes of a layer stay, its weight is counted once."""
+    net = Net(17)
+    h = net.conv(net.input(1, 2, 4, 4), 6, name="first")
+    h = net.node("Concat", h, net.conv(h, 6, 1, name="second"), axis=2)
+    net.output(net.conv(net.node("LRN", h, size=3), 2, 1, name="last"))
+    report = onnxfuse.inspect(net.model())
+    (entry,) = [v for reason, v in report.frozen_reasons.items() if "mixes the channels" in reason]
+    # All of the three layers but the bias of the last.
+    assert entry == {"groups": 1, "parameters": report.cost.parameters - 2}
+
+
 def test_validation_counts_what_is_right(digits: Path, models: Path) -> None:
     """Validation counts what is right."""
     data = models / "digits_test.npz"

@@ -8,10 +8,19 @@ import pytest
 from onnx import TensorProto
 
 import onnxfuse
+from onnxfuse.fusion.maps import ChannelMap
 from onnxfuse.graph.shapes import Shapes, infer_shapes
 from onnxfuse.graph.view import GraphView
 from tests.builders import Net, run_ort, run_reference
-from tests.laws import analysis_of, assert_same_outputs, assert_valid, group_called, with_unread
+from tests.laws import (
+    analysis_of,
+    assert_same_outputs,
+    assert_valid,
+    free_groups,
+    fuse,
+    group_called,
+    with_unread,
+)
 
 WIDTH = 8
 DROPPED = np.array([1, 4, 6])
@@ -180,3 +189,162 @@ def test_a_fixed_value_says_what_it_was_read_from() -> None:
     assert net.dims(source) == (2, WIDTH, 4, 4)
     assert set(net.values) <= shapes.fixed
     assert not set(net.values) & set(shapes.read_from)
+
+
+# Weights that are cut by a size -------------------------------------------------------------------------------------
+
+
+def cut_projection(net: Net, h: str) -> str:
+    """Write a layer whose weight is the first half of a packed one, cut at the width of its input, and transposed."""
+    packed = net.rng.standard_normal((2 * WIDTH, WIDTH))
+    packed[:, DROPPED] = 0
+    size = net.node("Shape", h, start=2, end=3)
+    zero = net.constant(np.array([0], np.int64))
+    part = net.node("Slice", net.constant(packed, name="packed"), zero, size, zero, like=net.weight(WIDTH, WIDTH))
+    return net.node("MatMul", h, net.node("Transpose", part, perm=[1, 0]), name="cut")
+
+
+@pytest.mark.parametrize("dropped", [(0,), (1,), (0, 1)], ids=str)
+def test_a_weight_that_is_cut_by_a_size_loses_channels(dropped: tuple[int, ...]) -> None:
+    """A half of a packed weight, cut at a width that changes, loses the channels that nothing reads or makes."""
+    net = Net(17, seed=5)
+    y = cut_projection(net, net.matmul(net.input(2, 4, 5), WIDTH, name="before"))
+    last = net.rng.standard_normal((WIDTH, 3))
+    last[DROPPED] = 0
+    net.output(net.node("MatMul", y, net.constant(last), name="last"))
+    model = net.model()
+    analysis = analysis_of(model)
+    names = [group.name for group in free_groups(analysis)]
+    assert len(names) == 2
+    keep = np.setdiff1d(np.arange(WIDTH), DROPPED)
+    fused = fuse(analysis, {names[i]: ChannelMap.selection(keep, WIDTH) for i in dropped})
+    assert_valid(fused.model)
+    assert_same_outputs(run_ort(model, net.feeds), run_ort(fused.model, net.feeds))
+
+
+# Bounds that follow open sizes --------------------------------------------------------------------------------------
+
+ROWS = 8
+
+
+def length_of(net: Net, x: str) -> str:
+    """Compute the length of a sequence."""
+    return net.node("Shape", x, start=1, end=2)
+
+
+def mean_of_rows(net: Net, x: str, h: str) -> str:
+    """Add the mean of those rows of a table that the length of the input asks for."""
+    table, zero = net.weight(ROWS, WIDTH, name="table"), net.constant(np.array([0], np.int64))
+    rows = net.node("Slice", table, zero, length_of(net, x), zero, like=table)
+    return net.node("Add", h, net.reduce("Mean", rows, [0]))
+
+
+def padded_channels(net: Net, x: str, h: str) -> str:
+    """Add the mean of channels, and of as many zeros as the length of the input asks for."""
+    more = net.node("Sub", length_of(net, x), net.constant(np.array([ROWS], np.int64)))
+    none = net.constant(np.zeros(5, np.int64))
+    padded = net.node("Pad", h, net.node("Concat", none, more, axis=0), like=h)
+    return net.node("Add", net.matmul(x, WIDTH, name="other"), net.reduce("Mean", padded, [2]))
+
+
+def of_open_length(middle: Callable[[Net, str, str], str]) -> Net:
+    """Put something between two layers of a network whose length is open, and for now as large as everything else."""
+    net = Net(17, seed=6)
+    x = net.input(2, ROWS, 5, batch="n")
+    h = middle(net, x, net.matmul(x, WIDTH, name="before"))
+    net.output(net.matmul(net.node("Tanh", h), 3, name="last"))
+    return net
+
+
+def with_open_length(net: Net) -> onnx.ModelProto:
+    """Leave the length open in the file."""
+    model = net.model()
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[1].dim_param = "length"
+    return model
+
+
+def test_rows_that_are_cut_at_an_open_length_stay() -> None:
+    """Rows of a table that are cut at an open length stay, even where all of them are read at the length looked at."""
+    net = of_open_length(mean_of_rows)
+    model = with_open_length(net)
+    analysis = analysis_of(model, feeds=net.feeds)
+    free = free_groups(analysis)
+    assert [group.name for group in free] == ["before"]
+    rng = np.random.default_rng(0)
+    small = fuse(analysis, {g.name: ChannelMap.permutation(rng.permutation(g.channels)) for g in free}).model
+    for length in (1, 3, ROWS):
+        feeds = {"x0": net.feeds["x0"][:, :length]}
+        assert_same_outputs(run_ort(model, feeds), run_ort(small, feeds))
+
+
+def test_channels_that_are_padded_by_an_open_length_stay() -> None:
+    """Channels that are padded by as much as an open length says stay; others beside them need not."""
+    net = of_open_length(padded_channels)
+    analysis = analysis_of(with_open_length(net), feeds=net.feeds)
+    assert "pads it by what follows" in group_called(analysis, "before").frozen
+    assert [group.name for group in free_groups(analysis)] == ["other"]
+
+
+def test_only_the_bound_that_moves_keeps_its_axis() -> None:
+    """One Slice cuts positions at an open length, and channels at a stated one: the channels may change."""
+
+    def cut(net: Net, x: str, h: str) -> str:
+        numbers = [np.array(values, np.int64) for values in ([0, 2], [WIDTH - 1], [1, 2])]
+        starts, end, axes = (net.constant(array) for array in numbers)
+        ends = net.node("Concat", length_of(net, x), end, axis=0)
+        return net.node("Slice", h, starts, ends, axes, like=net.slice(h, [2], [WIDTH - 1], [2]))
+
+    net = of_open_length(cut)
+    analysis = analysis_of(with_open_length(net), feeds=net.feeds)
+    assert [(group.name, group.channels) for group in free_groups(analysis)] == [
+        ("before:0-2", 2),
+        ("before:2-7", 5),
+    ]
+
+
+def resampled_rows(net: Net, x: str, h: str) -> str:
+    """Add the mean of a table that is resampled to the length of the input."""
+    table = net.weight(1, WIDTH, ROWS, name="table")
+    sizes = net.node("Concat", net.constant(np.array([1, WIDTH], np.int64)), length_of(net, x), axis=0)
+    rows = net.node("Resize", table, "", "", sizes, mode="linear", like=table)
+    return net.node("Add", h, net.node("Transpose", net.reduce("Mean", rows, [2]), perm=[0, 2, 1]))
+
+
+def test_rows_that_are_resampled_to_an_open_length_stay() -> None:
+    """Rows of a table that are resampled to an open length stay, also at the length at which they are what they are."""
+    net = of_open_length(resampled_rows)
+    analysis = analysis_of(with_open_length(net), feeds=net.feeds)
+    assert [(group.name, group.channels) for group in free_groups(analysis)] == [("before", WIDTH)]
+    (group,) = free_groups(analysis)
+    assert "table" in {parameter.operand.name for parameter in group.parameters}
+
+
+# What is filled with one number -------------------------------------------------------------------------------------
+
+
+def zeros_like(net: Net, h: str) -> str:
+    """Write zeros of the shape of a value."""
+    return net.node("ConstantOfShape", net.node("Shape", h), like=h)
+
+
+def copies_like(net: Net, h: str) -> str:
+    """Write copies of a computed mean, of the shape of a value."""
+    return net.node("Expand", net.reduce("Mean", net.node("Abs", "x0"), [1, 2, 3]), net.node("Shape", h), like=h)
+
+
+@pytest.mark.parametrize("fill", [zeros_like, copies_like])
+@pytest.mark.parametrize("join", ["Add", "Concat"])
+def test_what_is_filled_follows_what_its_sizes_are_read_from(fill: Callable[[Net, str], str], join: str) -> None:
+    """A map that has the shape of another, and the same in every channel, has its channels, and loses them with it."""
+    net = Net(17, seed=8)
+    h = net.node("Relu", net.conv(net.input(2, 3, 4, 4, batch="n"), WIDTH, name="value"))
+    filled = fill(net, h)
+    joined = net.node(join, h, filled, axis=1 if join == "Concat" else None)
+    net.output(net.conv(joined, 2, 1, name="last"))
+    model = net.model()
+    assert [group.name for group in free_groups(analysis_of(model))] == ["value"]
+    model = unread(model, "value")
+    small = pruned(model, "value")
+    assert_valid(small)
+    assert_same_outputs(run_ort(model, net.feeds), run_ort(small, net.feeds))

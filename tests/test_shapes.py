@@ -58,6 +58,19 @@ class TestInference:
         assert shapes.static[doubled].tolist() == [2, 4]
         assert {doubled, weight} <= shapes.fixed
 
+    def test_sizes_too_small_for_a_kernel_say_nothing(self) -> None:
+        """A width that is known is fixed, though at the smaller sizes that are tried a kernel does not fit."""
+        text = """
+            <ir_version: 8, opset_import: ["" : 17]> net (float[n, 1, h] x) => (float[n, 4, k] y)
+            <float[4, 1, 3] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}> {
+                y = Conv(x, w)
+                all = Shape(y)
+                width = Shape <start = 1, end = 2> (y)
+            }"""
+        shapes = infer_shapes(GraphView(onnx.parser.parse_model(text)), {"x": (2, 1, 8)})
+        assert "width" in shapes.fixed
+        assert shapes.moving["all"].tolist() == [True, False, True]
+
     @pytest.mark.parametrize(("length", "rows"), [(4, 12), (12, 12), (40, 12)])
     def test_a_table_that_is_cut_to_the_length_is_not_fixed(self, length: int, rows: int) -> None:
         """Not even at lengths from which on all of it is read; what any length leaves as it is, is."""
@@ -86,20 +99,22 @@ class TestInference:
             ("SkipLayerNormalization(x, x, bias)", ""),
             ("FusedMatMul(x, x)", "transB"),
             ("FusedMatMul(x, x)", "transA"),
+            ("FusedMatMul(x, x)", "transBatchA = 1, transBatchB = 1, transB"),
+            ("FusedMatMul(x, x)", "transBatchA = 1, transBatchB = 1, transA"),
+            ("SimplifiedLayerNormalization(x, bias)", "standard"),
             ("FusedConv(x, filters)", "conv"),
         ],
     )
     def test_what_a_graph_computes_from_shapes_of_fused_operators(self, call: str, extra: str) -> None:
         """Operators that ONNX has no schema of don't stand in the way; their shapes are those of a run."""
         operator, _, reads = call.partition("(")
-        attributes = {"transA": "<transA = 1>", "transB": "<transB = 1>", "conv": '<activation = "Relu">'}.get(
-            extra, ""
-        )
+        attributes = f"<{extra} = 1>" if "trans" in extra else '<activation = "Relu">' * (extra == "conv")
+        domain = "" if extra == "standard" else "com.microsoft."
         text = f"""
             <ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
             net (float[n, 3, 4] x) => (float[a, b, c] y, int64[3] size)
             <float[4] bias = {{1, 2, 3, 4}}, float[2, 3, 1] filters = {{1, 2, 3, 4, 5, 6}}> {{
-                y = com.microsoft.{operator}{attributes}({reads}
+                y = {domain}{operator}{attributes}({reads}
                 size = Shape(y)
             }}"""
         model = onnx.parser.parse_model(text)

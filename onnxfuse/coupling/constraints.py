@@ -377,12 +377,14 @@ class Tensor:
         dims: Its concrete shape.
         value: Its value where that depends on constants and shapes alone and is small, else None.
         is_weight: Whether it is a constant, or made from constants by operators that only rearrange.
+        moving: Which elements of the value may be others at other sizes of what the file leaves open; None if none may.
     """
 
     operand: Operand
     dims: tuple[int, ...]
     value: np.ndarray[Any, np.dtype[Any]] | None
     is_weight: bool
+    moving: np.ndarray[Any, np.dtype[np.bool_]] | None = None
 
     @property
     def rank(self) -> int:
@@ -452,6 +454,12 @@ class Site:
         if tensor is None or tensor.value is None:
             return None
         return [int(i) for i in np.atleast_1d(tensor.value)]
+
+    def moves(self, slot: int, index: int) -> bool:
+        """Return whether element ``index`` of the integers in input ``slot`` may be another at other open sizes."""
+        tensor = self.optional_input(slot)
+        moving = None if tensor is None else tensor.moving
+        return moving is not None and index < moving.size and bool(moving.ravel()[index])
 
     def entry_size(self, name: str, slot: int, index: int, expr: Expr, scale: int = 1) -> Constraint:
         """Say that entry ``index`` of such integers holds ``scale`` times the size of ``expr``."""

@@ -5,9 +5,10 @@ else depends on that number it is rewritten; where a computed shape can be a con
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 
 from onnxfuse.coupling.groups import SizeEntry
-from onnxfuse.coupling.layout import Layout, Unifier
+from onnxfuse.coupling.layout import Layout, LayoutMismatchError, Unifier
 from onnxfuse.coupling.shape_values import Origin, ShapeTrace, SizeOf, Stated, trace_shape_values
 from onnxfuse.coupling.target_shapes import Int64Array, constant_target
 from onnxfuse.graph.shapes import Shapes
@@ -54,6 +55,7 @@ class SizeSettler:
             computed target shapes, by node and slot.
         """
         trace = trace_shape_values(self.graph, self.shapes)
+        self._tie_filled(sizes, trace)
         for origin, title in trace.used.items():
             if isinstance(origin, SizeOf) and origin.operand in self.axes:
                 self.unifier.freeze(self.axes[origin.operand][origin.axis], f"{title} computes with its size")
@@ -73,6 +75,31 @@ class SizeSettler:
             else:
                 settled.extend(self._settle_computed(entry, trace, stated))
         return settled, {key: target for key, target in self.targets.items() if target is not None}
+
+    def _tie_filled(self, sizes: Sequence[SizeEntry], trace: ShapeTrace) -> None:
+        """Let axes of what is filled with one value follow those whose sizes are read for them, as zeros like x do."""
+        for entry in sizes:
+            node = self.graph.nodes[entry.node]
+            size = self._made_of(entry, trace)
+            if self._is_filled(node, entry) and isinstance(size, SizeOf) and size.operand in self.axes:
+                # Where the two can't be one, each keeps its size.
+                with suppress(LayoutMismatchError):
+                    self.unifier.equate(self._axis(size), entry.layout)
+
+    def _is_filled(self, node: NodeView, entry: SizeEntry) -> bool:
+        """Whether a size is that of an axis along which all is the same: of one number, or of copies."""
+        if node.domain or node.op != "Expand" or entry.index is None:
+            return not node.domain and node.op == "ConstantOfShape"
+        target, x = (self.shapes.dims[node.inputs[slot]] for slot in (1, 0))
+        behind = target[0] - entry.index
+        return behind > len(x) or x[-behind] == 1
+
+    def _made_of(self, entry: SizeEntry, trace: ShapeTrace) -> Origin:
+        """Return where a stated size that is the element of an input comes from; None if it is computed."""
+        inputs = self.graph.nodes[entry.node].inputs
+        table = trace.origins.get(inputs[entry.slot]) if 0 <= entry.slot < len(inputs) else None
+        found: Origin = None if table is None or entry.index is None else table.ravel().tolist()[entry.index]
+        return found
 
     def _has_target(self, entry: SizeEntry, trace: ShapeTrace) -> bool:
         """Whether the node that reads a computed target shape can get a constant instead; the constant is noted.
@@ -99,8 +126,7 @@ class SizeSettler:
     ) -> Iterator[SizeEntry]:
         """Find the number in the file behind a computed size, if nothing else depends on it."""
         node = self.graph.nodes[entry.node]
-        table = trace.origins.get(node.inputs[entry.slot])
-        made_of: Origin = None if table is None or entry.index is None else table.ravel().tolist()[entry.index]
+        made_of = self._made_of(entry, trace)
         if isinstance(made_of, Stated) and made_of not in trace.used:
             yield SizeEntry(made_of.node, entry.layout, "", made_of.slot, made_of.index, entry.scale)
             others = [stated.get(place) for place in trace.readers.get(made_of, ())]

@@ -67,6 +67,7 @@ from onnxfuse.coupling.scales_behind import scale_behind
 from onnxfuse.coupling.sets import SetFinder
 from onnxfuse.coupling.settled_sizes import SizeSettler
 from onnxfuse.coupling.shared import shared_matrices
+from onnxfuse.graph.bodies import subgraphs
 from onnxfuse.graph.shapes import Shapes
 from onnxfuse.graph.view import GraphView, NodeView, Operand
 from onnxfuse.statistics.features import Role
@@ -201,7 +202,9 @@ class _Solver:
         reason = f"the shape of {unknown!r}, at {node.title}, is not known" if unknown else ""
         rule = self._rule(node)
         if not reason and rule is None:
-            reason = f"there is no rule for {node.title}"
+            has_bodies = next(subgraphs(node), None) is not None
+            bounded = f"it goes into or comes out of a body of {node.title}"
+            reason = bounded if has_bodies else f"there is no rule for {node.title}"
         if not reason and node.captured:
             reason = f"{node.title} has subgraphs that read values from around them"
         if reason or rule is None:
@@ -287,7 +290,8 @@ class _Solver:
         if operand not in self.axes:
             self.axes[operand] = tuple(Atom(size, f"{operand.name}[{i}]") for i, size in enumerate(dims))
         is_weight = operand.is_constant or operand.name in self.weight_values
-        return Tensor(operand, dims, self.shapes.static.get(operand.name), is_weight)
+        name = operand.name
+        return Tensor(operand, dims, self.shapes.static.get(name), is_weight, self.shapes.moving.get(name))
 
     def _apply(self, node: NodeView, constraint: Constraint) -> None:
         match constraint:

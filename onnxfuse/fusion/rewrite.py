@@ -9,9 +9,9 @@ from onnxfuse.coupling.groups import ChannelGraph, SizeEntry, layout_size
 from onnxfuse.fusion.weights import WeightState
 from onnxfuse.graph.edits import Edit, SetAttribute, SetInput
 from onnxfuse.graph.shapes import Shapes
-from onnxfuse.graph.view import GraphView
+from onnxfuse.graph.view import GraphView, Operand
 
-__all__ = ["collect_edits", "new_dims"]
+__all__ = ["collect_edits", "new_dims", "new_sizes"]
 
 
 def collect_edits(graph: GraphView, shapes: Shapes, channels: ChannelGraph, state: WeightState) -> list[Edit]:
@@ -27,7 +27,7 @@ def collect_edits(graph: GraphView, shapes: Shapes, channels: ChannelGraph, stat
     edits.extend(_constant_edits(graph, shapes, channels, [e for e in changed if not e.attribute], state))
     edits.extend(_index_edits(graph, channels, state))
     told = {(edit.node, edit.slot) for edit in edits if isinstance(edit, SetInput)}
-    edits.extend(e for e in _settled_values(graph, shapes, new_dims(channels, state)) if (e.node, e.slot) not in told)
+    edits.extend(e for e in _settled_values(graph, shapes, channels, state) if (e.node, e.slot) not in told)
     return edits
 
 
@@ -40,14 +40,19 @@ def _index_edits(graph: GraphView, channels: ChannelGraph, state: WeightState) -
             yield SetInput(entry.node, entry.slot, values.astype(stored.dtype))
 
 
-def _settled_values(graph: GraphView, shapes: Shapes, dims: Mapping[str, tuple[int, ...]]) -> Iterator[SetInput]:
+def _settled_values(graph: GraphView, shapes: Shapes, channels: ChannelGraph, state: WeightState) -> Iterator[SetInput]:
     """Write down what the graph computes from shapes that have changed, as it was before they did.
 
-    A scale of attention scores that is computed from the width, for one, belongs to the network as it was trained.
+    A scale of attention scores that is computed from the width, for one, belongs to the network as it was trained. A
+    weight that nodes go on to rearrange is written down where it comes to the first of them: its last form may have
+    fewer channels.
     """
-    moved = {name for name, sources in shapes.read_from.items() if any(source in dims for source in sources)}
+    dims = new_dims(channels, state)
+    rearranged = {name for name in shapes.fixed if Operand(name) in channels.layouts}
+    settled = shapes.fixed - rearranged
+    moved = {n for n, sources in shapes.read_from.items() if n in settled and any(source in dims for source in sources)}
     for node in graph.nodes if moved else ():
-        if not all(name in shapes.fixed for name in node.outputs if name):
+        if not all(name in settled for name in node.outputs if name):
             for slot, name in enumerate(node.inputs):
                 if name in moved:
                     yield SetInput(node.index, slot, shapes.static[name])
@@ -60,6 +65,15 @@ def new_dims(channels: ChannelGraph, state: WeightState) -> Mapping[str, tuple[i
         dims = channels.dims(operand, state.widths)
         if not operand.is_constant and dims != channels.dims(operand, {}):
             found[operand.name] = dims
+    return found
+
+
+def new_sizes(channels: ChannelGraph, state: WeightState) -> Mapping[str, Mapping[int, int]]:
+    """Return the new sizes of those axes of computed values whose size has changed, by name and axis."""
+    found = {}
+    for name, dims in new_dims(channels, state).items():
+        old = channels.dims(Operand(name), {})
+        found[name] = {axis: size for axis, size in enumerate(dims) if size != old[axis]}
     return found
 
 

@@ -9,9 +9,9 @@ from typing import TypeAlias
 import numpy as np
 import onnx
 
-from onnxfuse.graph.view import NodeView
+from onnxfuse.graph.view import DEFAULT_DOMAIN, NodeView
 
-__all__ = ["contributed_dims", "without_activation"]
+__all__ = ["contributed_dims", "turned_axes", "without_activation"]
 
 _Dims: TypeAlias = tuple[int, ...]
 
@@ -28,6 +28,8 @@ _LIKE_FIRST = frozenset(
         "SkipSimplifiedLayerNormalization",
     }
 )
+# The same of what ONNX Runtime keeps under ONNX's own domain, where ONNX has no schema of it either.
+_KEPT_UNDER_THE_STANDARD = frozenset({"SimplifiedLayerNormalization"})
 
 
 def contributed_dims(node: NodeView, dims: Mapping[str, _Dims]) -> _Dims | None:
@@ -40,25 +42,56 @@ def contributed_dims(node: NodeView, dims: Mapping[str, _Dims]) -> _Dims | None:
     Returns:
         None where this is not known.
     """
-    if node.domain != _DOMAIN or not node.inputs:
+    if not node.inputs or node.domain not in {DEFAULT_DOMAIN, _DOMAIN}:
         return None
-    if node.op in _LIKE_FIRST:
+    if node.op in (_LIKE_FIRST if node.domain else _KEPT_UNDER_THE_STANDARD):
         return dims.get(node.inputs[0])
-    if node.op == "FusedMatMul" and all(name in dims for name in node.inputs[:2]):
+    if node.domain and node.op == "FusedMatMul" and all(name in dims for name in node.inputs[:2]):
         return _product(node, dims[node.inputs[0]], dims[node.inputs[1]])
     return None
 
 
 def _product(node: NodeView, left: _Dims, right: _Dims) -> _Dims | None:
     """Return the shape of a product of matrices, some of them transposed."""
-    if min(len(left), len(right)) < 2 or any(node.attributes.get(a, 0) for a in ("transBatchA", "transBatchB")):
+    if min(len(left), len(right)) < 2:
         return None
-    rows = left[-1] if node.attributes.get("transA", 0) else left[-2]
-    columns = right[-2] if node.attributes.get("transB", 0) else right[-1]
+    a, b = (_turned(node, side, dims) for side, dims in (("A", left), ("B", right)))
     try:
-        return (*np.broadcast_shapes(left[:-2], right[:-2]), rows, columns)
+        return (*np.broadcast_shapes(a[:-2], b[:-2]), a[-2], b[-1])
     except ValueError:
         return None
+
+
+def _turned(node: NodeView, side: str, dims: _Dims) -> _Dims:
+    """Return the shape of a factor as it is multiplied."""
+    return tuple(dims[axis] for axis in turned_axes(node, side, len(dims)))
+
+
+def turned_axes(node: NodeView, side: str, rank: int) -> list[int]:
+    """Return which axes of a factor of a FusedMatMul are the batch, rows and columns of what is multiplied, in order.
+
+    Args:
+        node: The node.
+        side: ``A`` or ``B``.
+        rank: How many axes the factor has.
+
+    Example:
+        >>> from onnxfuse.graph.view import GraphView
+        >>> text = 'net (float[2, 3, 4, 5] a) => (float[3, 4, 2, 2] y) { y = com.microsoft.FusedMatMul'
+        >>> text += ' <transBatchA = 1, transBatchB = 1, transB = 1> (a, a) }'
+        >>> model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]> {text}')
+        >>> node = GraphView(model).nodes[0]
+        >>> turned_axes(node, "A", 4), turned_axes(node, "B", 4)
+        ([1, 2, 0, 3], [1, 2, 3, 0])
+    """
+    axes = list(range(rank))
+    if rank < 2:
+        return axes
+    if node.attributes.get(f"transBatch{side}", 0):
+        axes = [*axes[1:-1], axes[0], axes[-1]]
+    if node.attributes.get(f"trans{side}", 0):
+        axes[-2:] = axes[:-3:-1]
+    return axes
 
 
 def without_activation(node: NodeView) -> onnx.NodeProto | None:

@@ -58,13 +58,14 @@ class SetAttribute:
 Edit: TypeAlias = SetInput | SetAttribute
 
 
-def apply_edits(graph: GraphView, edits: Sequence[Edit], dims: Mapping[str, Sequence[int]]) -> onnx.ModelProto:
+def apply_edits(graph: GraphView, edits: Sequence[Edit], sizes: Mapping[str, Mapping[int, int]]) -> onnx.ModelProto:
     """Return a new model with the edits applied.
 
     Args:
         graph: The original, which is not changed.
         edits: At most one edit for every input slot and every attribute.
-        dims: New shapes of intermediate values whose stated shape would become wrong, by name.
+        sizes: New sizes of the axes of intermediate values that change, by name and axis. What the file states of other
+            axes stays, right or wrong: exporters leave sizes of their example there.
 
     Returns:
         The new model; with no edits a copy of the original.
@@ -88,7 +89,7 @@ def apply_edits(graph: GraphView, edits: Sequence[Edit], dims: Mapping[str, Sequ
             tensor.CopyFrom(graph.constants[tensor.name])
     if not graph.is_sorted:
         _sort_nodes(model, graph)
-    _update_value_info(model, dims)
+    _update_value_info(model, sizes)
     return model
 
 
@@ -221,7 +222,8 @@ def _graft(model: onnx.ModelProto, exported: onnx.ModelProto, rewriter: _Rewrite
             model.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
     for info in (*model.graph.input, *model.graph.value_info):
         if info.name in rewriter.edited_constants:
-            _set_dims(info, aside[info.name].shape if info.name in aside else stored[info.name].dims)
+            dims = aside[info.name].shape if info.name in aside else stored[info.name].dims
+            _set_sizes(info, dict(enumerate(dims)))
 
 
 def _tensor(name: str, stored: Mapping[str, onnx.TensorProto], aside: Mapping[str, AnyArray]) -> onnx.TensorProto:
@@ -304,16 +306,16 @@ def _first_output(outputs: Iterable[str]) -> str:
     return next((name for name in outputs if name), "")
 
 
-def _update_value_info(model: onnx.ModelProto, dims: Mapping[str, Sequence[int]]) -> None:
+def _update_value_info(model: onnx.ModelProto, sizes: Mapping[str, Mapping[int, int]]) -> None:
     for info in model.graph.value_info:
-        if info.name in dims:
-            _set_dims(info, dims[info.name])
+        if info.name in sizes:
+            _set_sizes(info, sizes[info.name])
 
 
-def _set_dims(info: onnx.ValueInfoProto, dims: Sequence[int]) -> None:
-    """Write the sizes into a stated shape; symbolic dimensions stay symbolic."""
+def _set_sizes(info: onnx.ValueInfoProto, sizes: Mapping[int, int]) -> None:
+    """Write the sizes of some axes into a stated shape; symbolic dimensions stay symbolic."""
     if not info.type.HasField("tensor_type") or not info.type.tensor_type.HasField("shape"):
         return
-    for stated, size in zip(info.type.tensor_type.shape.dim, dims, strict=False):
-        if stated.HasField("dim_value"):
-            stated.dim_value = int(size)
+    for axis, stated in enumerate(info.type.tensor_type.shape.dim):
+        if axis in sizes and stated.HasField("dim_value"):
+            stated.dim_value = int(sizes[axis])

@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,8 +21,10 @@ from onnxfuse.graph.bodies import cut_body, subgraphs, trip_count
 from onnxfuse.graph.contributed import contributed_dims, without_activation
 from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView
 
-__all__ = ["BodyShapes", "Shapes", "infer_shapes", "shapes_at_other_sizes"]
+__all__ = ["BodyShapes", "Shapes", "dims_at_other_sizes", "infer_dims", "infer_shapes", "shapes_at_other_sizes"]
 
+# Which elements of an array.
+_Which: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
 # The size that an open dimension has instead, for its axis and its size.
 _Change: TypeAlias = Callable[[int, int], int]
 
@@ -57,6 +60,7 @@ class Shapes:
         static: Values that depend on constants and input shapes only, where they are small (at most 4096 elements) or
             put together from constants.
         fixed: Those of `static` that are the same for every input shape.
+        moving: For the others of `static`, which of their elements are not known to be the same for every input shape.
         read_from: For a value of `fixed` that the graph computes from shapes: the computed values whose shapes it
             reads. It stays what it is only as long as these keep theirs.
         bodies: What is known inside the bodies of If, Loop and Scan, by node index and attribute.
@@ -66,6 +70,7 @@ class Shapes:
     types: Mapping[str, int]
     static: Mapping[str, np.ndarray[Any, np.dtype[Any]]]
     fixed: frozenset[str]
+    moving: Mapping[str, np.ndarray[Any, np.dtype[np.bool_]]]
     read_from: Mapping[str, frozenset[str]]
     bodies: Mapping[tuple[int, str], "BodyShapes"] = field(default_factory=dict)
 
@@ -102,7 +107,7 @@ def infer_shapes(
     """
     inference = _Inference(graph, input_dims, observed or {})
     inference.run(graph)
-    inference.fixed |= _unmoved(graph, inference, input_dims)
+    inference.settle(_unmoved(graph, inference, input_dims))
     return inference.result()
 
 
@@ -110,32 +115,61 @@ def shapes_at_other_sizes(
     graph: GraphView, input_dims: Mapping[str, Sequence[int]]
 ) -> list[Mapping[str, tuple[int, ...]]]:
     """Return the shapes of all values at two other choices of the dimensions that the file leaves open."""
-    found: list[Mapping[str, tuple[int, ...]]] = []
-    for factor in _LARGER:
-        other = _Inference(graph, _other_dims(graph, input_dims, _grown(factor)), {})
-        other.run(graph)
-        found.append(other.dims)
+    return [infer_dims(graph, _other_dims(graph, input_dims, _grown(factor))) for factor in _LARGER]
+
+
+def infer_dims(graph: GraphView, input_dims: Mapping[str, Sequence[int]]) -> Mapping[str, tuple[int, ...]]:
+    """Return the shapes of all values that inference can tell, by name; what depends on numbers is not among them."""
+    inference = _Inference(graph, input_dims, {})
+    inference.run(graph)
+    return inference.dims
+
+
+def dims_at_other_sizes(graph: GraphView, input_dims: Mapping[str, Sequence[int]]) -> list[dict[str, tuple[int, ...]]]:
+    """Return input shapes with the open dimensions behind the first half as large, and twice; none where none is open.
+
+    Example:
+        >>> import onnx
+        >>> text = '<ir_version: 8, opset_import: ["" : 17]> a (float[n, t, 6] x) => (float[n, t, 6] y) { y = Relu(x) }'
+        >>> dims_at_other_sizes(GraphView(onnx.parser.parse_model(text)), {"x": (2, 8, 6)})
+        [{'x': (2, 4, 6)}, {'x': (2, 16, 6)}]
+    """
+    known = {name: tuple(int(size) for size in dims) for name, dims in input_dims.items()}
+    found: list[dict[str, tuple[int, ...]]] = []
+    for change in (_shrunk(2), _grown(2)):
+        other = _other_dims(graph, known, partial(_behind_the_first, change))
+        if other != known and other not in found:
+            found.append(other)
     return found
 
 
-def _unmoved(graph: GraphView, inference: "_Inference", input_dims: Mapping[str, Sequence[int]]) -> set[str]:
-    """Return the static values that are computed from shapes and yet the same at other sizes of the open dimensions."""
-    candidates = {name for name in inference.static if name not in inference.fixed}
+def _behind_the_first(change: _Change, axis: int, size: int) -> int:
+    return change(axis, size) if axis else size
+
+
+def _unmoved(graph: GraphView, inference: "_Inference", input_dims: Mapping[str, Sequence[int]]) -> dict[str, _Which]:
+    """Return which elements of static values are computed from shapes and yet the same at other open dimensions."""
+    same = {name: np.ones(value.shape, bool) for name, value in inference.static.items() if name not in inference.fixed}
+    left = set(same)
     for factor in _LARGER:
-        if not candidates:
+        if not left:
             break
         other = _Inference(graph, _other_dims(graph, input_dims, _grown(factor)), {})
         other.run(graph)
-        candidates = {name for name in candidates if _equal(inference.static[name], other.static.get(name))}
+        left = {name for name in left if _are_some_the_same(same[name], inference.static[name], other.static.get(name))}
     # A table that is cut to the length, or a bound on it, moves at smaller sizes only; what these do not reach, as a
     # network of many poolings, says nothing.
     for divisor in _SMALLER:
-        if not candidates:
+        if not left:
             break
         other = _Inference(graph, _other_dims(graph, input_dims, _shrunk(divisor)), {})
         other.run(graph)
-        candidates = {n for n in candidates if n not in other.static or _equal(inference.static[n], other.static[n])}
-    return candidates
+        left = {
+            name
+            for name in left
+            if name not in other.static or _are_some_the_same(same[name], inference.static[name], other.static[name])
+        }
+    return {name: same[name] for name in left}
 
 
 def _grown(factor: int) -> _Change:
@@ -167,8 +201,14 @@ def _other_dims(
     return changed
 
 
-def _equal(a: np.ndarray[Any, np.dtype[Any]], b: np.ndarray[Any, np.dtype[Any]] | None) -> bool:
-    return b is not None and a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+def _are_some_the_same(
+    same: _Which, a: np.ndarray[Any, np.dtype[Any]], b: np.ndarray[Any, np.dtype[Any]] | None
+) -> bool:
+    """Strike out of ``same`` where two arrays differ; return whether anything is left, which of other shapes is not."""
+    if b is None or a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    same &= (a == b) | ((a != a) & (b != b))
+    return bool(same.any()) or not same.size
 
 
 class _Inference:
@@ -185,6 +225,7 @@ class _Inference:
         self.types: dict[str, int] = {}
         self.static: dict[str, np.ndarray[Any, np.dtype[Any]]] = {}
         self.fixed: set[str] = set()
+        self.moving: dict[str, _Which] = {}
         self.read_from: dict[str, set[str]] = {}
         self.bodies: dict[tuple[int, str], BodyShapes] = {}
         self.graph = graph
@@ -204,10 +245,20 @@ class _Inference:
         for node in graph.nodes:
             self.visit(node)
 
+    def settle(self, same: Mapping[str, _Which]) -> None:
+        """Note which elements of static values are the same for every input shape."""
+        self.fixed |= {name for name, found in same.items() if found.all()}
+        self.moving = {name: ~found for name, found in same.items() if name not in self.fixed}
+
     def result(self) -> Shapes:
         """Return what was inferred."""
+        moving = {
+            name: self.moving[name] if name in self.moving else np.ones(value.shape, bool)
+            for name, value in self.static.items()
+            if name not in self.fixed
+        }
         read_from = {name: frozenset(self.read_from[name]) for name in self.fixed if self.read_from.get(name)}
-        return Shapes(self.dims, self.types, self.static, frozenset(self.fixed), read_from, self.bodies)
+        return Shapes(self.dims, self.types, self.static, frozenset(self.fixed), moving, read_from, self.bodies)
 
     def visit(self, node: NodeView) -> None:
         """Infer the outputs of one node."""
@@ -396,4 +447,6 @@ def _static_dims(type_proto: TypeProto | None) -> tuple[int, ...] | None:
     tensor = type_proto.tensor_type
     if not tensor.HasField("shape") or any(not d.HasField("dim_value") for d in tensor.shape.dim):
         return None
-    return tuple(d.dim_value for d in tensor.shape.dim)
+    dims = tuple(d.dim_value for d in tensor.shape.dim)
+    # Of what is smaller than the kernel of a convolution, inference makes a negative size.
+    return None if min(dims, default=0) < 0 else dims

@@ -3,7 +3,8 @@
 Whatever the coupling analysis inferred, a permutation of channels, applied through the same maps and edits that fusion
 uses, leaves the network's function as it was if and only if every axis that follows the channels was found. So the
 channels of all groups are permuted at random, the model is run, and the outputs are compared. Groups that change them
-are found by bisection; they are defects of the analysis, and freezing them makes those harmless.
+are found by bisection; they are defects of the analysis, and freezing them makes those harmless. Where the file leaves
+sizes open, that is done at two choices of them: what is cut to a length, for one, may be whole at one of the two.
 
 Where all that is on the way of a group's channels is positively homogeneous, they are then scaled at random too, which
 shows in which role each weight takes part (`onnxfuse.proof.scaling`).
@@ -13,8 +14,10 @@ watched as well, and a value counts only as far as it stands out of the rounding
 original with ONNX Runtime's optimisations, twice, and without.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,17 +26,20 @@ import onnx
 from onnxfuse.config import Provider
 from onnxfuse.coupling.groups import ChannelGraph, CouplingGroup
 from onnxfuse.coupling.layout import leaves
-from onnxfuse.errors import OnnxFuseError
+from onnxfuse.errors import OnnxFuseError, RuntimeFailedError
 from onnxfuse.graph.view import GraphView, Operand
 from onnxfuse.proof.runtime import Feeds, Session
 
 __all__ = ["Change", "CouplingProof", "prove_coupling", "watched_values"]
 
+logger = logging.getLogger(__name__)
+
 Change: TypeAlias = Callable[[Sequence[CouplingGroup]], onnx.ModelProto]
 """Return the model with the channels of the given groups permuted, or scaled."""
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-_Outputs: TypeAlias = dict[str, AnyArray]
+# By name, and by which run.
+_Outputs: TypeAlias = dict[tuple[str, int], AnyArray]
 
 # Relative L2 difference that reordered sums may cause, by the outputs' item size in bytes: a wrong coupling is off by
 # the size of the outputs themselves, rounding by a few units in the last place for each layer.
@@ -80,6 +86,7 @@ def prove_coupling(
     feeds: Feeds,
     watched: Sequence[str],
     provider: Provider,
+    others: Iterable[Feeds] = (),
 ) -> CouplingProof:
     """Permute and scale the channels of groups, run, compare, and bisect out the groups that change the outputs.
 
@@ -90,23 +97,24 @@ def prove_coupling(
         feeds: Inputs for one run.
         watched: Values to compare besides the outputs.
         provider: Where to run.
+        others: Inputs of other shapes; the first of them that the model takes are for a second run.
 
     Returns:
         The proof; empty of refutations if the analysis is right.
     """
     if not groups:
         return CouplingProof(0, {})
-    expected, again, plain = _expected(model, feeds, watched, provider)
+    runs, expected, again, plain = _expected(model, feeds, others, watched, provider)
     # Sums that a GPU takes in whatever order its threads end differ by rounding alone, which is allowed for.
-    if any(_distance(y, again[name]) > _NOISIEST for name, y in expected.items()):
+    if any(_distance(y, again[key]) > _NOISIEST for key, y in expected.items()):
         return CouplingProof(0, {}, "its outputs differ from run to run on the same inputs")
-    tolerances = {name: _tolerance(y, (plain[name], again[name])) for name, y in expected.items()}
+    tolerances = {key: _tolerance(y, (plain[key], again[key])) for key, y in expected.items()}
     if not any(tolerances.values()):
         return CouplingProof(0, {}, "its outputs hardly depend on the inputs, so that they would not show a change")
     refuted: dict[str, str] = {}
     largest = 0.0
     for word, (change, concerned) in changes.items():
-        trial = _Trial(word, change, feeds, expected, tolerances, tuple(watched), provider)
+        trial = _Trial(word, change, runs, expected, tolerances, tuple(watched), provider)
         left = [group for group in concerned if group.name not in refuted]
         refuted |= trial.bisect(left) if left else {}
         largest = max(largest, trial.largest)
@@ -114,14 +122,33 @@ def prove_coupling(
 
 
 def _expected(
-    model: onnx.ModelProto, feeds: Feeds, watched: Sequence[str], provider: Provider
-) -> tuple[_Outputs, _Outputs, _Outputs]:
-    """Return what the original gives twice, and once as it is written; no session stays in memory beside another."""
+    model: onnx.ModelProto, feeds: Feeds, others: Iterable[Feeds], watched: Sequence[str], provider: Provider
+) -> tuple[Sequence[Feeds], _Outputs, _Outputs, _Outputs]:
+    """Return the inputs of all runs, what the original gives on them twice, and once as it is written.
+
+    No session stays in memory beside another.
+    """
     observed, name = _with_outputs(model, watched), "the original model"
     session = Session(observed, provider, name=name)
-    twice = [_numeric(session.run(feeds)) for _ in range(2)]
+    runs = [feeds, *islice((other for other in others if _takes(session, other)), 1)]
+    twice = [_outputs(session, runs) for _ in range(2)]
     del session
-    return twice[0], twice[1], _numeric(Session(observed, Provider.CPU, optimise=False, name=name).run(feeds))
+    return runs, twice[0], twice[1], _outputs(Session(observed, Provider.CPU, optimise=False, name=name), runs)
+
+
+def _takes(session: Session, feeds: Feeds) -> bool:
+    """Whether a model runs on some inputs."""
+    try:
+        session.run(feeds)
+    except RuntimeFailedError as error:
+        logger.debug("no proof at other sizes: %s", error.what)
+        return False
+    return True
+
+
+def _outputs(session: Session, runs: Sequence[Feeds]) -> _Outputs:
+    """Return the numbers that a model gives in all runs."""
+    return {(name, i): y for i, feeds in enumerate(runs) for name, y in _numeric(session.run(feeds)).items()}
 
 
 @dataclass
@@ -130,9 +157,9 @@ class _Trial:
 
     word: str
     change: Change
-    feeds: Feeds
+    runs: Sequence[Feeds]
     expected: _Outputs
-    tolerances: Mapping[str, float]
+    tolerances: Mapping[tuple[str, int], float]
     watched: tuple[str, ...]
     provider: Provider
     largest: float = 0.0
@@ -151,20 +178,19 @@ class _Trial:
     def _problem(self, groups: list[CouplingGroup]) -> str:
         try:
             model = _with_outputs(self.change(groups), self.watched)
-            outputs = _numeric(
-                Session(model, self.provider, name=f"the model after {self.word} channels").run(self.feeds)
-            )
+            session = Session(model, self.provider, name=f"the model after {self.word} channels")
+            outputs = _outputs(session, self.runs)
         except OnnxFuseError as error:
             return error.what
         largest = 0.0
-        for name, y in self.expected.items():
-            z = outputs.get(name)
+        for (name, run), y in self.expected.items():
+            z, where = outputs.get((name, run)), " at other sizes of the inputs" * (run > 0)
             if z is None or z.shape != y.shape:
-                return f"{self.word} its channels changes the shape of {name!r}"
-            distance = _distance(y, z)
-            if self.tolerances[name] and not distance <= self.tolerances[name]:
-                return f"{self.word} its channels changes {name!r} by {distance:.2g} of its size"
-            largest = max(largest, distance if self.tolerances[name] else 0.0)
+                return f"{self.word} its channels changes the shape of {name!r}{where}"
+            distance, tolerance = _distance(y, z), self.tolerances[name, run]
+            if tolerance and not distance <= tolerance:
+                return f"{self.word} its channels changes {name!r} by {distance:.2g} of its size{where}"
+            largest = max(largest, distance if tolerance else 0.0)
         self.largest = max(self.largest, largest)
         return ""
 
@@ -194,7 +220,7 @@ def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelPro
     return copy
 
 
-def _numeric(outputs: dict[str, Any]) -> _Outputs:
+def _numeric(outputs: dict[str, Any]) -> dict[str, AnyArray]:
     return {name: y for name, y in outputs.items() if isinstance(y, np.ndarray) and y.dtype.kind in "fiubV"}
 
 

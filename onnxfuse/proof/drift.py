@@ -1,19 +1,27 @@
 """How far a compressed model's outputs are from the original's, on the same inputs."""
 
+import logging
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from onnxfuse.arrays import is_finite
-from onnxfuse.errors import DataError, ProofError
-from onnxfuse.proof.runtime import Session
+from onnxfuse.errors import DataError, ProofError, RuntimeFailedError
+from onnxfuse.graph.shapes import infer_dims
+from onnxfuse.graph.view import GraphView
+from onnxfuse.proof.runtime import Feeds, Session
 from onnxfuse.proof.samples import Samples
 
-__all__ = ["Drift", "OutputDrift", "measure_drift"]
+__all__ = ["Drift", "OutputDrift", "check_at_other_sizes", "measure_drift"]
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+logger = logging.getLogger(__name__)
+
+_REPORT = "this is a defect of onnxfuse; please report it with the model"
 
 # How many numbers of an output are compared at a time.
 _PART = 2**22
@@ -136,6 +144,39 @@ def measure_drift(original: Session, compressed: Session, samples: Samples) -> D
                 sums.setdefault(name, _Sums()).add(y, after[name])
     outputs = tuple(total.result(name) for name, total in sums.items())
     return Drift(samples.origin, samples.total, str(compressed.provider), outputs)
+
+
+def check_at_other_sizes(original: Session, compressed: Session, graph: GraphView, others: Iterable[Feeds]) -> None:
+    """Run both models on inputs of other shapes, and compare the shapes of outputs that follow from them.
+
+    Args:
+        original: The original.
+        compressed: What has been made from it.
+        graph: The original's graph.
+        others: Inputs; the first that the original takes are run.
+
+    Raises:
+        ProofError: The compressed model does not run on them, or gives other shapes.
+    """
+    for feeds in others:
+        try:
+            before = original.run(feeds)
+        except RuntimeFailedError as error:
+            logger.debug("no comparison at other sizes: %s", error.what)
+            continue
+        where = ", ".join(f"input {name!r} of shape {array.shape}" for name, array in feeds.items())
+        try:
+            after = compressed.run(feeds)
+        except RuntimeFailedError as error:
+            what = f"the original runs at these sizes, and the compressed model does not: {error.what}"
+            raise ProofError(what, where=where, mend=_REPORT) from error
+        # How many boxes a detector finds, for one, may well differ.
+        known = infer_dims(graph, {name: array.shape for name, array in feeds.items()})
+        for name in known.keys() & before.keys():
+            if np.shape(before[name]) != np.shape(after[name]):
+                what = f"output {name!r} is {np.shape(after[name])}, in the original {np.shape(before[name])}"
+                raise ProofError(what, where=where, mend=_REPORT)
+        return
 
 
 def _check(name: str, y: AnyArray, z: Any) -> None:

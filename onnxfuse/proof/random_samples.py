@@ -10,11 +10,12 @@ import onnx
 from onnx import TensorProto, helper
 
 from onnxfuse.errors import UnsupportedGraphError
+from onnxfuse.graph.shapes import dims_at_other_sizes
 from onnxfuse.graph.view import GraphView
 from onnxfuse.proof.samples import Samples, arrange, stated_dims
 from onnxfuse.proof.values import needed_sizes, value_hints
 
-__all__ = ["candidate_dims", "synthetic_samples"]
+__all__ = ["candidate_dims", "feeds_at_other_sizes", "synthetic_samples"]
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -58,6 +59,25 @@ def synthetic_samples(
     arrays = {name: a[: min(counts)] for name, a in arrays.items()}
     origin = f"{min(counts, default=1)} synthetic samples (random numbers, seed {seed})"
     return replace(arrange(arrays, graph, "synthetic inputs", origin), compared=compared)
+
+
+def feeds_at_other_sizes(
+    graph: GraphView, dims: Mapping[str, Sequence[int]], seed: int
+) -> Iterator[Mapping[str, AnyArray]]:
+    """Yield random inputs at other sizes of what the file leaves open behind the batch; the model may refuse them.
+
+    Args:
+        graph: The model.
+        dims: The shape of each input in a run that it takes.
+        seed: Seed of the random numbers.
+    """
+    for other in dims_at_other_sizes(graph, dims):
+        if all(math.prod(shape) <= _MOST_NUMBERS for shape in other.values()):
+            try:
+                samples = synthetic_samples(graph, other, seed, 1)
+            except UnsupportedGraphError:
+                return
+            yield next(samples.feeds())
 
 
 def candidate_dims(graph: GraphView, *, most: float = _MOST_NUMBERS) -> Iterator[dict[str, tuple[int, ...]]]:

@@ -22,6 +22,7 @@ from onnxfuse.coupling.rules.linear import gemm, product
 from onnxfuse.coupling.rules.sampling import sampled
 from onnxfuse.coupling.rules.selection import frozen, passing, trilu
 from onnxfuse.coupling.rules.shape import pad, squeeze
+from onnxfuse.graph.contributed import turned_axes
 from onnxfuse.statistics.features import Role
 
 __all__ = ["RULES"]
@@ -49,18 +50,9 @@ def fused_conv(site: Site) -> Iterator[Constraint]:
 
 
 def fused_matmul(site: Site) -> Iterator[Constraint]:
-    """FusedMatMul, TransposeMatMul: MatMul whose last two axes may be transposed, with a factor."""
-    for name in ("transBatchA", "transBatchB"):
-        if site.attribute(name, 0):
-            what = f"{name} is set"
-            raise ValueError(what)
-    yield from product(
-        site,
-        site.input(0),
-        site.input(1),
-        swap_a=bool(site.attribute("transA", 0)),
-        swap_b=bool(site.attribute("transB", 0)),
-    )
+    """FusedMatMul, TransposeMatMul: MatMul whose factors may be transposed first, with a number."""
+    a, b = site.input(0), site.input(1)
+    yield from product(site, a, b, turned_axes(site.node, "A", a.rank), turned_axes(site.node, "B", b.rank))
 
 
 def skip_layer_normalization(site: Site) -> Iterator[Constraint]:

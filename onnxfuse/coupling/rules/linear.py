@@ -4,7 +4,7 @@ Gemm is y = alpha op(A) op(B) + beta C with op the transposition asked for; MatM
 broadcasts the others. The scalars do not matter to the coupling: a linear map of the output axis acts on B and C alike.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from onnxfuse.coupling.constraints import (
     AxisRef,
@@ -48,40 +48,39 @@ def matmul(site: Site) -> Iterator[Constraint]:
     yield from product(site, site.input(0), site.input(1))
 
 
-def product(site: Site, a: Tensor, b: Tensor, *, swap_a: bool = False, swap_b: bool = False) -> Iterator[Constraint]:
+def product(
+    site: Site, a: Tensor, b: Tensor, order_a: Sequence[int] | None = None, order_b: Sequence[int] | None = None
+) -> Iterator[Constraint]:
     """A product over the last two axes of both inputs, each of which may be transposed.
 
     Args:
         site: The node, whose output is Y.
         a: A.
         b: B.
-        swap_a: Whether the last two axes of A change places first.
-        swap_b: Whether those of B do.
+        order_a: The order that the axes of A are put into first; None if they stay.
+        order_b: That of B.
     """
     y = site.output()
-    rows, inner_a = _matrix_axes(a, swap=swap_a) if a.rank > 1 else (None, a[0])
-    inner_b, columns = _matrix_axes(b, swap=swap_b) if b.rank > 1 else (b[0], None)
+    of_a, of_b = list(order_a or range(a.rank)), list(order_b or range(b.rank))
+    rows, inner_a = (a[of_a[-2]], a[of_a[-1]]) if a.rank > 1 else (None, a[0])
+    inner_b, columns = (b[of_b[-2]], b[of_b[-1]]) if b.rank > 1 else (b[0], None)
     if rows is not None:
         yield Equal(rows, y[-2] if columns is not None else y[-1])
     if columns is not None:
         yield Equal(columns, y[-1])
     matrix_axes = (rows is not None) + (columns is not None)
     computed = not a.is_weight and not b.is_weight
-    for operand in (a, b):
-        for position in range(operand.rank - 2):
+    for operand, order in ((a, of_a), (b, of_b)):
+        for position, axis in enumerate(order[:-2]):
             behind = operand.rank - position  # counted from the end, where broadcasting aligns
             target = y.rank - behind + (2 - matrix_axes)
-            if operand.dims[position] == y.dims[target]:
-                yield Equal(operand[position], y[target])
+            if operand.dims[axis] == y.dims[target]:
+                yield Equal(operand[axis], y[target])
                 if operand.is_weight:
-                    yield Freeze(operand[position], f"{site.node.title} multiplies by a stack of matrices")
+                    yield Freeze(operand[axis], f"{site.node.title} multiplies by a stack of matrices")
                 if computed:
-                    yield Parallel(operand[position], f"{site.node.title} multiplies index by index over it")
+                    yield Parallel(operand[axis], f"{site.node.title} multiplies index by index over it")
     yield from _contraction(site, a, b, inner_a, inner_b, rows, columns)
-
-
-def _matrix_axes(tensor: Tensor, *, swap: bool) -> tuple[AxisRef, AxisRef]:
-    return (tensor[-1], tensor[-2]) if swap else (tensor[-2], tensor[-1])
 
 
 def _contraction(

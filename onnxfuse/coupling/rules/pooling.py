@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from onnxfuse.coupling.constraints import AxisRef, Constraint, Equal, Freeze, Rule, Site, Statistic
+from onnxfuse.coupling.rules.shape import made_here
 
 __all__ = ["RULES", "pooled"]
 
@@ -37,22 +38,27 @@ def reduce(site: Site) -> Iterator[Constraint]:
         axes = [] if site.attribute("noop_with_empty_axes", 0) else list(range(x.rank))
     kind = site.node.op.removeprefix("Reduce")
     gone = {axis % x.rank for axis in axes}
-    yield from _reduced(site, gone, keep=bool(site.attribute("keepdims", 1)), average=kind in _AVERAGING)
+    yield from _reduced(site, gone, keep=bool(site.attribute("keepdims", 1)), statistic=_STATISTICS.get(kind, ""))
 
 
 def arg_reduce(site: Site) -> Iterator[Constraint]:
     """ArgMax and ArgMin: positions along the axis, which is fixed."""
     x = site.input(0)
     gone = {int(site.attribute("axis", 0)) % x.rank}
-    yield from _reduced(site, gone, keep=bool(site.attribute("keepdims", 1)), average=False)
+    yield from _reduced(site, gone, keep=bool(site.attribute("keepdims", 1)), statistic="")
 
 
 def resize(site: Site) -> Iterator[Constraint]:
     """Resize and Upsample: axes of unchanged size pass through, the others are resampled and fixed."""
     x, y = site.input(0), site.output()
+    order = [int(axis) % x.rank for axis in site.attribute("axes", range(x.rank))]
+    scales = 1 if len(site.inputs) == 2 else 2
     for i, (axis_x, axis_y) in enumerate(zip(x.axes, y.axes, strict=True)):
-        if x.dims[i] == y.dims[i]:
+        follows = i in order and any(site.moves(slot, order.index(i)) for slot in (scales, 3))
+        # A table that has the wanted size already may be resampled elsewhere.
+        if x.dims[i] == y.dims[i] and not (x.is_weight and follows):
             yield Equal(axis_x, axis_y)
+            yield from made_here(x, i)
         else:
             yield Freeze(axis_x, f"{site.node.title} resamples it")
             yield Freeze(axis_y, f"{site.node.title} resamples it")
@@ -61,19 +67,25 @@ def resize(site: Site) -> Iterator[Constraint]:
             yield from (Equal(axis, axis) for axis in settings.axes)
     sizes = site.optional_input(3)
     if site.node.op == "Resize" and sizes is not None:
-        order = [int(axis) % x.rank for axis in site.attribute("axes", range(x.rank))]
         yield from (site.entry_size("", 3, i, y[axis]) for i, axis in enumerate(order[: sizes.dims[0]]))
 
 
-def _reduced(site: Site, gone: set[int], *, keep: bool, average: bool) -> Iterator[Constraint]:
-    """The axes of a reduction; an average over fewer channels is still one, a sum or a position is something else."""
+def _reduced(site: Site, gone: set[int], *, keep: bool, statistic: str) -> Iterator[Constraint]:
+    """The axes of a reduction; an average over fewer channels is still one, a sum or a position is something else.
+
+    Args:
+        site: The node.
+        gone: The axes that are reduced.
+        keep: Whether they stay, with size 1.
+        statistic: What is computed over them that fewer channels approximate, in words; empty if it is no such thing.
+    """
     x, y = site.input(0), site.output()
     kept = [i for i in range(x.rank) if keep or i not in gone]
     for i in range(x.rank):
         if i not in gone:
             yield Equal(x[i], y[kept.index(i)])
-        elif average:
-            yield Statistic(x[i], f"{site.node.title} averages over it")
+        elif statistic:
+            yield Statistic(x[i], f"{site.node.title} {statistic} over it")
         else:
             yield Freeze(x[i], f"{site.node.title} reduces over it")
     if keep:
@@ -81,8 +93,15 @@ def _reduced(site: Site, gone: set[int], *, keep: bool, average: bool) -> Iterat
 
 
 _POOLS = ("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
-# An L2 norm is what a tensor is divided by to have length 1, so it shrinks as it should when channels go.
-_AVERAGING = frozenset({"Mean", "Max", "Min", "L2"})
+# A norm, or its square, is what a tensor is divided by to have length 1, so it shrinks as it should when channels go.
+_STATISTICS = {
+    "Mean": "averages",
+    "Max": "takes the maximum",
+    "Min": "takes the minimum",
+    "L1": "computes the norm",
+    "L2": "computes the norm",
+    "SumSquare": "computes the norm",
+}
 _REDUCTIONS = ("Mean", "Sum", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
 
 RULES = (

@@ -116,7 +116,11 @@ def slice_(site: Site) -> Iterator[Constraint]:
             yield Equal(x[i], y[i])
             yield from made_here(x, i)
     for position, axis in enumerate(axes):
-        if x.dims[axis] == y.dims[axis] and steps[position] == 1:
+        if any(site.moves(slot, position) for slot in (1, 2, 4)):
+            # Even where nothing is cut off here: elsewhere something may be.
+            yield Freeze(x[axis], f"{site.node.title} cuts it at a bound that follows sizes of the inputs")
+            yield Freeze(y[axis], f"{site.node.title} cuts it at a bound that follows sizes of the inputs")
+        elif x.dims[axis] == y.dims[axis] and steps[position] == 1:
             yield Equal(x[axis], y[axis])
             yield from made_here(x, axis)
         elif steps[position] > 1 and _is_every(x.dims[axis], steps[position], starts[position], ends[position]):
@@ -170,7 +174,10 @@ def pad(site: Site) -> Iterator[Constraint]:
     zeros = site.attribute("mode", b"constant") == b"constant" and filler is not None and not filler
     for position, axis in enumerate(axes):
         before, after = pads[position], pads[position + len(axes)]
-        if before == after == 0:
+        if site.moves(1, position) or site.moves(1, position + len(axes)):
+            yield Freeze(x[axis], f"{site.node.title} pads it by what follows sizes of the inputs")
+            yield Freeze(y[axis], f"{site.node.title} pads it by what follows sizes of the inputs")
+        elif before == after == 0:
             yield Equal(x[axis], y[axis])
         elif zeros and before >= 0 and after >= 0:
             head, tail = Fresh(before, "zeros before"), Fresh(after, "zeros after")
