@@ -6,6 +6,7 @@ Nothing here knows how the package finds or fuses channels: networks are run bef
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -345,9 +346,8 @@ def macs_of_run(model: onnx.ModelProto, feeds: Arrays) -> int:
     for node in model.graph.node:
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         shape = [dims[name] if name else [] for name in node.input]
-        # Of the operators that are ONNX Runtime's own, those on integers are counted.
         match f"{node.domain}:{node.op_type}":
-            case ":Conv" | ":ConvInteger":
+            case ":Conv" | ":ConvInteger" | "com.microsoft:FusedConv":
                 n, out, *space = dims[node.output[0]]
                 total += n * out * math.prod(space) * math.prod(shape[1][1:])
             case ":QLinearConv" | "com.microsoft:QLinearConv":
@@ -370,5 +370,22 @@ def macs_of_run(model: onnx.ModelProto, feeds: Arrays) -> int:
                 steps, batch, _ = shape[0]
                 total += steps * batch * (math.prod(shape[1]) + math.prod(shape[2]))
             case _:
-                pass
+                total += _macs_of_fused(node, attributes, shape, dims[node.output[0]] if node.output else [])
     return total
+
+
+def _macs_of_fused(node: onnx.NodeProto, attributes: Mapping[str, Any], x: list[list[int]], y: list[int]) -> int:
+    """Count those of other operators that multiply two computed tensors, or may do so; the others have none."""
+    match f"{node.domain}:{node.op_type}":
+        case "com.microsoft:FusedMatMul" | "com.microsoft:TransposeMatMul":
+            rows = 0 if attributes.get("transBatchA") else -2
+            return math.prod(y) * x[0][rows if attributes.get("transA") else -1]
+        case ":Einsum" if b"." not in attributes["equation"] and len(x) > 1:
+            # Every product of ones adds one to the sum.
+            return int(np.einsum(attributes["equation"].decode(), *map(np.ones, x)).sum())
+        case "com.microsoft:Attention" | "com.microsoft:QAttention":
+            batch, length, width = x[0]
+            return batch * length * (width * x[1][1] + 2 * length * y[2])
+        case "com.microsoft:MultiHeadAttention" | "com.microsoft:GroupQueryAttention" | ":Attention" if x[1]:
+            return x[1][-2] * (math.prod(x[0]) + math.prod(y))
+    return 0

@@ -8,6 +8,7 @@ from typing import TypeAlias
 from onnx import AttributeProto, GraphProto, TensorProto, helper
 
 from onnxfuse.graph.bodies import subgraphs, trip_count
+from onnxfuse.graph.contributed import turned_axes
 from onnxfuse.graph.shapes import BodyShapes, Shapes
 from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView, Operand, constant_tensor
 
@@ -22,12 +23,19 @@ _COUNTED: Mapping[tuple[str, str], tuple[str, int]] = {
     (DEFAULT_DOMAIN, "QLinearConv"): ("Conv", 3),
     ("com.microsoft", "QLinearConv"): ("Conv", 3),
     (DEFAULT_DOMAIN, "ConvTranspose"): ("ConvTranspose", 1),
+    ("com.microsoft", "FusedConv"): ("Conv", 1),
     (DEFAULT_DOMAIN, "Gemm"): ("Gemm", 1),
     ("com.microsoft", "QGemm"): ("Gemm", 3),
     (DEFAULT_DOMAIN, "MatMul"): ("MatMul", 1),
     (DEFAULT_DOMAIN, "MatMulInteger"): ("MatMul", 1),
     (DEFAULT_DOMAIN, "QLinearMatMul"): ("MatMul", 3),
     **{("com.microsoft", op): ("MatMul", 1) for op in ("MatMulNBits", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")},
+    **{("com.microsoft", op): ("FusedMatMul", 1) for op in ("FusedMatMul", "TransposeMatMul")},
+    (DEFAULT_DOMAIN, "Einsum"): ("Einsum", 1),
+    ("com.microsoft", "Attention"): ("Attention", 1),
+    ("com.microsoft", "QAttention"): ("Attention", 1),
+    **{("com.microsoft", op): ("Scores", 1) for op in ("MultiHeadAttention", "GroupQueryAttention")},
+    (DEFAULT_DOMAIN, "Attention"): ("Scores", 1),
     **{(DEFAULT_DOMAIN, op): ("LSTM", 1) for op in ("LSTM", "GRU", "RNN")},
 }
 _NO_PARAMETER_TYPES = frozenset({TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING, TensorProto.UNDEFINED})
@@ -42,9 +50,9 @@ class Cost:
         parameters: Elements of all constants that nodes read, without integers that are shapes or indices, and
             without the running mean and variance of batch normalisation, as frameworks count. A constant with several
             readers counts once while they agree on its shape.
-        macs: Multiply-accumulates of one run at the shapes given: convolutions, matrix products, recurrent layers;
-            other operators count nothing. Of an If the branch counts that does most, of a Loop or Scan the body as
-            often as it runs, once where that is not known.
+        macs: Multiply-accumulates of one run at the shapes given: convolutions, matrix products, recurrent layers,
+            attention; other operators count nothing. Of an If the branch counts that does most, of a Loop or Scan the
+            body as often as it runs, once where that is not known.
     """
 
     parameters: int
@@ -151,4 +159,33 @@ def node_macs(node: NodeView, graph: GraphView, dims_of: DimsOf) -> int:
         case "LSTM" if shape(0) and shape(2):
             steps = math.prod(shape(0)[:2])
             return steps * (math.prod(shape(1)) + math.prod(shape(2)))
+        case _ if y is not None and all(shape(slot) for slot in (0, 1)):
+            return _macs_of_products(kind, node, [shape(slot) for slot in range(len(node.inputs))], y)
     return 0
+
+
+def _macs_of_products(kind: str, node: NodeView, shapes: Sequence[Sequence[int]], y: Sequence[int]) -> int:
+    """Return the multiply-accumulates of what multiplies two computed tensors, or may do so."""
+    match kind:
+        case "FusedMatMul":
+            return math.prod(y) * shapes[0][turned_axes(node, "A", len(shapes[0]))[-1]]
+        case "Einsum":
+            return _einsum_macs(node, shapes)
+        case "Attention":
+            # What makes queries, keys and values; then scores, and the values that they weigh.
+            return math.prod(shapes[0]) * shapes[1][-1] + 2 * math.prod(y) * shapes[0][-2]
+        case "Scores" if len(shapes[1]) > 1:
+            return (math.prod(shapes[0]) + math.prod(y)) * shapes[1][-2]
+    return 0
+
+
+def _einsum_macs(node: NodeView, shapes: Sequence[Sequence[int]]) -> int:
+    """Return the multiply-accumulates of an Einsum as one loop over all its letters; 0 where it has an ellipsis."""
+    terms = node.attributes["equation"].decode().replace(" ", "").partition("->")[0].split(",")
+    if any("." in term or len(term) != len(dims) for term, dims in zip(terms, shapes, strict=True)):
+        return 0
+    sizes: dict[str, int] = {}
+    for term, dims in zip(terms, shapes, strict=True):
+        for letter, size in zip(term, dims, strict=True):
+            sizes[letter] = max(size, sizes.get(letter, 1))
+    return math.prod(sizes.values())
