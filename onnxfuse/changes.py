@@ -1,15 +1,11 @@
 """The change itself: groups are fused, in the bodies too, and the layers behind them are fitted anew."""
 
-import math
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from onnxfuse.bodies import Bodies, Commands, compress_bodies
 from onnxfuse.calibration.activations import observe_activations
 from onnxfuse.calibration.batches import for_samples
-from onnxfuse.calibration.images import image_inputs, with_shifted
 from onnxfuse.calibration.reconstruct import Reconstruction, reconstruct_network
 from onnxfuse.calibration.refit import Refit, refit_network
 from onnxfuse.gradient import choose_loss
@@ -21,9 +17,6 @@ from onnxfuse.stages import Fused, fuse_groups
 from onnxfuse.statistics.features import ActivationFeatures
 
 __all__ = ["Changed", "Fusing", "fit", "fuse"]
-
-# Shifted views of images are added up to so many numbers of the largest value (1.5 GB), and multiply-accumulates.
-_NUMBERS, _MACS = 2e8, 2e11
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,22 +111,11 @@ def _activations(prepared: Prepared, clock: Clock) -> tuple[Mapping[str, Activat
 
 def _refit(prepared: Prepared, fused: Fused, clock: Clock) -> list[Refit]:
     """Fit the layers behind fused channels anew, one by one, if that is asked for."""
-    config = prepared.config
+    config, samples = prepared.config, prepared.runs
     if not config.refits:
         return []
     with clock.stage("refit") as step:
-        return _fit_layers(prepared, fused, step)
-
-
-def _fit_layers(
-    prepared: Prepared, fused: Fused, step: Callable[[int, int], None], ends: Container[str] | None = None
-) -> list[Refit]:
-    """Fit layers by least squares: all, or those that end in some values; on shifted images too, if these are few."""
-    analysis, config, samples = prepared.analysis, prepared.config, prepared.runs
-    largest = max((math.prod(dims) for dims in analysis.shapes.dims.values()), default=0) / analysis.batch
-    if samples.count * max(largest / _NUMBERS, analysis.cost.macs / _MACS) <= 1:
-        samples = with_shifted(samples, image_inputs(analysis, samples), np.random.default_rng(config.seed))
-    return refit_network(analysis, fused.state, fused.applied, samples, config.provider, config.seed, step, ends)
+        return refit_network(prepared.analysis, fused.state, fused.applied, samples, config.provider, config.seed, step)
 
 
 def _reconstruct(prepared: Prepared, fused: Fused, clock: Clock) -> list[Reconstruction]:
@@ -148,5 +130,5 @@ def _reconstruct(prepared: Prepared, fused: Fused, clock: Clock) -> list[Reconst
         # target any more, but at its end there is.
         ends = {segment.value for segment in found}
         with clock.stage("refit ends") as step:
-            _fit_layers(prepared, fused, step, ends)
+            refit_network(analysis, fused.state, fused.applied, samples, config.provider, config.seed, step, ends)
     return found

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import onnxfuse
 from onnxfuse import Compressed, changes
 from onnxfuse.analysis import analyse
-from onnxfuse.calibration.images import MOST_VIEWS, Image, image_inputs, split_and_vary, with_shifted
+from onnxfuse.calibration.images import MOST_VIEWS, image_inputs, split_and_vary
 from onnxfuse.calibration.linear import ending_of, linear_nodes
 from onnxfuse.calibration.refit import Refit, refit_network
 from onnxfuse.calibration.segments import Segment, cut_into_segments
@@ -235,26 +235,22 @@ def test_descent_finds_the_least_of_a_bowl(seed: int, size: int, scale: float) -
 # Views ----------------------------------------------------------------------------------------------------------------
 
 
-def numbered_images(count: int, *, channels_last: bool) -> tuple[Samples, dict[str, Image], AnyArray]:
-    """Return samples, where they have their pixels, and the images: each with a mean that no view changes."""
-    net = Net()
-    x = net.input(*((1, 8, 10, 3) if channels_last else (1, 3, 8, 10)), batch="n")
-    net.output(net.node("Relu", x))
-    graph = GraphView(net.model())
-    array = np.random.default_rng(0).normal(size=(count, *net.dims(x)[1:])).astype(np.float32)
-    array += 100.0 * np.arange(count, dtype=np.float32).reshape(-1, 1, 1, 1)
-    samples = load_samples({x: array}, graph)
-    return samples, image_inputs(analyse(read_model(net.model()), graph, samples), samples), array
-
-
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("views", range(1, MOST_VIEWS + 1))
 def test_views_are_of_images_to_fit_on_alone(views: int, *, channels_last: bool) -> None:
     """Images that are held back come as they are and have no views; the others have as many as asked for."""
-    samples, found, array = numbered_images(40, channels_last=channels_last)
-    ((x, image),) = found.items()
-    assert image.channels_last == channels_last
+    net = Net()
+    x = net.input(*((1, 8, 10, 3) if channels_last else (1, 3, 8, 10)), batch="n")
+    net.output(net.node("Relu", x))
+    graph = GraphView(net.model())
     rng = np.random.default_rng(0)
+    array = rng.normal(size=(40, *net.dims(x)[1:])).astype(np.float32)
+    # Every image has a mean of its own that no view changes.
+    array += 100.0 * np.arange(40, dtype=np.float32).reshape(-1, 1, 1, 1)
+    samples = load_samples({x: array}, graph)
+    analysis = analyse(read_model(net.model()), graph, samples)
+    found = image_inputs(analysis, samples)
+    assert found[x].channels_last == channels_last
     split = split_and_vary(samples, found, views, 8, rng)
     assert split is not None
     runs = list(split.samples.feeds())
@@ -264,34 +260,6 @@ def test_views_are_of_images_to_fit_on_alone(views: int, *, channels_last: bool)
     assert set(numbers[0]).isdisjoint(numbers[1])
     assert set(numbers[0]) | set(numbers[1]) == set(range(40))
     assert set(np.unique(numbers[0], return_counts=True)[1]) == {views}
-
-
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("count", [3, 8, 42])
-def test_shifted_views_stand_beside_their_images(count: int, *, channels_last: bool) -> None:
-    """Every image has one view, of its own pixels, which is held back with it where one sample in four is."""
-    samples, found, array = numbered_images(count, channels_last=channels_last)
-    ((x, _),) = found.items()
-    both = with_shifted(samples, found, np.random.default_rng(0)).arrays[x]
-    assert len(both) == 2 * count
-    numbers = np.rint(both.mean(axis=(1, 2, 3)) / 100.0).astype(int)
-    assert np.bincount(numbers).tolist() == [2] * count
-    whole = count // 4 * 4
-    for number in range(whole):
-        first, second = np.flatnonzero(numbers == number)
-        assert first % 4 == second % 4
-        assert np.array_equal(both[first], array[number])
-        assert set(np.unique(both[second])) <= set(np.unique(array[number]))
-    seconds = [np.flatnonzero(numbers == number)[1] for number in range(count)]
-    assert count < 8 or not np.array_equal(both[seconds], array)
-
-
-def test_samples_that_are_no_images_have_no_views() -> None:
-    """Nothing is added to features."""
-    net = Net()
-    net.output(net.node("Relu", net.input(4, 5, batch="n")))
-    samples = load_samples(net.feeds, GraphView(net.model()))
-    assert with_shifted(samples, {}, np.random.default_rng(0)) is samples
 
 
 def test_too_few_samples_are_not_split() -> None:

@@ -11,7 +11,7 @@ from onnxfuse.analysis import Analysis
 from onnxfuse.arrays import FloatArray
 from onnxfuse.proof.samples import Samples
 
-__all__ = ["MOST_VIEWS", "Image", "Split", "image_inputs", "split_and_vary", "with_shifted"]
+__all__ = ["MOST_VIEWS", "Image", "Split", "image_inputs", "split_and_vary"]
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -22,13 +22,10 @@ _SMALLEST_SIDE = 8
 # Whether a view is mirrored, and whether it is shifted: the image itself first.
 _VIEWS = ((False, False), (True, True), (True, False), (False, True))
 MOST_VIEWS = len(_VIEWS)
-_SHIFTED = _VIEWS.index((False, True))
 # Shifts are by up to one part in so many of a side.
 _SHIFT = 8
 # One sample in so many is held back.
 _HELD_BACK = 8
-# So many images come before their shifted views.
-_TURN = 4
 
 
 @dataclass(frozen=True)
@@ -115,32 +112,6 @@ def split_and_vary(
         seen = [_view(array[:kept], images.get(name), view, moves[view]) for view in range(views)]
         arrays[name] = np.concatenate([np.concatenate(seen)[order], array[kept : runs.count]])
     return Split(replace(runs, arrays=arrays), used * views)
-
-
-def with_shifted(samples: Samples, images: Mapping[str, Image], rng: np.random.Generator) -> Samples:
-    """Put a shifted view of every image beside it: what a layer is fitted to then depends less on single pixels.
-
-    Four images are followed by the views of these four, so that an image and its view are held back together where one
-    sample in four is.
-
-    Args:
-        samples: The samples.
-        images: Where inputs that are images have their pixels; without any nothing is added.
-        rng: Source of the shifts.
-
-    Returns:
-        Twice as many samples; the same where some inputs have no samples on an axis.
-    """
-    if not images or samples.batched != set(samples.arrays):
-        return samples
-    count = samples.count
-    moves = rng.uniform(-1.0, 1.0, (count, 2))
-    order = np.argsort(np.tile(np.arange(count) // _TURN, 2), kind="stable")
-    arrays = {}
-    for name, array in samples.arrays.items():
-        seen = array[:count]
-        arrays[name] = np.concatenate([seen, _view(seen, images.get(name), _SHIFTED, moves)])[order]
-    return replace(samples, arrays=arrays)
 
 
 def _view(array: AnyArray, image: Image | None, number: int, moves: FloatArray) -> AnyArray:
