@@ -228,3 +228,22 @@ def test_keys_that_need_few_channels_keep_few() -> None:
     assert not any("defect" in note for note in result.report.notes)
     y, z = (next(iter(run_ort(m, feeds).values())) for m in (model, result.model))
     assert np.square(y - z).mean() < 1e-5 * y.var()
+
+
+def test_a_product_of_integers_is_judged_too() -> None:
+    """Scores that are multiplied as integers can't be switched off with a factor; their channels are dropped by J."""
+    net = Net(17, seed=1)
+    x = net.input(4, 5, 8, batch="n")
+    scale, zero, wide = net.constant(np.float32(0.05)), net.constant(np.uint8(128)), net.constant(np.float32(0.3))
+    sides = [net.matmul(x, 6, name="query"), net.node("Transpose", net.matmul(x, 6, name="key"), perm=[0, 2, 1])]
+    rounded = [name for side in sides for name in (net.node("QuantizeLinear", side, scale, zero), scale, zero)]
+    scores = net.node("DequantizeLinear", net.node("QLinearMatMul", *rounded, wide, zero), wide, zero)
+    weighed = net.node("MatMul", net.node("Softmax", scores, axis=-1), net.matmul(x, 4, name="value"))
+    net.output(net.matmul(weighed, 3, name="out"))
+    result = onnxfuse.compress(
+        net.model(), calibration=samples(net, 64), ratio=0.5, only=["query"], provider="cpu", effort=0
+    )
+    (group,) = [group for group in result.report.groups if group.method]
+    assert group.unmixable
+    assert group.damage is not None
+    assert 0 < group.damage < 1

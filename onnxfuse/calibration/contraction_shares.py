@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import TensorProto, helper
 
 from onnxfuse.analysis import Analysis
 from onnxfuse.calibration.batches import for_samples
@@ -27,6 +27,7 @@ __all__ = ["contraction_shares"]
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 _SAMPLES = 32
+_FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE})
 
 
 def contraction_shares(
@@ -41,14 +42,15 @@ def contraction_shares(
         provider: Where to run.
 
     Returns:
-        A share ``>= 0`` for every node; 1 where no linear layer reads what becomes of it.
+        A share ``>= 0`` for every node; 1 where it multiplies integers, or no linear layer reads what becomes of it.
 
     Raises:
         RuntimeFailedError: ONNX Runtime could not run the network.
     """
     linear = {node.node.index: node for node in linear_nodes(analysis.graph, analysis.channels)}
     shares = dict.fromkeys(nodes, 1.0)
-    readers = {node: found for node in shares if (found := _first_reader(analysis.graph, node, linear)) is not None}
+    on_floats = [n for n in shares if analysis.shapes.types[analysis.graph.nodes[n].inputs[0]] in _FLOATS]
+    readers = {node: found for node in on_floats if (found := _first_reader(analysis.graph, node, linear)) is not None}
     if not readers:
         return shares
     ends = {node: ending_of(found, analysis.graph, analysis.channels).value for node, found in readers.items()}
