@@ -6,12 +6,15 @@ grow. Vectors are left out, since exporters store those that merely happen to be
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import product
 
+from onnxfuse.coupling.layout import Layout, LayoutMismatchError, Unifier, leaves
 from onnxfuse.graph.view import GraphView, Operand
 from onnxfuse.statistics.features import Role
 
-__all__ = ["shared_matrices"]
+__all__ = ["SharedTies", "shared_matrices"]
 
 
 def shared_matrices(graph: GraphView, roles: Mapping[tuple[Operand, int], Role]) -> Iterator[list[Operand]]:
@@ -41,3 +44,54 @@ def _is_uniform(graph: GraphView, name: str) -> bool:
     """Whether all entries are one number: what was never trained, and what is filled in, is not shared on purpose."""
     array = graph.array(name)
     return bool((array == array.flat[0]).all())
+
+
+class SharedTies:
+    """Ties that hold because matrices are shared.
+
+    Args:
+        graph: The network.
+        unifier: Solves equations between layouts.
+        axes: What is on each axis of every operand.
+        roles: The role of every axis of a weight.
+    """
+
+    def __init__(
+        self,
+        graph: GraphView,
+        unifier: Unifier,
+        axes: Mapping[Operand, Sequence[Layout]],
+        roles: Mapping[tuple[Operand, int], Role],
+    ) -> None:
+        """Note what is known."""
+        self.graph, self.unifier, self.axes, self.roles = graph, unifier, axes, roles
+
+    def tie(self) -> None:
+        """Let all that read one stored matrix have the same channels on it, so that it stays one."""
+        for first, *others in shared_matrices(self.graph, self.roles):
+            for other, axis in product(others, range(len(self.axes[first]))):
+                a, b = self.axes[first][axis], self.axes[other][axis]
+                # Where that can't be, or would keep what could be compressed, each reader gets a matrix of its own.
+                if self._is_frozen(a) is not self._is_frozen(b):
+                    continue
+                with suppress(LayoutMismatchError):
+                    self.unifier.equate(a, b)
+                    if self.roles.get((first, axis)) is not self.roles.get((other, axis)):
+                        self._forbid_mixing(first, other, axis)
+
+    def _is_frozen(self, layout: Layout) -> bool:
+        return any(atom.reason for atom in leaves(self.unifier.resolve(layout)))
+
+    def keep_before(self, norms: Mapping[int, Sequence[int]]) -> None:
+        """Where different normalisations are folded into one stored matrix, only whole channels of it can go."""
+        makers = {chain[-1] for chain in norms.values()}
+        for first, *others in shared_matrices(self.graph, self.roles):
+            for other, axis in product(others, range(len(self.axes[first]))):
+                if makers & {first.node, other.node} and self.roles.get((first, axis)) is Role.PRODUCER:
+                    self._forbid_mixing(first, other, axis)
+
+    def _forbid_mixing(self, first: Operand, other: Operand, axis: int) -> None:
+        titles = " and ".join(self.graph.nodes[operand.node].title for operand in (first, other))
+        reason = f"{titles} share the weight {first.name!r}, and would need different means of it"
+        for operand in (first, other):
+            self.unifier.forbid_mixing(self.axes[operand][axis], reason)

@@ -8,14 +8,9 @@ groups.
 
 import logging
 import math
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import product
 
-from onnx import TensorProto
-
-from onnxfuse.arrays import IntArray
 from onnxfuse.coupling.constraints import (
     AttributeSize,
     AxisRef,
@@ -50,23 +45,19 @@ from onnxfuse.coupling.contractions import with_sides
 from onnxfuse.coupling.foldable import LINEAR, RolesOver, foldable_norms
 from onnxfuse.coupling.groups import (
     ChannelGraph,
-    CouplingGroup,
     DefaultEntry,
     IndexEntry,
-    ParameterAxis,
     SizeEntry,
-    positions,
-    product_partners,
 )
 from onnxfuse.coupling.layout import Atom, Concat, Layout, LayoutMismatchError, Product, Unifier, leaves
-from onnxfuse.coupling.naming import group_names, producer_of
+from onnxfuse.coupling.proposal import COARSE_TYPES, STORED_TYPES, WEIGHT_TYPES, Proposal
 from onnxfuse.coupling.rearranged import REARRANGING, moved_axis
 from onnxfuse.coupling.rounded import Rounding, RoundingFinder
 from onnxfuse.coupling.rules import DEFAULT_RULES
 from onnxfuse.coupling.scales_behind import scale_behind
 from onnxfuse.coupling.sets import SetFinder
 from onnxfuse.coupling.settled_sizes import SizeSettler
-from onnxfuse.coupling.shared import shared_matrices
+from onnxfuse.coupling.shared import SharedTies
 from onnxfuse.graph.bodies import subgraphs
 from onnxfuse.graph.shapes import Shapes
 from onnxfuse.graph.view import GraphView, NodeView, Operand
@@ -76,13 +67,6 @@ __all__ = ["solve_coupling"]
 
 logger = logging.getLogger(__name__)
 
-_WEIGHT_TYPES = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
-# What a quantised weight may be stored as, with its zero point and its bias.
-_STORED_TYPES = frozenset(
-    {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16, TensorProto.INT32}
-)
-# Too coarse for means and sums of channels, which would be rounded to one of sixteen steps again.
-_COARSE_TYPES = frozenset({TensorProto.INT4, TensorProto.UINT4})
 # Operators whose results are made anew and not out of the values that they read, element by element.
 _MAKING = LINEAR | {"Einsum", "GRU", "LSTM", "RNN"}
 _SUMS = frozenset({"Add", "Sub", "Sum"})
@@ -150,7 +134,8 @@ class _Solver:
             self._freeze_value(name, f"graph output {name!r}")
         self._freeze_reported_sizes()
         self._pass_roles_back()
-        self._tie_shared()
+        ties = SharedTies(self.graph, self.unifier, self.axes, self.weights)
+        ties.tie()
         settler = SizeSettler(self.graph, self.shapes, self.unifier, self.axes, self._operand)
         self.sizes, targets = settler.settle(self.sizes)
         roundings = self._roundings()
@@ -158,8 +143,8 @@ class _Solver:
         layouts = {operand: tuple(resolve(axis) for axis in axes) for operand, axes in self.axes.items()}
         roles = RolesOver(layouts, self.weights, self.weights_of)
         norms = foldable_norms(self.graph, self.normalising, roles, self._operand)
-        self._keep_shared_before(norms)
-        groups = tuple(self._groups())
+        ties.keep_before(norms)
+        groups = tuple(self._proposal().groups())
         apart = {atom for told in self.unifier.apart for atom in leaves(resolve(told))}
         finder = SetFinder(layouts, apart)
         groups = tuple(group if group.frozen else replace(group, over=finder.over(group.atom)) for group in groups)
@@ -227,7 +212,7 @@ class _Solver:
 
     def _is_rearranging(self, node: NodeView) -> bool:
         """Whether a node passes a weight on; a Clip does so with integers that stand for one."""
-        clips_integers = node.op == "Clip" and self.shapes.types.get(node.inputs[0]) in _STORED_TYPES
+        clips_integers = node.op == "Clip" and self.shapes.types.get(node.inputs[0]) in STORED_TYPES
         return node.op in REARRANGING or clips_integers
 
     def _note_sources(self, node: NodeView) -> None:
@@ -387,7 +372,7 @@ class _Solver:
         problem = ""
         if encoded.scale is None:
             problem = "integers whose scale other nodes apply"
-        elif encoded.bits or self.shapes.types.get(encoded.operand.name) in _COARSE_TYPES:
+        elif encoded.bits or self.shapes.types.get(encoded.operand.name) in COARSE_TYPES:
             problem = f"integers of {encoded.bits or 4} bits"
         for axis in self.axes[encoded.operand] if problem else ():
             self.unifier.forbid_mixing(axis, f"{node.title} reads {encoded.operand.name!r}, which holds {problem}")
@@ -464,7 +449,7 @@ class _Solver:
         for weight in (tensor for tensor in site.inputs if tensor is not None and tensor.is_weight):
             is_known = any((weight.operand, axis) in self.weights for axis in range(weight.rank))
             is_matrix = math.prod(weight.dims) > max(weight.dims, default=1)
-            if not is_known and is_matrix and self.shapes.types.get(weight.operand.name) in _WEIGHT_TYPES:
+            if not is_known and is_matrix and self.shapes.types.get(weight.operand.name) in WEIGHT_TYPES:
                 self._give_role(weight.operand, weight.dims.index(max(weight.dims)), Role.PRODUCER, site.node)
 
     def _freeze_value(self, name: str, reason: str) -> None:
@@ -485,35 +470,10 @@ class _Solver:
         layout = self.unifier.resolve(entry.layout)
         return SizeEntry(entry.node, layout, entry.attribute, entry.slot, entry.index, entry.scale)
 
-    def _tie_shared(self) -> None:
-        """Let all that read one stored matrix have the same channels on it, so that it stays one."""
-        for first, *others in shared_matrices(self.graph, self.weights):
-            for other, axis in product(others, range(len(self.axes[first]))):
-                a, b = self.axes[first][axis], self.axes[other][axis]
-                # Where that can't be, or would keep what could be compressed, each reader gets a matrix of its own.
-                if self._is_frozen(a) is not self._is_frozen(b):
-                    continue
-                with suppress(LayoutMismatchError):
-                    self.unifier.equate(a, b)
-                    if self.weights.get((first, axis)) is not self.weights.get((other, axis)):
-                        self._forbid_shared_mixing(first, other, axis)
-
-    def _is_frozen(self, layout: Layout) -> bool:
-        return any(atom.reason for atom in leaves(self.unifier.resolve(layout)))
-
-    def _keep_shared_before(self, norms: Mapping[int, Sequence[int]]) -> None:
-        """Where different normalisations are folded into one stored matrix, only whole channels of it can go."""
-        makers = {chain[-1] for chain in norms.values()}
-        for first, *others in shared_matrices(self.graph, self.weights):
-            for other, axis in product(others, range(len(self.axes[first]))):
-                if makers & {first.node, other.node} and self.weights.get((first, axis)) is Role.PRODUCER:
-                    self._forbid_shared_mixing(first, other, axis)
-
-    def _forbid_shared_mixing(self, first: Operand, other: Operand, axis: int) -> None:
-        titles = " and ".join(self.graph.nodes[operand.node].title for operand in (first, other))
-        reason = f"{titles} share the weight {first.name!r}, and would need different means of it"
-        for operand in (first, other):
-            self.unifier.forbid_mixing(self.axes[operand][axis], reason)
+    def _proposal(self) -> Proposal:
+        spare = [(self._layout(told.expr), [self._layout(axis) for axis in told.axes]) for told in self.spare]
+        told = (self.axes, self.weights, self.users, self._stored(), spare)
+        return Proposal(self.graph, self.shapes, self.unifier, *told)
 
     def _pass_roles_back(self) -> None:
         """Give the weight behind a chain of rearranging nodes the roles that its last form has."""
@@ -544,113 +504,3 @@ class _Solver:
         if axis is None:
             return roles.get((result, atom), set())
         return {self.weights[result, axis]} if (result, axis) in self.weights else set()
-
-    def _groups(self) -> Iterator[CouplingGroup]:
-        members: dict[Atom, list[ParameterAxis]] = {}
-        for (operand, axis), role in sorted(self.weights.items(), key=lambda item: (item[0][0].node, item[0][0].slot)):
-            if not operand.is_constant:
-                continue
-            name = self.users[operand]
-            for atom in dict.fromkeys(leaves(self.unifier.resolve(self.axes[operand][axis]))):
-                members.setdefault(atom, []).append(ParameterAxis(operand, name, axis, role))
-        self._freeze_unroled()
-        self._freeze_odd_types()
-        self._settle_spare()
-        self._freeze_products(members)
-        order = sorted(members, key=lambda atom: self._first(members[atom], atom))
-        channels = [a for a in order if producer_of(members[a]) is not None and not a.structural]
-        # What is left out: nothing makes them but the graph's inputs, or they are gates or groups, not channels.
-        names = group_names(channels, members, self._positions)
-        for atom in channels:
-            reason = atom.reason or ("it has one channel" if atom.size == 1 else "")
-            axes = tuple(members[atom])
-            yield CouplingGroup(
-                names[atom],
-                atom.size,
-                axes,
-                reason,
-                atom.residual,
-                atom.unmixable,
-                atom.statistic,
-                atom,
-                multiple=atom.multiple,
-            )
-
-    def _positions(self, parameter: ParameterAxis, atom: Atom) -> IntArray:
-        return positions(self.unifier.resolve(self.axes[parameter.operand][parameter.axis]), atom, {})
-
-    def _first(self, axes: Sequence[ParameterAxis], atom: Atom) -> tuple[int, int]:
-        first = producer_of(axes) or axes[0]
-        where = self._positions(first, atom)
-        return first.operand.node, int(where.min()) if where.size else 0
-
-    def _freeze_unroled(self) -> None:
-        """Freeze atoms on an axis of a constant that no rule gave a role: nobody would resize it."""
-        stored = self._stored()
-        for operand, axes in self.axes.items():
-            value = self.shapes.static.get(operand.name)
-            if not operand.is_constant:
-                continue
-            if value is not None and value.dtype.kind in "iub" and operand not in stored:
-                continue
-            title = self.graph.nodes[operand.node].title
-            for axis, layout in enumerate(axes):
-                if (operand, axis) not in self.weights:
-                    self.unifier.freeze(
-                        layout, f"{title} reads the constant {operand.name!r} in a way that has no rule"
-                    )
-
-    def _freeze_odd_types(self) -> None:
-        """Freeze what is stored in a type that weights can't be averaged in (integers, 8-bit floats)."""
-        stored = self._stored()
-        for operand, axis in self.weights:
-            kinds = _WEIGHT_TYPES | _STORED_TYPES | _COARSE_TYPES if operand in stored else _WEIGHT_TYPES
-            if operand.is_constant and self.shapes.types.get(operand.name) not in kinds:
-                reason = f"{self.graph.nodes[operand.node].title} reads {operand.name!r}, which is not stored as floats"
-                self.unifier.freeze(self.axes[operand][axis], reason)
-
-    def _settle_spare(self) -> None:
-        """Let go of what is spare where it is on an axis beside nothing that may change; freeze it elsewhere."""
-        needed: set[Atom] = set()
-        for told in self.spare:
-            for axis in told.axes:
-                layout = self.unifier.resolve(self._layout(axis))
-                pairs = product_partners(layout)
-                held = {atom for pair in pairs for atom in pair if any(self._may_change(other) for other in pair)}
-                needed.update(a for a in leaves(self.unifier.resolve(self._layout(told.expr))) if a not in held)
-        for atom in dict.fromkeys(a for told in self.unifier.spare for a in leaves(self.unifier.resolve(told))):
-            if atom in needed and not atom.reason:
-                self.unifier.mark_parallel(atom, atom.spare)
-            else:
-                self.unifier.freeze(atom, atom.spare, apart=True)
-
-    @staticmethod
-    def _may_change(atom: Atom) -> bool:
-        return atom.size > 1 and not (atom.reason or atom.spare)
-
-    def _title(self, operand: Operand) -> str:
-        """Return what to call the node that reads a constant, or makes any other value."""
-        node = operand.node if operand.is_constant else self.graph.producers.get(operand.name, -1)
-        return repr(operand.name) if node < 0 else self.graph.nodes[node].title
-
-    def _freeze_products(self, members: Mapping[Atom, Sequence[ParameterAxis]]) -> None:
-        """Where two channel atoms multiply on one axis, free the larger one and keep the other.
-
-        Halving both would take three quarters of the axis. Heads are units of their own beside what each of them has.
-        """
-        for operand, axes in self.axes.items():
-            for axis, layout in enumerate(axes):
-                if self.weights.get((operand, axis)) is Role.ENCODING:
-                    # Scales of outputs x blocks in one row: no map multiplies them.
-                    continue
-                for a, b in product_partners(self.unifier.resolve(layout)):
-                    if a.reason or b.reason or a.size == 1 or b.size == 1:
-                        continue
-                    if a is not b and (a.parallel or b.parallel):
-                        continue
-                    if a is b:
-                        self.unifier.freeze(a, f"{self._title(operand)} has it times itself on one axis")
-                    elif producer_of(members.get(a, ())) and producer_of(members.get(b, ())):
-                        kept, other = (a, b) if a.size < b.size else (b, a)
-                        reason = f"{self._title(operand)} has it times {other.size} channels, which are fused instead"
-                        self.unifier.freeze(kept, reason, apart=True)
