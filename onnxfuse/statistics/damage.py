@@ -61,7 +61,7 @@ class Reading:
             is measured. Two independent halves of what was observed; None where they do not have the form of f(z).
         sets: Into how many sets of equal size the channels fall, one after the other, of which none can stand in for
             another: the reader's results are made of one set each. Covariances between sets are zero then.
-        parameter: Which of the group's parameters reads them so; -1 where that is none's concern.
+        parameter: Which of the group's parameters reads them so; -1 if none does, as in a product of computed tensors.
     """
 
     covariance: Floats
