@@ -730,7 +730,7 @@ def test_inspect_marks_statistics_and_channels_that_can_not_be_mixed() -> None:
     h = net.node("LayerNormalization", net.matmul(x, 6, name="stream"), net.vector(6), net.vector(6))
     product = net.node(
         "MatMul",
-        net.matmul(h, 5, bias=False, name="query"),
+        net.node("Relu", net.matmul(h, 5, bias=False, name="query")),
         net.node("Transpose", net.matmul(h, 5, bias=False, name="key"), perm=[0, 2, 1]),
     )
     net.output(product)
