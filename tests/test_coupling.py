@@ -387,3 +387,17 @@ def test_shuffles_that_tie_single_channels_name_the_node() -> None:
     reasons = {g.frozen for g in groups if g.name.startswith("first")}
     assert reasons
     assert all(re.match(r"'sum\d' \(Add\) reads a concatenation as 2 equal parts", reason) for reason in reasons)
+
+
+def test_what_comes_behind_parts_that_do_not_fit_is_tied_too() -> None:
+    """Two of three equal pieces of a sum can't be made equal; the channels of the third stay as well."""
+    net = Net(17, seed=0)
+    x, other = net.input(1, 6, 5, 6, name="x0"), net.input(1, 3, 5, 6, name="x1")
+    both = net.node("Concat", net.conv(x, 6, group=3), net.conv(other, 6, group=3), axis=1)
+    wide = net.conv(net.conv(both, 4, name="narrow"), 12, group=4, name="wide")
+    net.output(net.gemm(net.node("Flatten", net.node("Add", wide, both)), 2, name="last"))
+    analysis = analysis_of(net.model())
+    free = [group.name for group in analysis.channels.groups if not group.frozen]
+    maps = {name: ChannelMap.selection(np.array([0]), group_called(analysis, name).channels) for name in free}
+    result = fuse(analysis, maps)
+    assert_same_shapes(run_ort(net.model(), net.feeds), run_ort(result.model, net.feeds))

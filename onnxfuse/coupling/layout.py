@@ -348,14 +348,22 @@ class Unifier:
     def _equate_sequences(self, left: Layout, right: Layout) -> None:
         a: Layout | None = left
         b: Layout | None = right
+        failed: list[LayoutMismatchError] = []
         while a is not None and b is not None:
             head_a, rest_a = self._pop(a)
             head_b, rest_b = self._pop(b)
             cut = min(self.size(head_a), self.size(head_b))
             head_a, rest_a = self._cut_head(head_a, rest_a, cut)
             head_b, rest_b = self._cut_head(head_b, rest_b, cut)
-            self.equate(head_a, head_b)
+            try:
+                self.equate(head_a, head_b)
+            except LayoutMismatchError as error:
+                if not error.parts:
+                    raise
+                failed.append(error)
             a, b = rest_a, rest_b
+        if failed:
+            raise LayoutMismatchError(str(failed[0]), tuple(part for error in failed for part in error.parts))
 
     def _pop(self, layout: Layout) -> tuple[Layout, Layout | None]:
         layout = self.resolve(layout)
