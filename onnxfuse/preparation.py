@@ -234,9 +234,7 @@ def prepare(task: Task, clock: Clock, commands: Commands, *, shares_budget: bool
         plans = _plans(analysis, bodies, config, wanted)
     if config.prove:
         with clock.stage("prove coupling"):
-            changing = [plan.group for plan in plans if config.target or plan.kept < plan.group.channels]
-            free = [group for group in changing if not group.frozen and group.channels > 1]
-            analysis, note = prove_groups(analysis, free, given.samples, config)
+            analysis, note = _proven(analysis, plans, given.samples, config)
             plans = _plans(analysis, bodies, config, wanted)
             notes.append(note)
     free = [plan.group for plan in plans if not plan.reason]
@@ -263,6 +261,15 @@ def prepare(task: Task, clock: Clock, commands: Commands, *, shares_budget: bool
             found = _together(found, commands) if has_bodies(graph) else _alone(found)
             refuse_nothing(analysis, found.plans, bodies, config)
     return replace(found, judgements=worked_out) if is_blind and not shares_budget else found
+
+
+def _proven(
+    analysis: Analysis, plans: Sequence[GroupPlan], samples: Samples, config: CompressionConfig
+) -> tuple[Analysis, str]:
+    """Prove the coupling of the groups that may change; return the analysis with what failed frozen, and a note."""
+    changing = [plan.group for plan in plans if config.target or plan.kept < plan.group.channels]
+    free = [group for group in changing if not group.frozen and group.channels > 1]
+    return prove_groups(analysis, free, samples, config)
 
 
 def _alone(prepared: Prepared) -> Prepared:

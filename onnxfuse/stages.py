@@ -136,7 +136,7 @@ def allocate_widths(
     elif wider := [choice for choice in choices if widths[choice.group.atom] < choice.widths[0]]:
         multiple = f" in multiples of {config.round_to}" if config.round_to > 1 else ""
         price, name = min((_next_price(choice, table, widths), choice.group.name) for choice in wider)
-        why = f"no widths{multiple} come nearer without over twice the damage; the next step of {name!r} alone is "
+        why = f"no widths{multiple} come nearer without half as much damage again; the next step of {name!r} alone is "
         why += f"{price:,.0f}"
         note = unused_budget(target, limit, cost, why)
     return [replace(plan, kept=widths.get(plan.group.atom, plan.group.channels)) for plan in plans], note

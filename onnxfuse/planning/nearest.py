@@ -28,7 +28,7 @@ _MOST_SHIFTS, _MOST_MOVES = 8, 120
 _MOST_TOGETHER, _MOST_SETS = 5, 8000
 # What fills a gap may do so many times the damage of the cheaper widths before it, or so much more: to hit a budget
 # is not worth any damage.
-_DEARER, _LITTLE = 2.0, 0.01
+_DEARER, _LITTLE = 1.5, 0.01
 # Costs that differ by a smaller share are the same.
 _ROUNDING = 1e-9
 
@@ -92,7 +92,7 @@ def nearest_widths(
     """Return the dearest widths within a budget of those near given ones that are worth it, or fill a gap.
 
     They are worth it if no cheaper ones do as little damage. Between costs of such that are more than a percent apart,
-    those that do least damage fill the gap, unless that is more than twice the damage.
+    those that do least damage fill the gap, unless that is more than half as much damage again.
 
     Args:
         choices: The groups.
