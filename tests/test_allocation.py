@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import onnxfuse
@@ -161,6 +161,7 @@ def test_weights_that_the_graph_puts_together_count(directions: int, units: int)
 
 
 @given(st.integers(0, 30), st.floats(0.1, 1.0))
+@example(2, 0.2578125)
 def test_a_greedy_allocation_is_near_the_best_of_all(seed: int, share: float) -> None:
     """The budget holds, and no choice of widths that is cheaper does much less damage (brute force)."""
     analysis = analysis_of(network())
