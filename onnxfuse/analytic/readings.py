@@ -17,6 +17,7 @@ from onnxfuse.coupling.sets import places as places_in
 from onnxfuse.graph.view import Operand
 from onnxfuse.statistics.channels import Channels, GaussianChannels, ObservedChannels
 from onnxfuse.statistics.damage import Reading, within_sets
+from onnxfuse.statistics.relative import relative_weights
 
 __all__ = ["analytic_readings"]
 
@@ -69,7 +70,7 @@ def _reading(
     sets = group.sets if any(other.is_apart for other in others) else 1
     mean, covariance = _of_channels(seen, where.index)
     about = within_sets(covariance if place.has_shift else covariance + np.outer(mean, mean), sets)
-    weights = row_coordinates(place.weights / end.total**0.5)
+    weights = row_coordinates(relative_weights(place.weights, end.variance, place.outputs))
     channels = _channels(analysis, group, place, moments, rng)
     return Reading(about, seen.mean[where.index], weights, place.has_shift, channels, sets, place.parameter)
 

@@ -63,6 +63,11 @@ class LinearNode:
         return "Conv" in self.node.op
 
     @property
+    def output_axis(self) -> int:
+        """The axis of its weight that has its outputs."""
+        return 0 if self.is_convolution or self._is_transposed else 1
+
+    @property
     def is_clipped(self) -> bool:
         """Whether its result is rounded and clipped to integers, and so may be an activation of what it computes."""
         return self.node.op in {"QLinearConv", "QLinearMatMul"} or (self.node.op == "QGemm" and _has_scale(self.node))

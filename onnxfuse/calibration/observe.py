@@ -2,43 +2,35 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from onnxfuse.analysis import Analysis
-from onnxfuse.arrays import (
-    FloatArray,
-    Floats,
-    IntArray,
-    add_products,
-    finite_rows,
-    join_axes,
-    mirror,
-    row_coordinates,
-    strips,
-)
+from onnxfuse.arrays import Floats, IntArray, row_coordinates
 from onnxfuse.calibration.activation_paths import ActivationPath, PathFunction, activation_path
 from onnxfuse.calibration.batches import for_samples
 from onnxfuse.calibration.contraction_shares import contraction_shares
 from onnxfuse.calibration.linear import LinearNode, ending_of, linear_nodes
+from onnxfuse.calibration.sums import FEWEST_CHANNEL_ROWS, ChannelRows, MomentSums, OutputSpread
 from onnxfuse.config import Provider
 from onnxfuse.coupling.groups import CouplingGroup, ParameterAxis
 from onnxfuse.coupling.layout import leaves
 from onnxfuse.coupling.scales_behind import scale_behind
 from onnxfuse.coupling.sets import Places, has_sets_elsewhere
 from onnxfuse.coupling.sets import places as places_in
+from onnxfuse.fusion.mapping import along, rows_of
 from onnxfuse.fusion.weights import WeightState
 from onnxfuse.gradient.forward import with_outputs
 from onnxfuse.graph.view import NodeView, Operand
 from onnxfuse.proof.runtime import Session
 from onnxfuse.proof.samples import Samples
 from onnxfuse.statistics.bilinear import root
-from onnxfuse.statistics.channels import Channels, ObservedChannels
-from onnxfuse.statistics.damage import Reading, shrunk, within_sets
+from onnxfuse.statistics.channels import Channels
+from onnxfuse.statistics.damage import Reading, within_sets
 from onnxfuse.statistics.features import Role
-from onnxfuse.statistics.gaussian import Elementwise
+from onnxfuse.statistics.relative import cautious_weights, relative_weights
 
 __all__ = ["ReadingPlace", "channels_before", "observe_readings", "read_at", "reading_places", "stream_values"]
 
@@ -47,139 +39,10 @@ AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 # How many places to sum over, for every channel and in all.
 _ROWS_PER_CHANNEL = 50
 _FEWEST_ROWS = 40_000
-# How many numbers of a value are squared at a time.
-_PART = 2**21
-# Rows of channels before their activation: for every channel, at most, and so that a half is worth something.
-_CHANNEL_ROWS, _MOST_CHANNEL_ROWS, _FEWEST_CHANNEL_ROWS = 512, 8192, 1.5
+# Rows of channels before their activation: for every channel, and at most.
+_CHANNEL_ROWS, _MOST_CHANNEL_ROWS = 512, 8192
 # How much memory the values of one run may take.
 _MOST_BYTES = 2**29
-
-
-@dataclass
-class _Moments:
-    """Sums over rows of one group's channels in one value; a channel has m places on the axis, each in rows of its own.
-
-    Totals and counts are those of each place, shapes (m, C) and (m,).
-    """
-
-    value: str
-    places: Places
-    independent: float = 0.0
-    totals: FloatArray = field(init=False)
-    counts: IntArray = field(init=False)
-    products: FloatArray = field(init=False)
-
-    def __post_init__(self) -> None:
-        channels, copies = self.places.index.shape
-        self.totals, self.counts = np.zeros((copies, channels)), np.zeros(copies, np.int64)
-        self.products = np.zeros((channels, channels))
-
-    def add(self, array: AnyArray, samples: int, share: float, rng: np.random.Generator) -> None:
-        # Neighbouring places of one sample are alike; the root of their number is a fair guess of how many count.
-        where = self.places.index
-        moved = np.atleast_2d(join_axes(array, self.places.axes, last=True))
-        places = array.size // moved.shape[-1]
-        self.independent += samples * float(np.sqrt(max(places // samples, 1)))
-        wanted = max(2, int(np.ceil(share * places)))
-        # Places are chosen first, so that nothing else is copied.
-        chosen = rng.choice(places, wanted, replace=False) if wanted < places else np.arange(places)
-        rows = moved[np.unravel_index(chosen, moved.shape[:-1])]
-        # (rows, C, m) -> (rows x m, C)
-        copies = where.shape[1]
-        part = rows[:, where].transpose(0, 2, 1).reshape(-1, len(where))
-        part, of_copy = finite_rows(part, np.tile(np.arange(copies), len(rows)))
-        self.counts += np.bincount(of_copy, minlength=copies)
-        if len(part) == len(rows) * copies:
-            self.totals += part.reshape(-1, copies, len(where)).sum(axis=0, dtype=np.float64)
-        else:
-            np.add.at(self.totals, of_copy, part)
-        # Squares of large numbers may overflow; what is not finite in the end is left out.
-        with np.errstate(over="ignore", invalid="ignore"):
-            add_products(self.products, part)
-
-    @property
-    def is_sound(self) -> bool:
-        """Whether there are sums, and none has overflown; samples that do say nothing, and the drift will tell."""
-        return bool(self.counts.all()) and bool(np.isfinite(self.products.sum()))
-
-    @property
-    def means(self) -> FloatArray:
-        """Those of every channel at each of its places, shape (C, m)."""
-        return np.asarray((self.totals / self.counts[:, None]).T)
-
-    def estimates(self, *, centred: bool) -> tuple[Floats, Floats]:
-        """Return the covariance and the second moments about zero; twice the latter if not ``centred``.
-
-        The sums, which may be the largest thing in memory, are used up.
-        """
-        count = int(self.counts.sum())
-        mean = self.totals.sum(axis=0) / count
-        products, self.products = self.products, np.zeros((0, 0))
-        mirror(products)
-        for strip in strips(len(mean)):
-            products[strip] /= count
-            products[strip] -= np.outer(mean[strip], mean)
-        second = covariance = shrunk(products, self.independent)
-        del products
-        if centred:
-            second = covariance.copy()
-        for strip in strips(len(mean)):
-            second[strip] += np.outer(mean[strip], mean)
-        return covariance, second
-
-
-@dataclass
-class _Spread:
-    """Total variance of a value over its channels."""
-
-    axis: int
-    count: int = 0
-    total: FloatArray = field(default_factory=lambda: np.zeros(1))
-    squares: FloatArray = field(default_factory=lambda: np.zeros(1))
-
-    def add(self, array: AnyArray) -> None:
-        moved = np.moveaxis(array, self.axis, -1)
-        for part in np.array_split(moved, max(1, array.size // _PART)):
-            rows = finite_rows(part.reshape(-1, moved.shape[-1]))[0]
-            self.count += len(rows)
-            self.total = self.total + rows.sum(axis=0, dtype=np.float64)
-            self.squares = self.squares + np.square(rows, dtype=np.float64).sum(axis=0)
-
-    @property
-    def variance(self) -> float:
-        count = max(self.count, 1)
-        return float(np.maximum(self.squares / count - (self.total / count) ** 2, 0.0).sum())
-
-
-@dataclass
-class _Rows:
-    """Rows of one group's channels before their activation, in two halves from different samples."""
-
-    value: str
-    places: Places
-    wanted: int
-    halves: tuple[list[AnyArray], list[AnyArray]] = field(default_factory=lambda: ([], []))
-    seen: int = 0
-
-    def add(self, array: AnyArray, samples: int, total: int, rng: np.random.Generator) -> None:
-        """Take rows of a run that has so many of all samples."""
-        where, parts = self.places.index, join_axes(array, self.places.axes, last=True)
-        # Where samples are not along the first axis, a whole run counts as one.
-        parts = parts.reshape(samples if len(parts) % samples == 0 else 1, -1, parts.shape[-1])
-        places = -(-self.wanted * samples // (total * len(parts)))
-        for part in parts:
-            rows = part[rng.integers(0, len(part), min(places, len(part)))]
-            spread = rows[:, where].transpose(0, 2, 1).reshape(-1, len(where))
-            self.halves[self.seen % 2].append(finite_rows(spread)[0])
-            self.seen += 1
-
-    def channels(self, function: Elementwise) -> tuple[Channels, Channels] | None:
-        """Return both halves; None where there are too few samples for two."""
-        rows = [np.concatenate(half).astype(np.float32) if half else np.empty((0, 0)) for half in self.halves]
-        if min(len(half) for half in rows) < _FEWEST_CHANNEL_ROWS * len(self.places.index):
-            return None
-        first, second = (ObservedChannels(function, half) for half in rows)
-        return first, second
 
 
 @dataclass(frozen=True)
@@ -192,6 +55,8 @@ class ReadingPlace:
         moments: The value in which it finds the channels, and the axis.
         end: The value in which its result ends.
         axis: The axis of that value along which outputs lie.
+        outputs: Along that axis, to which output each of its weights belongs: shape (S, D), int64, for S sets of
+            channels; None where all outputs count by the variance that they add, as in a residual sum.
         has_shift: Whether something can make a mean good, behind the reader.
         path: What lies between the producers and the reader; None where that does not have the form of f(z).
         is_apart: Whether the reader hears the sets of the group each for itself.
@@ -204,6 +69,7 @@ class ReadingPlace:
     moments: tuple[str, int]
     end: str
     axis: int
+    outputs: IntArray | None
     has_shift: bool
     path: ActivationPath | None
     is_apart: bool
@@ -230,16 +96,16 @@ def observe_readings(
         RuntimeFailedError: ONNX Runtime could not run the network.
     """
     places = reading_places(analysis, groups)
-    moments: dict[tuple[str, str, int], _Moments] = {}
-    spreads: dict[str, _Spread] = {}
-    rows: dict[tuple[str, str], _Rows] = {}
+    moments: dict[tuple[str, str, int], MomentSums] = {}
+    spreads: dict[str, OutputSpread] = {}
+    rows: dict[tuple[str, str], ChannelRows] = {}
     for group in groups:
         for place in places[group.name]:
             for value, axis in (place.moments, place.partner or place.moments):
                 where = places_in(analysis.channels.layouts[Operand(value)], axis, group, {})
-                moments[group.name, value, axis] = _Moments(value, where)
+                moments[group.name, value, axis] = MomentSums(value, where)
             if place.partner is None:
-                spreads[place.end] = _Spread(place.axis)
+                spreads[place.end] = OutputSpread(place.axis)
         if all(place.path is not None for place in places[group.name]):
             rows.update(
                 {(group.name, p.path.before): _rows(analysis, group, p.path) for p in places[group.name] if p.path}
@@ -273,8 +139,8 @@ def reading_places(analysis: Analysis, groups: Sequence[CouplingGroup]) -> dict[
 def _readings(
     group: CouplingGroup,
     places: Sequence[ReadingPlace],
-    moments: Mapping[tuple[str, str, int], _Moments],
-    spreads: Mapping[str, _Spread],
+    moments: Mapping[tuple[str, str, int], MomentSums],
+    spreads: Mapping[str, OutputSpread],
     channels: Mapping[tuple[str, ActivationPath], tuple[Channels, Channels] | None],
     shares: Mapping[int, float],
 ) -> Iterator[Reading]:
@@ -293,17 +159,18 @@ def _readings(
         if place.moments not in estimates or (place.partner or place.moments) not in estimates:
             continue
         covariance, second = estimates[place.moments]
-        weights: Floats = place.weights
+        sums = moments[group.name, *place.moments]
+        weights: Floats
         if place.partner is None:
-            variance = spreads[place.end].variance
+            weights = relative_weights(place.weights, spreads[place.end].variances, place.outputs)
+            weights = cautious_weights(weights, sums.variance_errors)
         else:
             other = estimates[place.partner][1]
-            weights, variance = root(other) * shares[place.contraction] ** 0.5, float((second * other).sum())
-        weights = weights / (variance**0.5 if np.isfinite(variance) and variance > 0 else 1.0)
+            weights = root(other) * shares[place.contraction] ** 0.5
+            weights = relative_weights(weights, (second * other).sum(axis=1), None)
         before = None if place.path is None else channels.get((group.name, place.path))
         about = covariance if place.has_shift else second
-        means = moments[group.name, *place.moments].means
-        yield Reading(about, means, row_coordinates(weights), place.has_shift, before, sets, place.parameter)
+        yield Reading(about, sums.means, row_coordinates(weights), place.has_shift, before, sets, place.parameter)
 
 
 def _places(
@@ -318,17 +185,19 @@ def _places(
         where = read_at(analysis, group, parameter, node)
         if where is None:
             continue
-        end, has_shift = node.outputs[0], False
-        if node.index in linear:
-            end = ending_of(linear[node.index], analysis.graph, analysis.channels).value
-            has_shift = state.output_shift(node) is not None
+        end, outputs, has_shift = node.outputs[0], None, False
+        if (made := linear.get(node.index)) is not None:
+            ending = ending_of(made, analysis.graph, analysis.channels)
+            # A branch that adds little to a loud sum may be cut hard, whatever it adds to each channel.
+            outputs = None if ending.other else _outputs(analysis, group, parameter, made)
+            end, has_shift = ending.value, state.output_shift(node) is not None
         elif (behind := scale_behind(analysis.graph, node)) is not None:
             end = behind.result
         is_apart = has_sets_elsewhere(analysis.channels.layouts[parameter.operand], parameter.axis, group)
         # Convolutions of every kind have channels behind the samples, all other readers last.
         axis = 1 if "Conv" in node.op else -1
         path = _path(analysis, group, where[0])
-        yield ReadingPlace(number, features.weights, where, end, axis, has_shift, path, is_apart)
+        yield ReadingPlace(number, features.weights, where, end, axis, outputs, has_shift, path, is_apart)
     for told in group.contractions:
         end = analysis.graph.nodes[told.node].outputs[0]
         # Its scores are multiplied, set by set, and nothing makes their mean good.
@@ -338,6 +207,7 @@ def _places(
             moments=told.plain,
             end=end,
             axis=-1,
+            outputs=None,
             has_shift=False,
             path=None,
             is_apart=group.sets > 1,
@@ -346,9 +216,21 @@ def _places(
         )
 
 
+def _outputs(analysis: Analysis, group: CouplingGroup, parameter: ParameterAxis, made: LinearNode) -> IntArray | None:
+    """Return which output each weight of a node belongs to, by set of channels; None where that is not plain."""
+    if parameter.operand != made.weight:
+        return None
+    dims = tuple(analysis.graph.constants[made.weight.name].dims)
+    where = places_in(analysis.channels.layouts[made.weight], parameter.axis, group, {})
+    firsts = Places(where.axes, where.index[:: group.channels])
+    numbers = np.arange(dims[made.output_axis], dtype=np.float64)
+    outputs = np.broadcast_to(along(numbers, made.output_axis, len(dims)), dims)
+    return rows_of(outputs, firsts).astype(np.int64)
+
+
 def _path(analysis: Analysis, group: CouplingGroup, value: str) -> ActivationPath | None:
     """Return the path to what a reader reads; None also for groups whose channels may not be mixed, or are too many."""
-    if group.unmixable or group.sets * group.channels > _MOST_CHANNEL_ROWS / (2 * _FEWEST_CHANNEL_ROWS):
+    if group.unmixable or group.sets * group.channels > _MOST_CHANNEL_ROWS / (2 * FEWEST_CHANNEL_ROWS):
         return None
     return activation_path(analysis, group, value)
 
@@ -366,9 +248,9 @@ def channels_before(analysis: Analysis, group: CouplingGroup, path: ActivationPa
     return axis, places_in(layouts, axis, group, {})
 
 
-def _rows(analysis: Analysis, group: CouplingGroup, path: ActivationPath) -> _Rows:
+def _rows(analysis: Analysis, group: CouplingGroup, path: ActivationPath) -> ChannelRows:
     _, where = channels_before(analysis, group, path)
-    return _Rows(path.before, where, min(_CHANNEL_ROWS * len(where.index), _MOST_CHANNEL_ROWS))
+    return ChannelRows(path.before, where, min(_CHANNEL_ROWS * len(where.index), _MOST_CHANNEL_ROWS))
 
 
 def read_at(
@@ -393,9 +275,9 @@ def read_at(
 
 def _run(
     analysis: Analysis,
-    moments: Mapping[tuple[str, str, int], _Moments],
-    spreads: Mapping[str, _Spread],
-    rows: Mapping[tuple[str, str], _Rows],
+    moments: Mapping[tuple[str, str, int], MomentSums],
+    spreads: Mapping[str, OutputSpread],
+    rows: Mapping[tuple[str, str], ChannelRows],
     samples: Samples,
     provider: Provider,
     rng: np.random.Generator,
