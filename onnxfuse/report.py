@@ -62,8 +62,8 @@ class GroupReport:
         channels_after: K.
         frozen: Why it was kept as it is, or None if it was compressed or could have been.
         method: How its map was found; None where there is none.
-        damage: Share of the variance of what its readers' results end in that is lost, J, summed over the readers and
-            before the refit; None where no samples were looked at.
+        damage: Share of the variance of what its readers' results end in that may well be lost, J, summed over the
+            readers and before the refit; None where no samples were looked at.
         residual: Whether an addition of computed tensors ties it.
         parameters: How many parameters follow its channels.
         nodes: Names of the nodes whose weights follow its channels, in graph order.

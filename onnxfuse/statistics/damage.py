@@ -7,7 +7,7 @@ layer's outputs by
 
 (method of output reconstruction: He et al., ICCV 2017; Luo et al., "ThiNet", ICCV 2017). For a given A the best B does
 not depend on V. A group with several readers has the sum over them, each relative to the variance of what its result
-ends in, so that damages of different layers can be compared.
+ends in (`onnxfuse.statistics.relative`), so that damages of different layers can be compared.
 """
 
 from collections.abc import Sequence
@@ -54,8 +54,8 @@ class Reading:
         covariance: S, shape (C, C), float64, or float32 if it is large: of the channels as the reader sees them; about
             zero, not about the mean, where nothing can make a mean good.
         means: E[h] at each of the m places that a channel has on the axis that is read, shape (C, m), float64.
-        weights: V divided by the deviation of what the reader's result ends in, shape (C, D), as precise as S; or
-            anything else with the same V V^T.
+        weights: V divided by the deviation of what the reader's result ends in, of all outputs or of each, shape
+            (C, D), as precise as S; or anything else with the same V V^T.
         has_shift: Whether something can make a mean good, behind the reader.
         channels: The channels before their activation, twice: as the input map is fitted to them, and as what it misses
             is measured. Two independent halves of what was observed; None where they do not have the form of f(z).
