@@ -30,11 +30,11 @@ def relative_weights(weights: Floats, variances: FloatArray, outputs: IntArray |
         Shape (C, D), of the same type.
 
     Example:
-        >>> both = np.array([[1.0, 10.0]])
-        >>> relative_weights(both, np.array([1.0, 100.0]), np.array([[0, 1]])).round(3).tolist()
-        [[0.562, 0.707]]
-        >>> relative_weights(both, np.array([1.0, 100.0]), None).round(3).tolist()
-        [[0.1, 0.995]]
+        >>> both = np.array([[1.0, 5.0]])
+        >>> relative_weights(both, np.array([1.0, 25.0]), np.array([[0, 1]])).round(3).tolist()
+        [[0.707, 0.707]]
+        >>> relative_weights(both, np.array([1.0, 25.0]), None).round(3).tolist()
+        [[0.196, 0.981]]
     """
     total = float(variances.sum())
     if not (np.isfinite(total) and total > 0):
