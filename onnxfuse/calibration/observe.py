@@ -162,15 +162,15 @@ def _readings(
         sums = moments[group.name, *place.moments]
         weights: Floats
         if place.partner is None:
-            weights = relative_weights(place.weights, spreads[place.end].variances, place.outputs)
+            weights = row_coordinates(relative_weights(place.weights, spreads[place.end].variances, place.outputs))
             weights = cautious_weights(weights, sums.variance_errors)
         else:
             other = estimates[place.partner][1]
             weights = root(other) * shares[place.contraction] ** 0.5
-            weights = relative_weights(weights, (second * other).sum(axis=1), None)
+            weights = row_coordinates(relative_weights(weights, (second * other).sum(axis=1), None))
         before = None if place.path is None else channels.get((group.name, place.path))
         about = covariance if place.has_shift else second
-        yield Reading(about, sums.means, row_coordinates(weights), place.has_shift, before, sets, place.parameter)
+        yield Reading(about, sums.means, weights, place.has_shift, before, sets, place.parameter)
 
 
 def _places(
