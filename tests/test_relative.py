@@ -9,9 +9,15 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 import onnxfuse
+from onnxfuse.calibration.linear import linear_nodes
+from onnxfuse.calibration.observe import reading_places
+from onnxfuse.fusion.weights import WeightState
 from onnxfuse.statistics.damage import Reading, greedy_order
+from onnxfuse.statistics.features import Role
 from onnxfuse.statistics.relative import cautious_weights, relative_weights, variance_errors
 from tests.builders import AnyArray, Net
+from tests.examples import EXAMPLES, Example
+from tests.laws import analysis_of
 
 
 @given(st.integers(0, 99), st.floats(-50, 50), st.integers(20, 400))
@@ -93,3 +99,51 @@ def test_damages_do_not_depend_on_how_a_scale_is_split() -> None:
     plain, split = ([g.damage for g in plan.groups.values() if g.damage is not None] for plan in planned)
     assert len(plain) == 2
     assert split == pytest.approx(plain, rel=1e-3)
+
+
+LINEAR = [example for example in EXAMPLES if example.free and example.op in {"Conv", "Gemm", "MatMul"}]
+
+
+@pytest.mark.parametrize("example", LINEAR, ids=lambda example: example.name)
+def test_outputs_are_those_that_weights_belong_to(example: Example) -> None:
+    """With one output's filter doubled, the numbers of that output change and no others."""
+    analysis = analysis_of(example.net().model())
+    linear = {node.node.index: node for node in linear_nodes(analysis.graph, analysis.channels)}
+    groups = [group for group in analysis.channels.groups if not group.frozen]
+    for group in groups:
+        for place in reading_places(analysis, [group])[group.name]:
+            if place.outputs is None:
+                continue
+            operand = group.parameters[place.parameter].operand
+            node = linear[operand.node]
+            state = WeightState(analysis.graph, analysis.shapes, analysis.channels)
+            weight = state.array(operand)
+            output = weight.shape[node.output_axis] // 2
+            doubled = np.moveaxis(weight.copy(), node.output_axis, 0)
+            doubled[output] *= 2
+            state.replace(operand, np.moveaxis(doubled, 0, node.output_axis))
+            members = [i for i, p in enumerate(group.parameters) if p.role in {Role.PRODUCER, Role.CONSUMER}]
+            after = state.features(group).members[members.index(place.parameter)].weights
+            channels = len(after) // len(place.outputs)
+            expected = np.repeat(place.outputs == output, channels, axis=0) & (place.weights != 0)
+            np.testing.assert_array_equal(after != place.weights, expected)
+
+
+def test_outputs_are_told_apart_where_no_residual_sum_follows() -> None:
+    """A layer before an activation has its outputs told apart, in groups too; one that ends in a residual sum not."""
+    net = Net(17, seed=5)
+    x = net.node("Relu", net.conv(net.input(1, 3, 6, 6, batch="n"), 8, name="stem"))
+    h = net.node("Relu", net.conv(x, 8, name="grouped", group=2))
+    h = net.node("Relu", net.conv(h, 12, name="inner"))
+    h = net.node("Relu", net.node("Add", net.conv(h, 8, name="last"), x))
+    net.output(net.gemm(net.node("Flatten", net.node("GlobalAveragePool", h)), 5, name="head", transB=1))
+    analysis = analysis_of(net.model())
+    groups = [group for group in analysis.channels.groups if not group.frozen]
+    places = [place for found in reading_places(analysis, groups).values() for place in found]
+    told = {place.end: place.outputs is not None for place in places}
+    ends = {node.name: node.outputs[0] for node in analysis.graph.nodes}
+    add = next(node.outputs[0] for node in analysis.graph.nodes if node.op == "Add")
+    assert {name: told[ends[name]] for name in ("grouped", "inner", "head")} == dict.fromkeys(
+        ("grouped", "inner", "head"), True
+    )
+    assert not told[add]

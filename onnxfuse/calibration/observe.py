@@ -222,10 +222,15 @@ def _outputs(analysis: Analysis, group: CouplingGroup, parameter: ParameterAxis,
         return None
     dims = tuple(analysis.graph.constants[made.weight.name].dims)
     where = places_in(analysis.channels.layouts[made.weight], parameter.axis, group, {})
-    firsts = Places(where.axes, where.index[:: group.channels])
     numbers = np.arange(dims[made.output_axis], dtype=np.float64)
     outputs = np.broadcast_to(along(numbers, made.output_axis, len(dims)), dims)
-    return rows_of(outputs, firsts).astype(np.int64)
+    if made.output_axis not in where.axes:
+        where = Places(where.axes, where.index[:: group.channels])
+        return rows_of(outputs, where).astype(np.int64)
+    # Outputs tell the sets apart, and each channel of a set is to be read by the same ones.
+    rows = rows_of(outputs, where).astype(np.int64)
+    sets = rows.reshape(-1, group.channels, rows.shape[1])
+    return sets[:, 0] if (sets == sets[:, :1]).all() else None
 
 
 def _path(analysis: Analysis, group: CouplingGroup, value: str) -> ActivationPath | None:
