@@ -257,6 +257,7 @@ def test_a_budget_that_is_missed_is_told(digits: Path) -> None:
     )
     assert told is not None
     used, allowed = (int(number.replace(",", "")) for number in told.groups()[:2])
+    assert (used // 1000, allowed // 1000) == (33, 36)
     assert used < 0.99 * allowed
     assert float(told[3]) == pytest.approx(100 * used / allowed, abs=0.06)
     assert "no widths in multiples of 8 come nearer" in note

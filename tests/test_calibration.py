@@ -127,6 +127,11 @@ def test_results_end_behind_a_residual_addition() -> None:
     assert (ends["stem"].value, ends["stem"].other) == (analysis.graph.nodes[0].outputs[0], "")
 
 
+def variance_errors_of(x: AnyArray, count: float) -> AnyArray:
+    """Return the relative standard error of the variance of every column, as SciPy's kurtosis has it."""
+    return np.asarray(np.sqrt((scipy.stats.kurtosis(np.asarray(x, np.float64), fisher=False) - 1) / count))
+
+
 def test_judgements_predict_what_a_reader_loses() -> None:
     """On the samples themselves, J is what the best linear reader loses, or what it may well lose: measured on outputs.
 
@@ -148,8 +153,15 @@ def test_judgements_predict_what_a_reader_loses() -> None:
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     weight, bias = (constants[name] for name in model.graph.node[0].input[1:3])
     seen = np.maximum(next(iter(feeds.values())) @ weight + bias, 0.0)
-    errors = np.sqrt((scipy.stats.kurtosis(seen, fisher=False) - 1) / 400)
-    assert 0.95 * lost < judgement.damage[4] < 1.05 * (1 + errors.max()) * lost
+    kept, covariance = judgement.selected(4), np.cov(seen.T)
+    rebuilt = covariance[:, kept] @ np.linalg.solve(covariance[np.ix_(kept, kept)], covariance[kept])
+    read = constants[model.graph.node[2].input[1]] / np.sqrt(3 * y.var(axis=0))
+    plain, cautious = (
+        float(np.trace(v.T @ (covariance - rebuilt) @ v))
+        for v in (read, read * np.sqrt(1 + variance_errors_of(seen, 400))[:, None])
+    )
+    assert plain == pytest.approx(lost, rel=0.05)
+    assert judgement.damage[4] == pytest.approx(cautious, rel=0.05)
     report = next(g for g in made.report.groups if g.name == group.name)
     assert report.method == "least-damage"
     assert report.damage == pytest.approx(judgement.damage[4], rel=1e-6)
@@ -340,8 +352,8 @@ def test_folders_without_pictures_are_refused(tmp_path: Path) -> None:
         onnxfuse.compress(net.model(), calibration=tmp_path, provider="cpu")
 
 
-def seen_of_rows(dims: tuple[int, ...], *, channels_last: bool) -> Reading:
-    """Return what is seen of eight channels, for the same rows laid out in some way."""
+def seen_of_rows(dims: tuple[int, ...], *, channels_last: bool) -> tuple[Reading, AnyArray]:
+    """Return what is seen of eight channels, for the same rows laid out in some way, and their variances' errors."""
     rng = np.random.default_rng(4)
     rows = rng.normal(size=(9600, 5)) + np.array([3.0, 0, 0, 0, 0])
     weights = [rng.normal(size=(5, 8)), rng.normal(size=(8, 6)) + 0.5]
@@ -370,7 +382,9 @@ def seen_of_rows(dims: tuple[int, ...], *, channels_last: bool) -> Reading:
     group = next(group for group in analysis.channels.groups if group.channels == 8)
     given_samples = load_samples({"x": samples}, analysis.graph)
     (reading,) = observe_readings(analysis, [group], given_samples, Provider.CPU, 0)[group.name]
-    return reading
+    values = np.maximum(rows @ weights[0].reshape(8, 5).T if not channels_last else rows @ weights[0], 0.0)
+    # Of the places of one sample the root of their number counts.
+    return reading, variance_errors_of(values, len(samples) * float(np.sqrt(max(np.prod(dims), 1))))
 
 
 def correlations(matrix: AnyArray) -> AnyArray:
@@ -383,11 +397,13 @@ def correlations(matrix: AnyArray) -> AnyArray:
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_readings_do_not_depend_on_how_places_are_laid_out(dims: tuple[int, ...], *, channels_last: bool) -> None:
     """Along one axis or more; read by a product of matrices, or by a convolution."""
-    expected, found = seen_of_rows((), channels_last=True), seen_of_rows(dims, channels_last=channels_last)
+    expected, errors = seen_of_rows((), channels_last=True)
+    found, more_errors = seen_of_rows(dims, channels_last=channels_last)
     np.testing.assert_allclose(found.means, expected.means, rtol=1e-4)
     np.testing.assert_allclose(np.diag(found.covariance), np.diag(expected.covariance), rtol=1e-3)
-    # As how many independent rows the places of a sample count, and so how far correlations are shrunk, may differ,
-    # and by how much each channel counts for more than it seems to.
+    # As how many independent rows the places of a sample count decides how far correlations are shrunk, and by how much
+    # each channel counts for more than it seems to.
     np.testing.assert_allclose(correlations(found.covariance), correlations(expected.covariance), atol=0.02)
-    np.testing.assert_allclose(correlations(found.strength), correlations(expected.strength), atol=1e-4)
-    np.testing.assert_allclose(np.diag(found.strength), np.diag(expected.strength), rtol=0.25)
+    plain = expected.strength / np.sqrt(np.outer(1 + errors, 1 + errors))
+    other = found.strength / np.sqrt(np.outer(1 + more_errors, 1 + more_errors))
+    np.testing.assert_allclose(other, plain, rtol=1e-3)
