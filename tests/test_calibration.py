@@ -1,5 +1,6 @@
 """Walks through networks, linear nodes as regressions, what samples say of groups, and samples that are made up."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -384,7 +385,7 @@ def seen_of_rows(dims: tuple[int, ...], *, channels_last: bool) -> tuple[Reading
     (reading,) = observe_readings(analysis, [group], given_samples, Provider.CPU, 0)[group.name]
     values = np.maximum(rows @ weights[0].reshape(8, 5).T if not channels_last else rows @ weights[0], 0.0)
     # Of the places of one sample the root of their number counts.
-    return reading, variance_errors_of(values, len(samples) * float(np.sqrt(max(np.prod(dims), 1))))
+    return reading, variance_errors_of(values, len(samples) * math.sqrt(math.prod(dims)))
 
 
 def correlations(matrix: AnyArray) -> AnyArray:
