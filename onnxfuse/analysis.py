@@ -21,6 +21,7 @@ from onnxfuse.errors import ModelError, RuntimeFailedError, UnsupportedGraphErro
 from onnxfuse.graph.cost import Cost, measure_cost
 from onnxfuse.graph.files import SourceModel
 from onnxfuse.graph.shapes import Shapes, infer_shapes
+from onnxfuse.graph.unstacking import unstacked
 from onnxfuse.graph.view import GraphView
 from onnxfuse.proof.random_samples import candidate_dims, synthetic_samples
 from onnxfuse.proof.runtime import Session
@@ -59,7 +60,7 @@ class Analysis:
 
     Attributes:
         source: The model.
-        graph: Its graph.
+        graph: Its graph, with stacked projections cut apart (see `analyse`).
         shapes: Shapes at the smallest batch that tells the batch axis from others.
         input_dims: The input shapes that they hold for.
         channels: Its coupling groups.
@@ -127,16 +128,22 @@ def in_runs_that_fit(analysis: Analysis, samples: Samples) -> Samples:
 def analyse(source: SourceModel, graph: GraphView, samples: Samples | None) -> Analysis:
     """Infer shapes and coupling of a model.
 
+    Its graph is as in the file, but for stacked projections, which are cut apart (`onnxfuse.graph.unstacking`).
+
     Args:
         source: The model.
         graph: Its graph.
         samples: Inputs that it runs with; None to go by the stated shapes alone.
     """
     dims, batch = _small_dims(graph, samples) if samples else (next(candidate_dims(graph, most=math.inf)), 1)
-    shapes = infer_shapes(graph, dims)
+    shapes, observed = infer_shapes(graph, dims), None
     unknown = [o for node in graph.nodes for o in node.outputs if o and o not in shapes.dims]
     if unknown and samples:
         observed = _observe(source, unknown, dims, samples)
+        shapes = infer_shapes(graph, dims, observed)
+    apart = unstacked(graph, shapes, dims) if samples else None
+    if apart is not None and samples and _computes_the_same(source, apart, samples):
+        graph = GraphView(apart)
         shapes = infer_shapes(graph, dims, observed)
     channels = _without_broken(graph, solve_coupling(graph, shapes, known_rules()))
     cost = measure_cost(graph, shapes, lambda operand: shapes.dims.get(operand.name))
@@ -287,6 +294,28 @@ def _small_dims(graph: GraphView, samples: Samples) -> tuple[dict[str, tuple[int
     is_open = _open_batches(graph) & samples.batched
     batch = min(samples.batch, _BATCH) if is_open == set(samples.arrays) else 1
     return {name: (batch, *dims[1:]) if name in is_open else dims for name, dims in samples.dims.items()}, batch
+
+
+def _computes_the_same(source: SourceModel, model: onnx.ModelProto, samples: Samples) -> bool:
+    """Whether a model with another graph makes of some inputs exactly what the original makes of them."""
+    feeds = next(samples.feeds())
+    name = f"the original model {source.name!r}"
+    original = Session(source.path or source.model, Provider.CPU, optimise=False, name=name).run(feeds)
+    try:
+        other = Session(model, Provider.CPU, optimise=False, name=f"{name} with projections cut apart").run(feeds)
+    except (RuntimeFailedError, ModelError, UnsupportedGraphError) as error:
+        logger.warning("stacked projections stay as they are, please report this: %s", error.what)
+        return False
+    is_same = all(_is_equal(value, other[key]) for key, value in original.items())
+    if not is_same:
+        logger.warning("stacked projections stay as they are, please report this: cutting them apart changes outputs")
+    return is_same
+
+
+def _is_equal(a: object, b: object) -> bool:
+    return (
+        isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+    )
 
 
 def _observe(

@@ -338,7 +338,7 @@ def _cut_bodies(
         for chosen in _choices(analysis, samples, config, most):
             try:
                 constants = _constants(analysis, body)
-                around = values_around(analysis.source.model, [body], constants, chosen, config.provider, most)
+                around = values_around(analysis.graph.model, [body], constants, chosen, config.provider, most)
                 arrays = body_arrays(body, around, config.provider)
                 yield with_output_types(body, arrays, config.provider), arrays
                 break

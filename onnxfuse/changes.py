@@ -103,7 +103,7 @@ def _activations(prepared: Prepared, clock: Clock) -> tuple[Mapping[str, Activat
         shrinking = [plan.group for plan in prepared.plans if plan.kept < plan.group.channels]
         groups = [group for group in shrinking if not (config.is_auto and group.name in prepared.judgements)]
         if groups and name == "taylor":
-            graph = GraphView(for_samples(analysis.source.model, samples))
+            graph = GraphView(for_samples(analysis.graph.model, samples))
             loss = choose_loss(graph, samples, config.provider, prepared.labels)
             note = f"the importance taylor goes by the gradient of {loss.words}"
         return observe_activations(analysis, groups, name, samples, config.provider, config.seed, loss), note

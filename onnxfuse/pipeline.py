@@ -441,7 +441,7 @@ def _fixed(task: Task) -> Spending:
     graph = GraphView(source.model)
     analysis = analyse(source, graph, read_given(source, graph, task.calibration, task.config).samples)
     measure = Target.parse(task.config.target or "").measure
-    cost = CostTable(graph, analysis.shapes, analysis.channels, measure).total({})
+    cost = CostTable(analysis.graph, analysis.shapes, analysis.channels, measure).total({})
     groups = {g.name: PlannedGroup(g.channels, g.channels, g.frozen or None) for g in analysis.channels.groups}
     return Spending(lambda _: (groups, cost))
 

@@ -90,7 +90,7 @@ def prove_groups(
     few = samples.in_batches(enough_samples(analysis))
     feeds = few.sound_feeds()
     others = feeds_at_other_sizes(analysis.graph, analysis.input_dims, config.seed)
-    proof = prove_coupling(analysis.source.model, groups, changes, feeds, watched, config.provider, others)
+    proof = prove_coupling(analysis.graph.model, groups, changes, feeds, watched, config.provider, others)
     if proof.note:
         return analysis, f"the coupling was not proven on this model: {proof.note}"
     if not proof.refuted:

@@ -26,7 +26,10 @@ from tests.test_attention import FORMS, Form
 MIXABLE = (
     "separate",
     "values of another size",
+    "split evenly",
     "split by stated sizes",
+    "gathered",
+    "split from an axis",
     "heads in the batch",
     "heads in an open batch",
     "shapes computed",

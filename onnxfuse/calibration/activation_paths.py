@@ -184,8 +184,8 @@ class PathFunction:
                 [onnx.ValueInfoProto(name=path.after)],
                 [_named(tensor, name) for name, tensor in constants.items()],
             ),
-            opset_imports=analysis.source.model.opset_import,
-            ir_version=analysis.source.model.ir_version,
+            opset_imports=analysis.graph.model.opset_import,
+            ir_version=analysis.graph.model.ir_version,
         )
         self.session = Session(model, provider, name=f"the nodes before {path.after!r}")
 

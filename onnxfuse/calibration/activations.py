@@ -152,7 +152,7 @@ def _sensitivities(
     }
     names = dict.fromkeys(_differentiable(analysis, p.operand) for found in members.values() for p in found)
     totals: dict[str, FloatArray] = {}
-    graph = GraphView(for_samples(analysis.source.model, samples))
+    graph = GraphView(for_samples(analysis.graph.model, samples))
     for run in stream_gradients(graph, samples, list(names), loss, provider):
         for name, gradient in run.gradients.items():
             totals[name] = totals.get(name, 0.0) + gradient.astype(np.float64)

@@ -106,7 +106,7 @@ def for_samples(model: onnx.ModelProto, samples: Samples) -> onnx.ModelProto:
 
 def _computes_the_same(analysis: Analysis, samples: Samples, provider: Provider) -> bool:
     """Whether the opened network computes, for two samples at once, what the original does for each."""
-    model = analysis.source.model
+    model = analysis.graph.model
     names = [name for node in analysis.graph.nodes for name in node.outputs if name]
     feeds = [feeds for _, feeds in zip(range(2), samples.feeds(), strict=False)]
     both = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}

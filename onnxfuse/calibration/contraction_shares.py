@@ -54,7 +54,7 @@ def contraction_shares(
     if not readers:
         return shares
     ends = {node: ending_of(found, analysis.graph, analysis.channels).value for node, found in readers.items()}
-    model = with_outputs(for_samples(analysis.source.model, samples), dict.fromkeys(ends.values()))
+    model = with_outputs(for_samples(analysis.graph.model, samples), dict.fromkeys(ends.values()))
     switches = {node: _add_switch(model, analysis, node) for node in readers}
     session = Session(model, provider, name=f"the original model {analysis.source.name!r}")
     feeds: Mapping[str, AnyArray] = next(iter(samples.in_batches(_SAMPLES).feeds()))

@@ -73,7 +73,7 @@ def dream(
     if affordable == 0 or len(images) != 1:
         return None
     name, image = next(iter(images.items()))
-    graph = GraphView(for_samples(analysis.source.model, samples))
+    graph = GraphView(for_samples(analysis.graph.model, samples))
     value = _first_floats(analysis, name)
     if value is None:
         return None

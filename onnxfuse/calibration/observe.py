@@ -351,7 +351,7 @@ def stream_values(
         RuntimeFailedError: ONNX Runtime could not run the network.
     """
     wanted = dict.fromkeys(names)
-    model = for_samples(analysis.source.model, samples)
+    model = for_samples(analysis.graph.model, samples)
     model = with_outputs(model, (name for name in wanted if name not in analysis.graph.inputs))
     # Intermediate values would be fused away otherwise only where they are no outputs; so optimisation may stay.
     session = Session(model, provider, name=f"the original model {analysis.source.name!r}")

@@ -49,7 +49,7 @@ class SideBySide:
         self.state = state
         self.applied = applied
         self.samples = samples
-        original = for_samples(analysis.source.model, samples)
+        original = for_samples(analysis.graph.model, samples)
         self.original = Walk(original, samples, provider, "the original model")
         edits = collect_edits(analysis.graph, analysis.shapes, analysis.channels, state)
         compressed = apply_edits(analysis.graph, edits, {})

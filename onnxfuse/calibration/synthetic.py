@@ -233,7 +233,7 @@ def _suits(
 ) -> _Scale:
     """Return the scale that suits the network best: of inputs with those of the usual one first, raw ones second."""
     norms = list(_first_norms(analysis))
-    model = with_outputs(analysis.source.model, dict.fromkeys(norm.inputs[0] for norm in norms))
+    model = with_outputs(analysis.graph.model, dict.fromkeys(norm.inputs[0] for norm in norms))
     session = Session(model, config.provider, name=f"the original model {analysis.source.name!r}")
     strangeness, liveliness = {}, {}
     few = -(-_TRIALS // plain.batch) * plain.batch

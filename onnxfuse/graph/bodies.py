@@ -26,6 +26,7 @@ __all__ = [
     "splice_body",
     "subgraphs",
     "trip_count",
+    "value_names",
 ]
 
 # Before this version of the format every initializer has to be listed among the graph's inputs.
@@ -193,10 +194,10 @@ def splice_body(model: onnx.ModelProto, body: Body, changed: onnx.ModelProto) ->
     target: onnx.GraphProto = next(a.g for a in node.attribute if a.name == body.attribute)
     original = {t.name: t for t in body.model.graph.initializer}
     kept = [t for t in changed.graph.initializer if not _is_outside(t, body, original)]
-    before = set(_names(body.model.graph))
-    taken = set(_names(model.graph))
+    before = set(value_names(body.model.graph))
+    taken = set(value_names(model.graph))
     fresh = {t.name: t.name for t in kept if t.name in body.constants}
-    fresh |= {name: name for name in _names(changed.graph) if name not in before and name in taken}
+    fresh |= {name: name for name in value_names(changed.graph) if name not in before and name in taken}
     renamed = {name: _new_name(name, taken) for name in fresh}
     del target.node[:], target.initializer[:], target.value_info[:]
     target.node.extend(changed.graph.node)
@@ -274,7 +275,7 @@ def _is_outside(tensor: onnx.TensorProto, body: Body, original: Mapping[str, onn
     return tensor.name in body.constants and tensor == original[tensor.name]
 
 
-def _names(graph: onnx.GraphProto) -> Iterator[str]:
+def value_names(graph: onnx.GraphProto) -> Iterator[str]:
     """All names of values in a graph and in the bodies inside it."""
     yield from (i.name for i in graph.input)
     yield from (t.name for t in graph.initializer)
@@ -283,7 +284,7 @@ def _names(graph: onnx.GraphProto) -> Iterator[str]:
         yield from node.output
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):
-                yield from _names(inner)
+                yield from value_names(inner)
 
 
 def _new_name(stem: str, taken: set[str]) -> str:
