@@ -239,3 +239,16 @@ def test_an_even_split_of_places_stays() -> None:
     x = net.input(4, LENGTH, WIDTH, batch="n")
     net.output(*net.split(net.matmul(x, 3, name="made"), None, 2, axis=0))
     assert model_of(net.model(), net) is None
+
+
+def test_a_network_that_draws_numbers_stays(caplog: pytest.LogCaptureFixture) -> None:
+    """What can't be shown to compute the same is not cut, and that is no defect to report."""
+    net = Net(17, seed=6)
+    made = net.matmul(net.input(2, LENGTH, WIDTH, batch="n"), 2 * SIZE, name="made")
+    parts = net.split(net.node("Add", made, net.node("RandomNormalLike", made)), None, 2, axis=2)
+    net.output(net.matmul(net.node("Concat", net.node("Relu", parts[0]), parts[1], axis=2), 3, name="out"))
+    assert model_of(net.model(), net) is not None
+    graph = analysis_of(net.model(), feeds=net.feeds).graph
+    (split,) = [node for node in graph.nodes if node.op == "Split"]
+    assert len(split.inputs) == 1
+    assert not caplog.records
