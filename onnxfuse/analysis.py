@@ -141,8 +141,8 @@ def analyse(source: SourceModel, graph: GraphView, samples: Samples | None) -> A
     if unknown and samples:
         observed = _observe(source, unknown, dims, samples)
         shapes = infer_shapes(graph, dims, observed)
-    apart = unstacked(graph, shapes, dims) if samples else None
-    if apart is not None and samples and _computes_the_same(source, apart, samples):
+    apart = unstacked(graph, shapes, dims)
+    if apart is not None and (samples is None or _computes_the_same(source, apart, samples)):
         graph = GraphView(apart)
         shapes = infer_shapes(graph, dims, observed)
     channels = _without_broken(graph, solve_coupling(graph, shapes, known_rules()))

@@ -297,9 +297,7 @@ class _Rewriting:
         for pick in (pick for stack in stacks for pick in stack.picks):
             gone |= {pick.node.position, *(move.node.position for move in pick.moves)}
         for node in (node for node in even if node.position not in gone):
-            axis = node.attributes.get("axis", 0)
-            sizes = [shapes.dims[name][axis] for name in node.outputs]
-            fresh[node.position] = [self._node(node, "Split", node.inputs[0], node.outputs, "split", sizes, axis=axis)]
+            fresh[node.position] = [self._stated(node, shapes)]
             gone.add(node.position)
         nodes: list[onnx.NodeProto] = []
         for position, proto in enumerate(self.graph.model.graph.node):
@@ -314,6 +312,17 @@ class _Rewriting:
             del values[i]
         drop_unread(self.model, frozenset(name for name in self.graph.constants if name in self.graph.readers))
         return self.model
+
+    def _stated(self, node: NodeView, shapes: Shapes) -> onnx.NodeProto:
+        """Return an even Split with its sizes stated."""
+        axis = node.attributes.get("axis", 0)
+        like = self._node(
+            node, "Split", node.inputs[0], node.outputs, "split", [shapes.dims[name][axis] for name in node.outputs]
+        )
+        like.name, like.doc_string, like.domain = node.proto.name, node.proto.doc_string, node.proto.domain
+        like.attribute.extend(a for a in node.proto.attribute if a.name != "num_outputs")
+        like.metadata_props.extend(node.proto.metadata_props)
+        return like
 
     def _cut(self, stack: _Stack) -> Iterator[onnx.NodeProto]:
         """Yield the nodes that take the place of a stack."""
