@@ -234,11 +234,19 @@ def test_an_even_split_may_become_uneven(opset: int) -> None:
 
 
 def test_an_even_split_of_places_stays() -> None:
-    """What depends on the input is not stated."""
+    """What depends on the input is not stated, and channels pass beside it."""
     net = Net(17, seed=5)
-    x = net.input(4, LENGTH, WIDTH, batch="n")
-    net.output(*net.split(net.matmul(x, 3, name="made"), None, 2, axis=0))
-    assert model_of(net.model(), net) is None
+    x = net.input(1, 2, 4, 4)
+    halves = net.split(net.conv(x, 6, name="before"), None, 2, axis=2)
+    net.output(net.conv(net.node("Concat", *halves[::-1], axis=3), 2, name="after"))
+    model = net.model()
+    assert model_of(model, net) is not None
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "h"
+    assert model_of(model, net) is None
+    analysis = analysis_of(model, feeds=net.feeds)
+    assert [group.name for group in free_groups(analysis)] == ["before"]
+    (split,) = [node for node in analysis.graph.nodes if node.op == "Split"]
+    assert len(split.inputs) == 1
 
 
 def test_what_computes_something_else_is_not_taken(

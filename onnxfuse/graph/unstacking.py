@@ -132,13 +132,22 @@ def unstacked(graph: GraphView, shapes: Shapes, input_dims: Mapping[str, Sequenc
     if stacks or even:
         known = [shapes.dims, *shapes_at_other_sizes(graph, input_dims)]
         stacks = [stack for stack in stacks if _is_settled(stack.node.inputs[0], stack.axis, known)]
-        even = [node for node in even if _is_settled(node.inputs[0], node.attributes.get("axis", 0), known)]
+        even = [node for node in even if _is_even(node, shapes) and _is_settled(node.inputs[0], _axis(node), known)]
     return _Rewriting(graph).with_cut(stacks, even, shapes) if stacks or even else None
 
 
 def _is_unstated(node: NodeView) -> bool:
     """Whether a Split makes parts of sizes that it does not state."""
     return "split" not in node.attributes and len(node.inputs) == 1 and len(node.outputs) > 1 and all(node.outputs)
+
+
+def _axis(node: NodeView) -> int:
+    return int(node.attributes.get("axis", 0))
+
+
+def _is_even(node: NodeView, shapes: Shapes) -> bool:
+    """Whether all that a Split makes is of one size."""
+    return len({shapes.dims[name][_axis(node)] if name in shapes.dims else None for name in node.outputs}) == 1
 
 
 def _is_settled(name: str, axis: int, known: Sequence[Mapping[str, tuple[int, ...]]]) -> bool:
@@ -315,7 +324,7 @@ class _Rewriting:
 
     def _stated(self, node: NodeView, shapes: Shapes) -> onnx.NodeProto:
         """Return an even Split with its sizes stated."""
-        axis = node.attributes.get("axis", 0)
+        axis = _axis(node)
         like = self._node(
             node, "Split", node.inputs[0], node.outputs, "split", [shapes.dims[name][axis] for name in node.outputs]
         )
