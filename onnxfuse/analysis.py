@@ -142,7 +142,7 @@ def analyse(source: SourceModel, graph: GraphView, samples: Samples | None) -> A
         observed = _observe(source, unknown, dims, samples)
         shapes = infer_shapes(graph, dims, observed)
     apart = unstacked(graph, shapes, dims)
-    if apart is not None and (samples is None or _computes_the_same(source, apart, samples)):
+    if apart is not None and (samples is None or _computes_the_same(source.name, graph.model, apart, samples)):
         graph = GraphView(apart)
         shapes = infer_shapes(graph, dims, observed)
     channels = _without_broken(graph, solve_coupling(graph, shapes, known_rules()))
@@ -296,17 +296,17 @@ def _small_dims(graph: GraphView, samples: Samples) -> tuple[dict[str, tuple[int
     return {name: (batch, *dims[1:]) if name in is_open else dims for name, dims in samples.dims.items()}, batch
 
 
-def _computes_the_same(source: SourceModel, model: onnx.ModelProto, samples: Samples) -> bool:
+def _computes_the_same(name: str, before: onnx.ModelProto, after: onnx.ModelProto, samples: Samples) -> bool:
     """Whether a model with another graph makes of some inputs exactly what the original makes of them."""
     feeds = next(samples.feeds())
-    name = f"the original model {source.name!r}"
+    name = f"the original model {name!r}"
     try:
-        expected = Session(source.path or source.model, Provider.CPU, optimise=False, name=name).run(feeds)
+        expected = Session(before, Provider.CPU, optimise=False, name=name).run(feeds)
     except RuntimeFailedError as error:
         logger.debug("nothing is cut apart, since the original does not run: %s", error.what)
         return False
     try:
-        found = Session(model, Provider.CPU, optimise=False, name=f"{name} with projections cut apart").run(feeds)
+        found = Session(after, Provider.CPU, optimise=False, name=f"{name} with projections cut apart").run(feeds)
     except (RuntimeFailedError, ModelError, UnsupportedGraphError) as error:
         logger.warning("stacked projections stay as they are, please report this: %s", error.what)
         return False
