@@ -17,6 +17,7 @@ from onnx import external_data_helper, inliner
 from onnxfuse.errors import ModelError, OutputError
 from onnxfuse.graph.branches import without_decided_ifs
 from onnxfuse.graph.slim import byte_size, save_apart
+from onnxfuse.graph.standing import with_standing_weights_stored
 
 __all__ = ["SourceModel", "check_output_path", "data_path", "read_model", "staged", "weight_files", "write_model"]
 
@@ -95,8 +96,8 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def _in_one_graph(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model without local functions, and without an If that always takes the same branch."""
-    return without_decided_ifs(_without_functions(model))
+    """Return a model without local functions, Ifs that always take the same branch, and weights that are computed."""
+    return with_standing_weights_stored(without_decided_ifs(_without_functions(model)))
 
 
 def _without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
