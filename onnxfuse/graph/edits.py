@@ -6,6 +6,7 @@ edited is taken from its result, and the rest from the original, byte for byte.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -244,8 +245,12 @@ def _graft_node(target: onnx.NodeProto, source: onnx.NodeProto, position: int, a
 
 def _state_shapes(model: onnx.ModelProto, graph: GraphView, released: set[str]) -> None:
     """Let nodes state the shape of a constant that nothing else reads any more, so that it need not stay for that."""
-    for name in released & set(graph.constants):
-        readers = [node for node in model.graph.node if name in node.input]
+    constants = released & set(graph.constants)
+    found: dict[str, list[onnx.NodeProto]] = {name: [] for name in constants}
+    for node in model.graph.node:
+        for name in constants.intersection(node.input):
+            found[name].append(node)
+    for name, readers in found.items():
         if all(node.op_type == "Shape" and node.domain == DEFAULT_DOMAIN for node in readers):
             for node in readers:
                 bounds = {a.name: a.i for a in node.attribute}
@@ -261,26 +266,28 @@ def _int64s(name: str, numbers: Sequence[int]) -> onnx.TensorProto:
 
 def _drop_unused(model: onnx.ModelProto, graph: GraphView, released: set[str]) -> None:
     """Remove the constants, and the nodes that computed them, that lost their last reader through the edits."""
-    pending = set(released)
+    left = Counter(name for node in model.graph.node for name in node.input)
+    left.update(info.name for info in model.graph.output)
+    left.update(name for view in graph.nodes for name in view.captured)
+    makers = {name: i for i, node in enumerate(model.graph.node) for name in node.output if name}
+    pending, unread, idle = set(released), set[str](), set[int]()
     while pending:
         name = pending.pop()
-        read = {i for n in model.graph.node for i in n.input} | {o.name for o in model.graph.output}
-        read |= {c for view in graph.nodes for c in view.captured}
-        if name in read:
+        if left[name]:
             continue
-        for i, tensor in enumerate(model.graph.initializer):
-            if tensor.name == name:
-                del model.graph.initializer[i]
-                break
-        for i, info in enumerate(model.graph.input):
-            if info.name == name:
-                del model.graph.input[i]
-                break
-        for i, node in enumerate(model.graph.node):
-            if name in node.output and not any(o in read for o in node.output):
-                pending.update(value for value in node.input if value)
-                del model.graph.node[i]
-                break
+        unread.add(name)
+        maker = makers.get(name, -1)
+        if maker >= 0 and maker not in idle and not any(left[made] for made in model.graph.node[maker].output if made):
+            idle.add(maker)
+            read = [value for value in model.graph.node[maker].input if value]
+            left.subtract(read)
+            pending.update(read)
+    for i in sorted(idle, reverse=True):
+        del model.graph.node[i]
+    for i in [i for i, tensor in enumerate(model.graph.initializer) if tensor.name in unread][::-1]:
+        del model.graph.initializer[i]
+    for i in [i for i, info in enumerate(model.graph.input) if info.name in unread][::-1]:
+        del model.graph.input[i]
 
 
 def _sort_nodes(model: onnx.ModelProto, graph: GraphView) -> None:
