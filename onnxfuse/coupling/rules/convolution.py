@@ -61,7 +61,10 @@ def convolution(
     yield Equal(y[1], prod(groups, outputs))
     yield Equal(w[0], prod(groups, outputs))
     yield Equal(w[1], inputs)
-    yield from _weights(site, (*x[2:], *w.axes[2:], *y[2:]), w, producer_axis=0, consumer_axis=1, group=group)
+    passed = _passed_axes(site, w)
+    yield from (Equal(x[axis], y[axis]) for axis in passed)
+    space = [axes[i] for axes in (x, w.axes, y) for i in range(2, len(axes)) if i not in passed]
+    yield from _weights(site, space, w, producer_axis=0, consumer_axis=1, group=group)
     yield from _bias(bias, y[1])
     if not w.is_weight:
         yield from _computed(site, (*x, *w.axes, *y))
@@ -113,6 +116,16 @@ def conv_transpose(site: Site) -> Iterator[Constraint]:
         yield AttributeSize("group", groups)
         if w.dims[0] > group:
             yield from _whole(site, groups, (x[1], y[1]))
+
+
+def _passed_axes(site: Site, w: Tensor) -> list[int]:
+    """Return the spatial axes along which a filter has one tap that is put on every index: it knows no neighbours."""
+    if site.node.op not in {"Conv", "FusedConv"}:
+        return []
+    space = len(w.dims) - 2
+    steps, pads = site.attribute("strides", [1] * space), site.attribute("pads", [0] * (2 * space))
+    alone = zip(w.dims[2:], steps, pads[:space], pads[space:], strict=True)
+    return [axis for axis, numbers in enumerate(alone, start=2) if numbers == (1, 1, 0, 0)]
 
 
 def _whole(site: Site, groups: Fresh, axes: tuple[AxisRef, ...]) -> Iterator[Constraint]:
