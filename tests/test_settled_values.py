@@ -417,3 +417,23 @@ def test_a_size_that_comes_out_of_a_branch() -> None:
     draw_weights(model)
     small = onnxfuse.compress(model, ratio=0.5, method="prune", provider="cpu").model
     assert run_ort(small, {"x": np.ones((2, 3, 6), np.float32)})["y"].shape == (2, 2, 6)
+
+
+def test_a_constant_that_is_repeated_for_every_sample() -> None:
+    """Positions that a Tile repeats as often as there are samples follow the channels that they are added to."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]> net (float[n, 3, 600] x) => (float[n, 2, 600] y)
+        <float[8, 3, 1] w = {0}, float[2, 8, 1] v = {0}, float[1, 8, 600] positions = {0}, int64[2] one = {1, 1}>
+        {
+            samples = Shape <start = 0, end = 1> (x)
+            repeats = Concat <axis = 0> (samples, one)
+            tiled = Tile(positions, repeats)
+            h = Conv(x, w)
+            sum = Add(h, tiled)
+            y = Conv(sum, v)
+        }""")
+    draw_weights(model)
+    (group,) = (g for g in onnxfuse.inspect(model).groups if g.channels_before == 8)
+    assert group.frozen is None
+    small = onnxfuse.compress(model, ratio=0.5, method="prune", provider="cpu").model
+    assert run_ort(small, {"x": np.ones((2, 3, 600), np.float32)})["y"].shape == (2, 2, 600)
