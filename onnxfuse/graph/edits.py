@@ -6,7 +6,6 @@ edited is taken from its result, and the rest from the original, byte for byte.
 """
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxfuse.errors import InvariantError
 from onnxfuse.graph.slim import without_large_weights
+from onnxfuse.graph.unread import drop_unread
 from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView
 
 __all__ = ["Edit", "SetAttribute", "SetInput", "apply_edits"]
@@ -83,7 +83,7 @@ def apply_edits(graph: GraphView, edits: Sequence[Edit], sizes: Mapping[str, Map
             exported = gs.export_onnx(surgeon)
         _graft(model, exported, rewriter)
         _state_shapes(model, graph, rewriter.released)
-        _drop_unused(model, graph, rewriter.released)
+        drop_unread(model.graph, rewriter.released, {name for view in graph.nodes for name in view.captured})
         empty -= rewriter.edited_constants
     for tensor in model.graph.initializer:
         if tensor.name in empty:
@@ -262,32 +262,6 @@ def _state_shapes(model: onnx.ModelProto, graph: GraphView, released: set[str]) 
 
 def _int64s(name: str, numbers: Sequence[int]) -> onnx.TensorProto:
     return onnx.numpy_helper.from_array(np.array(numbers, np.int64), name)
-
-
-def _drop_unused(model: onnx.ModelProto, graph: GraphView, released: set[str]) -> None:
-    """Remove the constants, and the nodes that computed them, that lost their last reader through the edits."""
-    left = Counter(name for node in model.graph.node for name in node.input)
-    left.update(info.name for info in model.graph.output)
-    left.update(name for view in graph.nodes for name in view.captured)
-    makers = {name: i for i, node in enumerate(model.graph.node) for name in node.output if name}
-    pending, unread, idle = set(released), set[str](), set[int]()
-    while pending:
-        name = pending.pop()
-        if left[name]:
-            continue
-        unread.add(name)
-        maker = makers.get(name, -1)
-        if maker >= 0 and maker not in idle and not any(left[made] for made in model.graph.node[maker].output if made):
-            idle.add(maker)
-            read = [value for value in model.graph.node[maker].input if value]
-            left.subtract(read)
-            pending.update(read)
-    for i in sorted(idle, reverse=True):
-        del model.graph.node[i]
-    for i in [i for i, tensor in enumerate(model.graph.initializer) if tensor.name in unread][::-1]:
-        del model.graph.initializer[i]
-    for i in [i for i, info in enumerate(model.graph.input) if info.name in unread][::-1]:
-        del model.graph.input[i]
 
 
 def _sort_nodes(model: onnx.ModelProto, graph: GraphView) -> None:
