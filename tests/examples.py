@@ -310,7 +310,14 @@ def _convolutions() -> list[Example]:
         kernel = net.node("Reshape", net.gemm(net.input(1, 3), 18, name="maker"), net.constant(np.array([3, 6, 1, 1])))
         return net.node("Conv", h, kernel)
 
-    found.append(two("computed weight", dynamic, (), {"before": "computed at run time"}))
+    found.append(two("computed weight", dynamic, ("before",), {"maker": "fused instead"}))
+
+    def deep_dynamic(net: Net, h: str) -> str:
+        made = net.gemm(net.input(1, 3), 9 * WIDTH, name="maker")
+        kernel = net.node("Reshape", made, net.constant(np.array([WIDTH, 1, 3, 3])))
+        return net.node("Conv", h, kernel, group=WIDTH, pads=[1] * 4)
+
+    found.append(two("computed depthwise weight", deep_dynamic, ("before",)))
     for group in (1, 2):
         for bias in (True, False):
 
