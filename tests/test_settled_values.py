@@ -437,3 +437,30 @@ def test_a_constant_that_is_repeated_for_every_sample() -> None:
     assert group.frozen is None
     small = onnxfuse.compress(model, ratio=0.5, method="prune", provider="cpu").model
     assert run_ort(small, {"x": np.ones((2, 3, 600), np.float32)})["y"].shape == (2, 2, 600)
+
+
+def test_angles_in_the_file_follow_the_channels_that_they_turn() -> None:
+    """The sine of a large table of angles is computed at run time: channels are dropped from the table too."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]> net (float[n, 3, 600] x) => (float[n, 2, 600] y)
+        <float[8, 3, 1] w = {0}, float[2, 8, 1] v = {0}, float[1, 8, 600] angles = {0}>
+        {
+            h = Conv(x, w)
+            sine = Sin(angles)
+            cosine = Cos(angles)
+            a = Mul(h, sine)
+            b = Mul(a, cosine)
+            y = Conv(b, v)
+        }""")
+    draw_weights(model)
+    (group,) = (g for g in onnxfuse.inspect(model).groups if g.channels_before == 8)
+    assert group.frozen is None
+    assert group.unmixable == "'Sin_1' (Sin) bends constants that belong to it"
+    analysis = analysis_of(model)
+    silent = with_unread(analysis, group_called(analysis, group.name), DROPPED)
+    assert silent is not None
+    keep = np.setdiff1d(np.arange(WIDTH), DROPPED)
+    small = fuse(analysis_of(silent), {group.name: ChannelMap.selection(keep, WIDTH)}).model
+    assert {t.name: tuple(t.dims) for t in small.graph.initializer}["angles"] == (1, len(keep), 600)
+    feeds = {"x": np.random.default_rng(2).standard_normal((2, 3, 600)).astype(np.float32)}
+    assert_same_outputs(run_ort(silent, feeds), run_ort(small, feeds))
