@@ -7,7 +7,8 @@ would make the file larger.
 """
 
 import logging
-from collections.abc import Container, Iterator, Mapping, Sequence
+import math
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -104,7 +105,8 @@ def with_standing_weights_stored(model: onnx.ModelProto) -> onnx.ModelProto:
         logger.debug("no weights are looked for in a damaged graph: %s", error.what)
         return model
     standing = _standing(graph)
-    ends = list(_ends(graph, standing))
+    # Nothing large is made of what is small without taking more room.
+    ends = [name for name in _ends(graph, standing) if _elements(graph, standing.sources[name]) > _SMALL]
     values = _computed(graph, standing, ends) if ends else {}
     stored = {name: values[name] for name in _that_save(graph, standing, ends, values)}
     if not stored:
@@ -157,6 +159,10 @@ def _ends(graph: GraphView, standing: _Standing) -> Iterator[str]:
                     yield name
                 else:
                     passed_on.add(node.index)
+
+
+def _elements(graph: GraphView, names: Iterable[str]) -> int:
+    return sum(math.prod(graph.constants[name].dims) for name in names)
 
 
 def _computed(graph: GraphView, standing: _Standing, ends: Sequence[str]) -> dict[str, _Array]:
