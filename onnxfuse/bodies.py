@@ -19,9 +19,11 @@ from onnxfuse.calibration.reconstruct import Reconstruction
 from onnxfuse.calibration.refit import Refit
 from onnxfuse.config import CompressionConfig
 from onnxfuse.errors import ConfigError, OnnxFuseError, UnsupportedGraphError
-from onnxfuse.graph.bodies import Body, cut_body, drop_unread, splice_body, subgraphs, trip_count
+from onnxfuse.graph.bodies import Body, cut_body, splice_body, subgraphs, trip_count
 from onnxfuse.graph.cost import stored_bytes
 from onnxfuse.graph.shapes import Shapes, shapes_at_other_sizes
+from onnxfuse.graph.unread import drop_unread
+from onnxfuse.graph.view import captured_names
 from onnxfuse.planning.files import Plan, PlannedGroup
 from onnxfuse.planning.widths import fits, reason_to_keep
 from onnxfuse.proof.bodies import body_arrays, values_around, with_output_types
@@ -316,7 +318,8 @@ def with_bodies(model: onnx.ModelProto, bodies: Bodies) -> onnx.ModelProto:
     whole.CopyFrom(model)
     for body, new in changed:
         splice_body(whole, body, new)
-    drop_unread(whole, frozenset().union(*(body.constants for body, _ in changed)))
+    captured = {name for node in whole.graph.node for name in captured_names(node)}
+    drop_unread(whole.graph, set().union(*(body.constants for body, _ in changed)), captured)
     return whole
 
 

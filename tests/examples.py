@@ -260,6 +260,14 @@ def _groups(net: Net, h: str) -> str:
     return net.conv(h, WIDTH, name="grouped", group=2)
 
 
+def _along_space(net: Net, h: str) -> str:
+    """Mix the places of a map by filters of one tap, along whose space the channels lie."""
+    places = net.node("Transpose", net.reshape(h, 0, WIDTH, 16), perm=[0, 2, 1])
+    hidden = net.node("Relu", net.conv(places, 5, 1, name="mix"))
+    mixed = net.conv(hidden, 16, 1, name="back")
+    return net.reshape(net.node("Transpose", mixed, perm=[0, 2, 1]), 0, WIDTH, 4, 4)
+
+
 def _competing(net: Net, h: str) -> str:
     """Let the channels of each of three groups compete, so that there have to be as many."""
     shares = net.node("Softmax", net.reshape(h, 0, 3, 2, 4, 4), axis=2)
@@ -294,6 +302,7 @@ def _convolutions() -> list[Example]:
         two("one filter a group", lambda n, h: n.conv(h, 3, name="grouped", group=3), ("before", "before#2")),
         two("depthwise", lambda n, h: n.conv(h, WIDTH, name="deep", group=WIDTH), ("before",)),
         two("multiplier", lambda n, h: n.conv(h, 2 * WIDTH, name="deep", group=WIDTH), ("before",)),
+        two("space", _along_space, ("before", "mix"), {"back": "graph output"}),
         two("auto_pad", lambda n, h: n.conv(h, 4, name="inner", auto_pad="SAME_UPPER"), ("before", "inner")),
     ]
 
@@ -301,7 +310,14 @@ def _convolutions() -> list[Example]:
         kernel = net.node("Reshape", net.gemm(net.input(1, 3), 18, name="maker"), net.constant(np.array([3, 6, 1, 1])))
         return net.node("Conv", h, kernel)
 
-    found.append(two("computed weight", dynamic, (), {"before": "computed at run time"}))
+    found.append(two("computed weight", dynamic, ("before",), {"maker": "fused instead"}))
+
+    def deep_dynamic(net: Net, h: str) -> str:
+        made = net.gemm(net.input(1, 3), 9 * WIDTH, name="maker")
+        kernel = net.node("Reshape", made, net.constant(np.array([WIDTH, 1, 3, 3])))
+        return net.node("Conv", h, kernel, group=WIDTH, pads=[1] * 4)
+
+    found.append(two("computed depthwise weight", deep_dynamic, ("before",)))
     for group in (1, 2):
         for bias in (True, False):
 

@@ -348,3 +348,119 @@ def test_what_is_filled_follows_what_its_sizes_are_read_from(fill: Callable[[Net
     small = pruned(model, "value")
     assert_valid(small)
     assert_same_outputs(run_ort(model, net.feeds), run_ort(small, net.feeds))
+
+
+def draw_weights(model: onnx.ModelProto) -> None:
+    """Fill weights of three axes with random numbers."""
+    rng = np.random.default_rng(3)
+    for tensor in model.graph.initializer:
+        if len(tensor.dims) == 3:
+            array = rng.standard_normal(tuple(tensor.dims)).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+
+
+def test_what_a_taken_branch_states_is_known() -> None:
+    """Repeats that an If makes are known where its condition follows from a rank: what is padded by them is free."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]> net (float[n, 3, 6] x) => (float[n, 2, 6] y)
+        <float[8, 3, 1] w = {0}, float[2, 8, 1] v = {0}, float[3, 1] table = {1, 2, 3}, int64 three = {3},
+         int64[1] one = {1}, int64[1] two = {2}, int64[1] zero = {0}, int64[4] none = {0, 0, 0, 0}>
+        {
+            sizes = Shape(x)
+            rank = Size(sizes)
+            known = Equal(rank, three)
+            repeats = If (known) <
+                then_branch = yes () => (int64[2] r) { r = Concat <axis = 0> (one, one) },
+                else_branch = no () => (int64[2] r) { r = Concat <axis = 0> (one, zero) }
+            >
+            tiled = Tile(table, repeats)
+            dims = Shape(tiled)
+            width = Slice(dims, one, two)
+            more = Sub(width, one)
+            pads = Concat <axis = 0> (zero, more, none)
+            h = Conv(x, w)
+            p = Pad(h, pads)
+            y = Conv(p, v)
+        }""")
+    draw_weights(model)
+    shapes = infer_shapes(GraphView(model), {"x": (2, 3, 6)})
+    assert {"repeats", "pads"} <= shapes.fixed
+    (group,) = (g for g in onnxfuse.inspect(model).groups if g.channels_before == 8)
+    assert group.frozen is None
+    small = onnxfuse.compress(model, ratio=0.5, method="prune", provider="cpu").model
+    assert run_ort(small, {"x": np.ones((2, 3, 6), np.float32)})["y"].shape == (2, 2, 6)
+
+
+def test_a_size_that_comes_out_of_a_branch() -> None:
+    """What is reshaped to a size that a branch reads elsewhere keeps it, or gets a number for it."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]> net (float[n, 3, 6] x) => (float[n, 2, 6] y)
+        <float[8, 3, 1] w = {0}, float[8, 3, 1] u = {0}, float[2, 8, 1] v = {0}, int64 three = {3},
+         int64[1] six = {6}, int64[1] open = {-1}>
+        {
+            a = Conv(x, w)
+            b = Relu(a)
+            c = Conv(x, u)
+            sizes = Shape(a)
+            rank = Size(sizes)
+            known = Equal(rank, three)
+            half = Shape <start = 1, end = 2> (c)
+            target = If (known) <
+                then_branch = yes () => (int64[3] r) { r = Concat <axis = 0> (open, half, six) },
+                else_branch = no () => (int64[3] r) { r = Concat <axis = 0> (open, six, half) }
+            >
+            d = Reshape(b, target)
+            e = Conv(d, v)
+            f = Conv(c, v)
+            y = Add(e, f)
+        }""")
+    draw_weights(model)
+    small = onnxfuse.compress(model, ratio=0.5, method="prune", provider="cpu").model
+    assert run_ort(small, {"x": np.ones((2, 3, 6), np.float32)})["y"].shape == (2, 2, 6)
+
+
+def test_a_constant_that_is_repeated_for_every_sample() -> None:
+    """Positions that a Tile repeats as often as there are samples follow the channels that they are added to."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]> net (float[n, 3, 600] x) => (float[n, 2, 600] y)
+        <float[8, 3, 1] w = {0}, float[2, 8, 1] v = {0}, float[1, 8, 600] positions = {0}, int64[2] one = {1, 1}>
+        {
+            samples = Shape <start = 0, end = 1> (x)
+            repeats = Concat <axis = 0> (samples, one)
+            tiled = Tile(positions, repeats)
+            h = Conv(x, w)
+            sum = Add(h, tiled)
+            y = Conv(sum, v)
+        }""")
+    draw_weights(model)
+    (group,) = (g for g in onnxfuse.inspect(model).groups if g.channels_before == 8)
+    assert group.frozen is None
+    small = onnxfuse.compress(model, ratio=0.5, method="prune", provider="cpu").model
+    assert run_ort(small, {"x": np.ones((2, 3, 600), np.float32)})["y"].shape == (2, 2, 600)
+
+
+def test_angles_in_the_file_follow_the_channels_that_they_turn() -> None:
+    """The sine of a large table of angles is computed at run time: channels are dropped from the table too."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]> net (float[n, 3, 600] x) => (float[n, 2, 600] y)
+        <float[8, 3, 1] w = {0}, float[2, 8, 1] v = {0}, float[1, 8, 600] angles = {0}>
+        {
+            h = Conv(x, w)
+            sine = Sin(angles)
+            cosine = Cos(angles)
+            a = Mul(h, sine)
+            b = Mul(a, cosine)
+            y = Conv(b, v)
+        }""")
+    draw_weights(model)
+    (group,) = (g for g in onnxfuse.inspect(model).groups if g.channels_before == 8)
+    assert group.frozen is None
+    assert group.unmixable == "'Sin_1' (Sin) bends constants that belong to it"
+    analysis = analysis_of(model)
+    silent = with_unread(analysis, group_called(analysis, group.name), DROPPED)
+    assert silent is not None
+    keep = np.setdiff1d(np.arange(WIDTH), DROPPED)
+    small = fuse(analysis_of(silent), {group.name: ChannelMap.selection(keep, WIDTH)}).model
+    assert {t.name: tuple(t.dims) for t in small.graph.initializer}["angles"] == (1, len(keep), 600)
+    feeds = {"x": np.random.default_rng(2).standard_normal((2, 3, 600)).astype(np.float32)}
+    assert_same_outputs(run_ort(silent, feeds), run_ort(small, feeds))

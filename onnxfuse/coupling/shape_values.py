@@ -91,6 +91,10 @@ def _arrive(
     readers: dict[Stated | SizeOf, list[tuple[int, int, int]]],
 ) -> None:
     """Note what a node that does not just move shape values does with those that it reads."""
+    for name in node.captured:
+        for origin in origins[name].ravel().tolist() if name in origins else ():
+            if origin is not None:
+                used.setdefault(origin, node.title)
     for slot, name in enumerate(node.inputs):
         for index, origin in enumerate(origins[name].ravel().tolist() if name in origins else ()):
             if origin is None or _asks_for_open_size(node, shapes):

@@ -20,7 +20,6 @@ __all__ = [
     "Body",
     "Known",
     "cut_body",
-    "drop_unread",
     "has_bodies",
     "scan_axis",
     "splice_body",
@@ -204,20 +203,6 @@ def splice_body(model: onnx.ModelProto, body: Body, changed: onnx.ModelProto) ->
     target.initializer.extend(kept)
     target.value_info.extend(changed.graph.value_info)
     _rename(target, renamed)
-
-
-def drop_unread(model: onnx.ModelProto, names: frozenset[str]) -> None:
-    """Remove those of some constants of the main graph that nothing reads any more."""
-    read = {o.name for o in model.graph.output} | {i for n in model.graph.node for i in n.input}
-    read |= {name for n in model.graph.node for a in n.attribute for g in (a.g, *a.graphs) for name in _reads(g)}
-    gone = {name for name in names if name not in read}
-    for i in reversed([i for i, tensor in enumerate(model.graph.initializer) if tensor.name in gone]):
-        del model.graph.initializer[i]
-    for i in reversed([i for i, info in enumerate(model.graph.input) if info.name in gone]):
-        del model.graph.input[i]
-    made = [i for i, n in enumerate(model.graph.node) if n.op_type == "Constant" and n.output[0] in gone]
-    for i in reversed(made):
-        del model.graph.node[i]
 
 
 def _constant(graph: GraphView, known: Known, name: str) -> onnx.TensorProto | None:

@@ -18,6 +18,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxfuse.errors import InvariantError
 from onnxfuse.graph.slim import without_large_weights
+from onnxfuse.graph.unread import drop_unread
 from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView
 
 __all__ = ["Edit", "SetAttribute", "SetInput", "apply_edits"]
@@ -82,7 +83,7 @@ def apply_edits(graph: GraphView, edits: Sequence[Edit], sizes: Mapping[str, Map
             exported = gs.export_onnx(surgeon)
         _graft(model, exported, rewriter)
         _state_shapes(model, graph, rewriter.released)
-        _drop_unused(model, graph, rewriter.released)
+        drop_unread(model.graph, rewriter.released, {name for view in graph.nodes for name in view.captured})
         empty -= rewriter.edited_constants
     for tensor in model.graph.initializer:
         if tensor.name in empty:
@@ -244,8 +245,12 @@ def _graft_node(target: onnx.NodeProto, source: onnx.NodeProto, position: int, a
 
 def _state_shapes(model: onnx.ModelProto, graph: GraphView, released: set[str]) -> None:
     """Let nodes state the shape of a constant that nothing else reads any more, so that it need not stay for that."""
-    for name in released & set(graph.constants):
-        readers = [node for node in model.graph.node if name in node.input]
+    constants = released & set(graph.constants)
+    found: dict[str, list[onnx.NodeProto]] = {name: [] for name in constants}
+    for node in model.graph.node:
+        for name in constants.intersection(node.input):
+            found[name].append(node)
+    for name, readers in found.items():
         if all(node.op_type == "Shape" and node.domain == DEFAULT_DOMAIN for node in readers):
             for node in readers:
                 bounds = {a.name: a.i for a in node.attribute}
@@ -257,30 +262,6 @@ def _state_shapes(model: onnx.ModelProto, graph: GraphView, released: set[str]) 
 
 def _int64s(name: str, numbers: Sequence[int]) -> onnx.TensorProto:
     return onnx.numpy_helper.from_array(np.array(numbers, np.int64), name)
-
-
-def _drop_unused(model: onnx.ModelProto, graph: GraphView, released: set[str]) -> None:
-    """Remove the constants, and the nodes that computed them, that lost their last reader through the edits."""
-    pending = set(released)
-    while pending:
-        name = pending.pop()
-        read = {i for n in model.graph.node for i in n.input} | {o.name for o in model.graph.output}
-        read |= {c for view in graph.nodes for c in view.captured}
-        if name in read:
-            continue
-        for i, tensor in enumerate(model.graph.initializer):
-            if tensor.name == name:
-                del model.graph.initializer[i]
-                break
-        for i, info in enumerate(model.graph.input):
-            if info.name == name:
-                del model.graph.input[i]
-                break
-        for i, node in enumerate(model.graph.node):
-            if name in node.output and not any(o in read for o in node.output):
-                pending.update(value for value in node.input if value)
-                del model.graph.node[i]
-                break
 
 
 def _sort_nodes(model: onnx.ModelProto, graph: GraphView) -> None:

@@ -16,7 +16,9 @@ from onnx import external_data_helper, inliner
 
 from onnxfuse.errors import ModelError, OutputError
 from onnxfuse.graph.branches import without_decided_ifs
+from onnxfuse.graph.in_order import with_reads_in_order_reshaped
 from onnxfuse.graph.slim import byte_size, save_apart
+from onnxfuse.graph.standing import with_standing_weights_stored
 
 __all__ = ["SourceModel", "check_output_path", "data_path", "read_model", "staged", "weight_files", "write_model"]
 
@@ -95,8 +97,12 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def _in_one_graph(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model without local functions, and without an If that always takes the same branch."""
-    return without_decided_ifs(_without_functions(model))
+    """Return a model in which nothing is written in a roundabout way that would hide what is coupled.
+
+    Local functions are put in where they are called, branches where an If always takes them; weights that are computed
+    from stored ones are stored, and what is picked in order is reshaped.
+    """
+    return with_reads_in_order_reshaped(with_standing_weights_stored(without_decided_ifs(_without_functions(model))))
 
 
 def _without_functions(model: onnx.ModelProto) -> onnx.ModelProto:

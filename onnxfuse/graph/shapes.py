@@ -263,7 +263,7 @@ class _Inference:
     def visit(self, node: NodeView) -> None:
         """Infer the outputs of one node."""
         inside = self._visit_bodies(node)
-        if self._evaluate(node):
+        if self._evaluate(node) or self._is_decided(node):
             return
         types = self._infer_types(node)
         for slot, name in enumerate(node.outputs):
@@ -282,6 +282,25 @@ class _Inference:
                 self.dims[name] = dims
             if name in types and types[name].HasField("tensor_type"):
                 self.types[name] = types[name].tensor_type.elem_type
+
+    def _is_decided(self, node: NodeView) -> bool:
+        """Whether an If takes a branch that computes from constants and shapes alone; note what that branch makes."""
+        condition = self.static.get(node.inputs[0]) if node.op == "If" and not node.domain else None
+        if condition is None:
+            return False
+        branch = self.bodies.get((node.index, "then_branch" if condition.all() else "else_branch"))
+        if branch is None or not all(name in branch.shapes.static for name in branch.graph.outputs):
+            return False
+        read_from: set[str] = set()
+        for name in (*node.inputs, *node.captured):
+            if name not in self.graph.constants:
+                read_from |= self.read_from.get(name, set()) if name in self.static else {name}
+        for name, made in zip(node.outputs, branch.graph.outputs, strict=True):
+            self.read_from[name] = read_from
+            self.static[name] = branch.shapes.static[made]
+            self.dims[name] = branch.shapes.dims[made]
+            self.types[name] = branch.shapes.types[made]
+        return True
 
     def _visit_bodies(self, node: NodeView) -> dict[str, tuple[tuple[int, ...], int]]:
         """Infer inside the bodies of a node; return shape and type of each output of the node that they tell."""

@@ -24,8 +24,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxfuse.graph.bodies import drop_unread, value_names
+from onnxfuse.graph.bodies import value_names
 from onnxfuse.graph.shapes import Shapes, shapes_at_other_sizes
+from onnxfuse.graph.unread import drop_unread
 from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView
 
 __all__ = ["unstacked"]
@@ -313,13 +314,15 @@ class _Rewriting:
             nodes += fresh.get(position, [])
             nodes += [] if position in gone else [proto]
         nodes = list(self._with_own_targets(nodes))
-        del self.model.graph.node[:]
-        self.model.graph.node.extend(_without_unread(nodes, self.graph))
-        made = {name for node in nodes for name in node.output}
-        values = self.model.graph.value_info
+        graph = self.model.graph
+        released = {name for position in gone for name in self.graph.model.graph.node[position].input}
+        del graph.node[:]
+        graph.node.extend(nodes)
+        drop_unread(graph, released, {name for node in self.graph.nodes for name in node.captured})
+        made = {name for node in graph.node for name in node.output}
+        values = graph.value_info
         for i in reversed([i for i, v in enumerate(values) if v.name in self.graph.producers and v.name not in made]):
             del values[i]
-        drop_unread(self.model, frozenset(name for name in self.graph.constants if name in self.graph.readers))
         return self.model
 
     def _stated(self, node: NodeView, shapes: Shapes) -> onnx.NodeProto:
@@ -423,22 +426,3 @@ class _Rewriting:
 def _zeros(node: NodeView) -> dict[str, int]:
     """Return what a Reshape says of zeros in its target."""
     return {key: value for key, value in node.attributes.items() if key == "allowzero"}
-
-
-def _without_unread(nodes: Sequence[onnx.NodeProto], graph: GraphView) -> list[onnx.NodeProto]:
-    """Return nodes without those that make what was read in a graph and is not any more, such as the target of a stack.
-
-    Args:
-        nodes: The nodes, each behind what it reads or not.
-        graph: The graph that they come from.
-    """
-    kept = list(nodes)
-    while True:
-        captured = {name for node in graph.nodes for name in node.captured}
-        read = {name for node in kept for name in node.input} | captured | set(graph.outputs)
-        left = [
-            n for n in kept if any(o in read or o not in graph.readers for o in n.output) or n.op_type == "Constant"
-        ]
-        if len(left) == len(kept):
-            return kept
-        kept = left

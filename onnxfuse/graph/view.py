@@ -17,7 +17,16 @@ from onnx import numpy_helper
 
 from onnxfuse.errors import ModelError
 
-__all__ = ["BIAS_SLOTS", "DEFAULT_DOMAIN", "GraphView", "NodeView", "Operand", "Reader", "constant_tensor"]
+__all__ = [
+    "BIAS_SLOTS",
+    "DEFAULT_DOMAIN",
+    "GraphView",
+    "NodeView",
+    "Operand",
+    "Reader",
+    "captured_names",
+    "constant_tensor",
+]
 
 DEFAULT_DOMAIN = ""
 _DEFAULT_DOMAIN_ALIASES = ("", "ai.onnx")
@@ -183,7 +192,7 @@ class GraphView:
     def _ordered_nodes(self) -> tuple[tuple[NodeView, ...], bool]:
         protos = list(self.model.graph.node)
         names = _unique_names(protos)
-        captured = [tuple(_captured_names(p)) for p in protos]
+        captured = [tuple(captured_names(p)) for p in protos]
         makers = {o: i for i, p in enumerate(protos) for o in p.output if o}
         known = self.constants.keys() | self.inputs.keys() | self.sparse_constants
         needs: dict[int, list[int]] = {}
@@ -239,7 +248,7 @@ def _unique_names(protos: Sequence[onnx.NodeProto]) -> list[str]:
     return names
 
 
-def _captured_names(node: onnx.NodeProto) -> list[str]:
+def captured_names(node: onnx.NodeProto) -> list[str]:
     """Names that the subgraphs of ``node`` read but do not make, in order of first use."""
     found: dict[str, None] = {}
     for attribute in node.attribute:
@@ -247,7 +256,7 @@ def _captured_names(node: onnx.NodeProto) -> list[str]:
             inner = {i.name for i in graph.input} | {t.name for t in graph.initializer}
             inner |= {t.values.name for t in graph.sparse_initializer}
             inner |= {o for n in graph.node for o in n.output}
-            reads = [name for n in graph.node for name in (*n.input, *_captured_names(n))]
+            reads = [name for n in graph.node for name in (*n.input, *captured_names(n))]
             reads += [o.name for o in graph.output]
             found.update((name, None) for name in reads if name and name not in inner)
     return list(found)

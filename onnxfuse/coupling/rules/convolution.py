@@ -16,6 +16,7 @@ from onnxfuse.coupling.constraints import (
     Equal,
     Freeze,
     Fresh,
+    Parallel,
     Rule,
     SelectOnly,
     Site,
@@ -61,10 +62,13 @@ def convolution(
     yield Equal(y[1], prod(groups, outputs))
     yield Equal(w[0], prod(groups, outputs))
     yield Equal(w[1], inputs)
-    yield from _weights(site, (*x[2:], *w.axes[2:], *y[2:]), w, producer_axis=0, consumer_axis=1, group=group)
+    passed = _passed_axes(site, w)
+    yield from (Equal(x[axis], y[axis]) for axis in passed)
+    space = [axes[i] for axes in (x, w.axes, y) for i in range(2, len(axes)) if i not in passed]
+    yield from _weights(site, space, w, producer_axis=0, consumer_axis=1, group=group)
     yield from _bias(bias, y[1])
     if not w.is_weight:
-        yield from _computed(site, (*x, *w.axes, *y))
+        yield from _computed(site, inputs, groups, (*x, *w.axes, *y))
     if group > 1:
         yield AttributeSize("group", groups)
         if w.dims[1] > 1:
@@ -108,11 +112,21 @@ def conv_transpose(site: Site) -> Iterator[Constraint]:
     yield from _weights(site, space, w, producer_axis=1, consumer_axis=0, group=group)
     yield from _bias(site.optional_input(2), y[1])
     if not w.is_weight:
-        yield from _computed(site, (*x.axes, *w.axes, *y.axes))
+        yield from _computed(site, inputs, groups, (*x.axes, *w.axes, *y.axes))
     if group > 1:
         yield AttributeSize("group", groups)
         if w.dims[0] > group:
             yield from _whole(site, groups, (x[1], y[1]))
+
+
+def _passed_axes(site: Site, w: Tensor) -> list[int]:
+    """Return the spatial axes along which a filter has one tap that is put on every index: it knows no neighbours."""
+    if site.node.op not in {"Conv", "FusedConv"}:
+        return []
+    space = len(w.dims) - 2
+    steps, pads = site.attribute("strides", [1] * space), site.attribute("pads", [0] * (2 * space))
+    alone = zip(w.dims[2:], steps, pads[:space], pads[space:], strict=True)
+    return [axis for axis, numbers in enumerate(alone, start=2) if numbers == (1, 1, 0, 0)]
 
 
 def _whole(site: Site, groups: Fresh, axes: tuple[AxisRef, ...]) -> Iterator[Constraint]:
@@ -131,7 +145,10 @@ def _weights(
     site: Site, space: Sequence[AxisRef], w: Tensor, *, producer_axis: int, consumer_axis: int, group: int
 ) -> Iterator[Constraint]:
     """Roles of the weight, and the axes that never change: spatial ones."""
-    if group > 1 and w.dims[consumer_axis] == (1 if consumer_axis == 1 else group):
+    if not w.is_weight:
+        # What makes it has the roles.
+        pass
+    elif group > 1 and w.dims[consumer_axis] == (1 if consumer_axis == 1 else group):
         # A depthwise filter belongs to one channel; it neither mixes channels nor makes new ones.
         yield Weight(w[0], Role.CARRIED)
         yield Weight(w[1], Role.CARRIED)
@@ -144,11 +161,18 @@ def _weights(
 def _bias(bias: Tensor | None, channels: AxisRef) -> Iterator[Constraint]:
     if bias is not None:
         yield Equal(bias[0], channels)
-        yield Weight(bias[0], Role.BIAS)
+        if bias.is_weight:
+            yield Weight(bias[0], Role.BIAS)
 
 
-def _computed(site: Site, axes: Sequence[AxisRef]) -> Iterator[Constraint]:
-    yield from (Freeze(axis, f"the weight of {site.node.title} is computed at run time") for axis in axes)
+def _computed(site: Site, inputs: Fresh, groups: Fresh, axes: Sequence[AxisRef]) -> Iterator[Constraint]:
+    """A weight that is computed at run time, as a mean of several or from a style: two tensors are multiplied."""
+    if site.node.op not in {"Conv", "ConvTranspose"}:
+        yield from (Freeze(axis, f"the weight of {site.node.title} is computed at run time") for axis in axes)
+        return
+    yield SelectOnly(inputs, f"{site.node.title} multiplies two computed tensors over it")
+    if groups.size > 1:
+        yield Parallel(groups, f"{site.node.title} multiplies index by index over it")
 
 
 RULES = (

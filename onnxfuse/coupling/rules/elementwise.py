@@ -6,7 +6,7 @@ moves with the channels like a bias; one that multiplies, bounds or bends is car
 
 from collections.abc import Iterator, Sequence
 
-from onnxfuse.coupling.constraints import Constraint, Equal, Residual, Rule, Site, Tensor, Weight
+from onnxfuse.coupling.constraints import Constraint, Equal, Residual, Rule, SelectOnly, Site, Tensor, Weight
 from onnxfuse.statistics.features import Role
 
 __all__ = ["RULES", "UNARY", "broadcast", "summed", "unary"]
@@ -74,6 +74,10 @@ _BROADCASTING = (
 )
 
 
+# A weight goes through these as it is, and has the role that what reads it in the end gives it.
+_PASSING = frozenset({"Cast", "Clip", "Identity"})
+
+
 def unary(site: Site) -> Iterator[Constraint]:
     """One tensor in, the same axes out; further inputs are scalars (Clip's bounds, Dropout's ratio)."""
     x = site.input(0)
@@ -81,6 +85,12 @@ def unary(site: Site) -> Iterator[Constraint]:
         if y is not None:
             for axis_x, axis_y in zip(x.axes, y.axes, strict=True):
                 yield Equal(axis_x, axis_y)
+    if x.is_weight and site.node.op not in _PASSING:
+        # As the angles of rotary positions: the sine of a mean is no mean of sines.
+        for i, axis in enumerate(x.axes):
+            if x.dims[i] > 1:
+                yield Weight(axis, Role.CARRIED)
+                yield SelectOnly(axis, f"{site.node.title} bends constants that belong to it")
 
 
 def cast_like(site: Site) -> Iterator[Constraint]:
