@@ -165,12 +165,15 @@ def cell(zoo: Zoo, name: str, table: Table, tier: str, options: Mapping[str, Any
     return f"{accuracy:.2f} ({parameters:.0f} / {macs:.0f})"
 
 
-def lines(zoo: Zoo, title: str, tiers: Sequence[str], models: Sequence[str] | None) -> Iterator[str]:
+def lines(
+    zoo: Zoo, title: str, tiers: Sequence[str], models: Sequence[str] | None, effort: float | None
+) -> Iterator[str]:
     """Yield the lines of one table; every cell is measured when its line is asked for."""
+    more = {} if effort is None else {"effort": effort}
     table = TABLES[title]
     images = f"`{table.evaluation.name}` {' '.join(table.evaluation.words)}".strip()
     others = f"`{table.calibration.name}` {' '.join(table.calibration.words)}".strip()
-    yield f"### {title[0].upper()}{title[1:]}"
+    yield f"### {title[0].upper()}{title[1:]}" + ("" if effort is None else f", effort {effort:g}")
     yield ""
     yield f"Evaluated on {images}" + (f"; calibrated on {others}, unlabelled." if "calibrated" in table.tiers else ".")
     yield ""
@@ -181,7 +184,7 @@ def lines(zoo: Zoo, title: str, tiers: Sequence[str], models: Sequence[str] | No
             continue
         base, n = zoo.top1(zoo.model(name), name, table.evaluation)
         for tier in (tier for tier in table.tiers if tier in tiers):
-            cells = " | ".join(cell(zoo, name, table, tier, options) for options in table.settings.values())
+            cells = " | ".join(cell(zoo, name, table, tier, {**options, **more}) for options in table.settings.values())
             yield f"| `{name}` | {n} | {base:.2f} | {tier} | {cells} |"
     yield ""
 
@@ -192,6 +195,7 @@ def main() -> int:
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=tuple(TABLES), help="default: all")
     parser.add_argument("--tiers", nargs="+", choices=TIERS, default=TIERS, help="default: both")
     parser.add_argument("--models", nargs="+", help="default: all")
+    parser.add_argument("--effort", type=float, help="for all of them; default: that of the package")
     options = parser.parse_args()
     zoo = Zoo(Path(os.environ.get("ONNXFUSE_ZOO", ROOT.parent / "shared")))
     if not zoo.model(RESNETS[0]).is_file():
@@ -199,7 +203,7 @@ def main() -> int:
         return 1
     console = Console(soft_wrap=True, highlight=False, markup=False)
     for title in options.tables:
-        for line in lines(zoo, title, options.tiers, options.models):
+        for line in lines(zoo, title, options.tiers, options.models, options.effort):
             console.print(line)
     return 0
 
