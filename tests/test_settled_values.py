@@ -348,3 +348,21 @@ def test_what_is_filled_follows_what_its_sizes_are_read_from(fill: Callable[[Net
     small = pruned(model, "value")
     assert_valid(small)
     assert_same_outputs(run_ort(model, net.feeds), run_ort(small, net.feeds))
+
+
+def test_a_size_may_be_that_of_a_table_of_positions() -> None:
+    """As in the relative positions of DeBERTa: a row is copied as often as the table has entries."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        net (float[batch, length, 4] x) => (float[batch, length, 3] y)
+        <int64 zero = {0}, int64 one = {1}, int64[1] front = {0}>
+        { dims = Shape(x)  length = Gather(dims, one)  where = Range(zero, length, one)
+          table = Unsqueeze(where, front)  copies = Shape <start = 1> (table)  eight = Constant <value_ints = [8]> ()
+          size = Concat <axis = 0> (copies, eight)  rows = Expand(row, size)
+          h = MatMul(x, w)  g = Add(h, rows)  y = MatMul(g, v) }
+    """)
+    rng = np.random.default_rng(0)
+    for name, dims in {"row": (1, 8), "w": (4, 8), "v": (8, 3)}.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(rng.normal(size=dims).astype(np.float32), name))
+    result = onnxfuse.compress(model, method="prune", ratio=0.5, provider="cpu")
+    assert [(g.channels_after, g.frozen) for g in result.report.groups if g.channels_before == WIDTH] == [(4, None)]
