@@ -278,6 +278,19 @@ def test_rows_that_are_cut_at_an_open_length_stay() -> None:
         assert_same_outputs(run_ort(model, feeds), run_ort(small, feeds))
 
 
+def test_a_width_is_fixed_where_positions_end_before_a_multiple_of_the_length() -> None:
+    """A table of positions that is a little longer than the length looked at hides no size that does not move."""
+    net = Net(17)
+    x = net.input(2, ROWS, 5)
+    zero, one = net.constant(np.array([0], np.int64)), net.constant(np.array([1], np.int64))
+    table = net.weight(ROWS + 2, WIDTH, name="table")
+    rows = net.node("Slice", table, zero, length_of(net, x), zero, one, like=net.slice(table, [0], [ROWS], [0]))
+    h = net.node("Add", net.matmul(x, WIDTH), rows)
+    roots = [root_of_size(net, h, axis) for axis in (1, 2)]
+    net.output(net.node("Mul", h, net.node("Add", *roots)))
+    assert [name in shapes_of(with_open_length(net), 2, ROWS, 5).fixed for name in roots] == [False, True]
+
+
 def test_channels_that_are_padded_by_an_open_length_stay() -> None:
     """Channels that are padded by as much as an open length says stay; others beside them need not."""
     net = of_open_length(padded_channels)

@@ -47,6 +47,8 @@ _ASSEMBLING = frozenset({"Concat", "Gather", "Slice", "Split"})
 _REARRANGING = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 # By what open sizes are multiplied and divided to see what depends on them; the last makes 1 of most.
 _LARGER, _SMALLER = (2, 3), (2, 2**20)
+# What is added to them where the network does not go up to a multiple.
+_LONGER = (1, 2)
 _NOT_STATIC = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"})
 
 
@@ -151,12 +153,19 @@ def _unmoved(graph: GraphView, inference: "_Inference", input_dims: Mapping[str,
     """Return which elements of static values are computed from shapes and yet the same at other open dimensions."""
     same = {name: np.ones(value.shape, bool) for name, value in inference.static.items() if name not in inference.fixed}
     left = set(same)
-    for factor in _LARGER:
-        if not left:
+    # At how many larger sizes each was found the same. A table of positions may be too short for a multiple.
+    seen = dict.fromkeys(same, 0)
+    for change in (*map(_grown, _LARGER), *map(_longer, _LONGER)):
+        if all(seen[name] >= len(_LARGER) for name in left):
             break
-        other = _Inference(graph, _other_dims(graph, input_dims, _grown(factor)), {})
+        other = _Inference(graph, _other_dims(graph, input_dims, change), {})
         other.run(graph)
-        left = {name for name in left if _are_some_the_same(same[name], inference.static[name], other.static.get(name))}
+        for name in left & other.static.keys():
+            if _are_some_the_same(same[name], inference.static[name], other.static[name]):
+                seen[name] += 1
+            else:
+                left.remove(name)
+    left = {name for name in left if seen[name] >= len(_LARGER)}
     # A table that is cut to the length, or a bound on it, moves at smaller sizes only; what these do not reach, as a
     # network of many poolings, says nothing.
     for divisor in _SMALLER:
@@ -175,6 +184,11 @@ def _unmoved(graph: GraphView, inference: "_Inference", input_dims: Mapping[str,
 def _grown(factor: int) -> _Change:
     """Return what makes sizes larger: a batch by a little, others by a factor, which pooling can deal with."""
     return lambda axis, size: size + factor - 1 if axis == 0 else size * factor
+
+
+def _longer(more: int) -> _Change:
+    """Return what makes sizes a little larger."""
+    return lambda _, size: size + more
 
 
 def _shrunk(divisor: int) -> _Change:
