@@ -10,10 +10,13 @@ import pytest
 from onnx import TensorProto, helper
 
 import onnxfuse
+from onnxfuse.analysis import choose_samples
 from onnxfuse.arrays import is_finite
+from onnxfuse.config import Provider
 from onnxfuse.errors import DataError, UnsupportedGraphError
+from onnxfuse.graph.files import read_model
 from onnxfuse.graph.view import GraphView
-from onnxfuse.proof.random_samples import candidate_dims, synthetic_samples
+from onnxfuse.proof.random_samples import candidate_dims, feeds_at_other_sizes, synthetic_samples
 from onnxfuse.proof.samples import load_samples, read_arrays
 
 Dims = Sequence[int | str] | None
@@ -262,6 +265,41 @@ def test_dimensions_of_the_batch_s_name_are_batches_too() -> None:
     assert next(candidate_dims(graph)) == {"x": (1, 64), "state": (2, 1, 128), "other": (3, 64)}
     square = view(("x", F, ["n", "n"]))
     assert list(candidate_dims(square)) == [{"x": (1, 1)}]
+
+
+def decoder(total: str, length: int | str = "length") -> onnx.ModelProto:
+    """Make a model that adds a mask to what it reads now behind what it has read before."""
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        net (float[batch, {length}, 4] x, float[batch, past, 4] before, float[batch, mask] m)
+            => (float[batch, all, 4] y)
+        <int64[1] last = {{2}}>
+        {{ all = Concat <axis = 1> (before, x)  column = Unsqueeze(m, last)  y = Add(all, column) }}
+    """)
+    model.graph.input[2].type.tensor_type.shape.dim[1].dim_param = total
+    return model
+
+
+def test_a_size_that_the_file_computes_from_others_holds() -> None:
+    """As for the attention mask of a decoder with a cache, in the first choice already, and at other sizes."""
+    graph = GraphView(decoder("past + length"))
+    first = {"x": (1, 64, 4), "before": (1, 64, 4), "m": (1, 128)}
+    assert next(candidate_dims(graph)) == first
+    assert [feeds["m"].shape for feeds in feeds_at_other_sizes(graph, first, 0)] == [(1, 64), (1, 256)]
+    one = GraphView(decoder("past + 1", length=1))
+    first = {"x": (1, 1, 4), "before": (1, 64, 4), "m": (1, 65)}
+    assert next(candidate_dims(one)) == first
+    assert [feeds["m"].shape for feeds in feeds_at_other_sizes(one, first, 0)] == [(1, 33), (1, 129)]
+
+
+@pytest.mark.parametrize("length", ["length", 1])
+def test_a_size_that_is_the_sum_of_others_is_found(length: int | str) -> None:
+    """Where a name says nothing, what the model runs with does."""
+    model = decoder("total", length)
+    samples, problem = choose_samples(read_model(model), GraphView(model), Provider.CPU, 0)
+    assert samples is not None, problem
+    dims = samples.dims
+    assert dims["m"][1] == dims["x"][1] + dims["before"][1]
 
 
 def huge_model() -> onnx.ModelProto:

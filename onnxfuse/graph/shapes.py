@@ -19,6 +19,7 @@ from onnx.reference import ReferenceEvaluator
 from onnxfuse.errors import OnnxFuseError
 from onnxfuse.graph.bodies import cut_body, subgraphs, trip_count
 from onnxfuse.graph.contributed import contributed_dims, without_activation
+from onnxfuse.graph.symbols import is_expression, value_of
 from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView
 
 __all__ = ["BodyShapes", "Shapes", "dims_at_other_sizes", "infer_dims", "infer_shapes", "shapes_at_other_sizes"]
@@ -201,18 +202,22 @@ def _other_dims(
 ) -> dict[str, tuple[int, ...]]:
     """Return input shapes with every dimension that the file leaves open changed, those of one symbol alike."""
     symbols: dict[str, int] = {}
-    changed = {}
+    changed: dict[str, list[int]] = {}
+    computed = []
     for name, dims in input_dims.items():
         stated = graph.inputs[name].type.tensor_type.shape.dim
-        sizes = []
+        changed[name] = []
         for i, (size, dim) in enumerate(zip(dims, stated, strict=True)):
             if dim.HasField("dim_value") and dim.dim_value > 0:
-                sizes.append(int(size))
-            else:
-                other = change(i, int(size))
-                sizes.append(symbols.setdefault(dim.dim_param, other) if dim.dim_param else other)
-        changed[name] = tuple(sizes)
-    return changed
+                changed[name].append(int(size))
+                continue
+            other = change(i, int(size))
+            changed[name].append(symbols.setdefault(dim.dim_param, other) if dim.dim_param else other)
+            if is_expression(dim.dim_param):
+                computed.append((name, i, dim.dim_param))
+    for name, i, symbol in computed:
+        changed[name][i] = value_of(symbol, symbols) or changed[name][i]
+    return {name: tuple(sizes) for name, sizes in changed.items()}
 
 
 def _are_some_the_same(
