@@ -194,30 +194,31 @@ def test_a_fixed_value_says_what_it_was_read_from() -> None:
 # Weights that are cut by a size -------------------------------------------------------------------------------------
 
 
-def cut_projection(net: Net, h: str) -> str:
+def cut_projection(net: Net, h: str, width: int) -> str:
     """Write a layer whose weight is the first half of a packed one, cut at the width of its input, and transposed."""
-    packed = net.rng.standard_normal((2 * WIDTH, WIDTH))
+    packed = net.rng.standard_normal((2 * width, width))
     packed[:, DROPPED] = 0
     size = net.node("Shape", h, start=2, end=3)
     zero = net.constant(np.array([0], np.int64))
-    part = net.node("Slice", net.constant(packed, name="packed"), zero, size, zero, like=net.weight(WIDTH, WIDTH))
+    part = net.node("Slice", net.constant(packed, name="packed"), zero, size, zero, like=net.weight(width, width))
     return net.node("MatMul", h, net.node("Transpose", part, perm=[1, 0]), name="cut")
 
 
+@pytest.mark.parametrize("width", [WIDTH, 72])
 @pytest.mark.parametrize("dropped", [(0,), (1,), (0, 1)], ids=str)
-def test_a_weight_that_is_cut_by_a_size_loses_channels(dropped: tuple[int, ...]) -> None:
+def test_a_weight_that_is_cut_by_a_size_loses_channels(dropped: tuple[int, ...], width: int) -> None:
     """A half of a packed weight, cut at a width that changes, loses the channels that nothing reads or makes."""
     net = Net(17, seed=5)
-    y = cut_projection(net, net.matmul(net.input(2, 4, 5), WIDTH, name="before"))
-    last = net.rng.standard_normal((WIDTH, 3))
+    y = cut_projection(net, net.matmul(net.input(2, 4, 5), width, name="before"), width)
+    last = net.rng.standard_normal((width, 3))
     last[DROPPED] = 0
     net.output(net.node("MatMul", y, net.constant(last), name="last"))
     model = net.model()
     analysis = analysis_of(model)
     names = [group.name for group in free_groups(analysis)]
     assert len(names) == 2
-    keep = np.setdiff1d(np.arange(WIDTH), DROPPED)
-    fused = fuse(analysis, {names[i]: ChannelMap.selection(keep, WIDTH) for i in dropped})
+    keep = np.setdiff1d(np.arange(width), DROPPED)
+    fused = fuse(analysis, {names[i]: ChannelMap.selection(keep, width) for i in dropped})
     assert_valid(fused.model)
     assert_same_outputs(run_ort(model, net.feeds), run_ort(fused.model, net.feeds))
 

@@ -268,6 +268,11 @@ class _Inference:
         """Note which elements of static values are the same for every input shape."""
         self.fixed |= {name for name, found in same.items() if found.all()}
         self.moving = {name: ~found for name, found in same.items() if name not in self.fixed}
+        # Weights that are cut at bounds which are computed from shapes, as the packed ones of an attention, are large.
+        for node in self.graph.nodes:
+            known = all(name in self.fixed or name in self.graph.constants for name in node.inputs if name)
+            if node.op in _ASSEMBLING and known and not any(name in self.static for name in node.outputs):
+                self._evaluate(node)
 
     def result(self) -> Shapes:
         """Return what was inferred."""
