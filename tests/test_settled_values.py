@@ -380,3 +380,34 @@ def test_a_size_may_be_that_of_a_table_of_positions() -> None:
         model.graph.initializer.append(onnx.numpy_helper.from_array(rng.normal(size=dims).astype(np.float32), name))
     result = onnxfuse.compress(model, method="prune", ratio=0.5, provider="cpu")
     assert [(g.channels_after, g.frozen) for g in result.report.groups if g.channels_before == WIDTH] == [(4, None)]
+
+
+def with_weights(text: str, **dims: tuple[int, ...]) -> onnx.ModelProto:
+    """Read a model from text, and add random weights."""
+    model, rng = onnx.parser.parse_model(text), np.random.default_rng(0)
+    for name, shape in dims.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name))
+    return model
+
+
+def frozen_of(model: onnx.ModelProto, *dims: int) -> dict[str, str]:
+    """Return why groups are frozen, by name, without a proof."""
+    analysis = analysis_of(model, feeds={"x": np.zeros(dims, np.float32)})
+    return {group.name: group.frozen for group in analysis.channels.groups}
+
+
+def test_channels_that_a_mask_tells_apart_stay() -> None:
+    """A mask that is expanded to an open length and becomes one of booleans is none that anybody permutes."""
+    model = with_weights(
+        """
+        <ir_version: 8, opset_import: ["" : 17]> net (float[n, t, 4] x) => (float[n, t, 3] y)
+        <float[6] mask = {0, 1, 0, 1, 1, 0}, float zero = {0}, int64[1] six = {6}>
+        { h = MatMul(x, w)  length = Shape <start = 1, end = 2> (x)  size = Concat <axis = 0> (length, six)
+          table = Expand(mask, size)  kept = Cast <to = 9> (table)  g = Where(kept, h, zero)  y = MatMul(g, v) }
+        """,
+        w=(4, 6),
+        v=(6, 3),
+    )
+    frozen = frozen_of(model, 2, 5, 4)
+    assert "numbers" in frozen["MatMul_0"]
+    assert not [name for name, reason in frozen.items() if not reason]

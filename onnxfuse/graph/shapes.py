@@ -45,6 +45,7 @@ _INFERENCE_ERRORS = (
 # Operators by which exporters put weights together from pieces (the gates of a recurrent layer); constants larger than
 # small are followed through them too.
 _ASSEMBLING = frozenset({"Concat", "Gather", "Slice", "Split"})
+_READING_MATRICES = frozenset({"Gemm", "MatMul", "Transpose"})
 _REARRANGING = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 # By what open sizes are multiplied and divided to see what depends on them; the last makes 1 of most.
 _LARGER, _SMALLER = (2, 3), (2, 2**20)
@@ -271,7 +272,9 @@ class _Inference:
         # Weights that are cut at bounds which are computed from shapes, as the packed ones of an attention, are large.
         for node in self.graph.nodes:
             known = all(name in self.fixed or name in self.graph.constants for name in node.inputs if name)
-            if node.op in _ASSEMBLING and known and not any(name in self.static for name in node.outputs):
+            readers = {self.graph.nodes[r.node].op for name in node.outputs for r in self.graph.readers.get(name, ())}
+            is_new = not any(name in self.static for name in node.outputs)
+            if node.op in _ASSEMBLING and known and is_new and readers & _READING_MATRICES:
                 self._evaluate(node)
 
     def result(self) -> Shapes:
