@@ -23,7 +23,7 @@ from onnxfuse.config import CompressionConfig, Pixels
 from onnxfuse.errors import DataError
 from onnxfuse.gradient.forward import with_outputs
 from onnxfuse.graph.view import NodeView
-from onnxfuse.proof.random_samples import synthetic_samples
+from onnxfuse.proof.random_samples import samples_like
 from onnxfuse.proof.runtime import Session
 from onnxfuse.proof.samples import Samples
 from onnxfuse.statistics.dead_leaves import dead_leaves
@@ -94,7 +94,7 @@ def calibration_samples(
         pictures, note = _pictures(folder, images, count)
         count = len(next(iter(pictures.values())))
     count = max(count, 1 if folder else _FEWEST)
-    plain = synthetic_samples(analysis.graph, samples.dims, config.seed, count, compared=samples.compared)
+    plain = samples_like(analysis.graph, samples, config.seed, count)
     if not images:
         tokens = {
             name: _tokens(array, table, rng) for name, array in plain.arrays.items() if (table := tables.get(name))

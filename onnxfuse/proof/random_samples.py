@@ -16,7 +16,7 @@ from onnxfuse.graph.view import GraphView
 from onnxfuse.proof.samples import Samples, arrange, stated_dims
 from onnxfuse.proof.values import needed_sizes, value_hints
 
-__all__ = ["candidate_dims", "feeds_at_other_sizes", "synthetic_samples"]
+__all__ = ["candidate_dims", "feeds_at_other_sizes", "samples_like", "synthetic_samples"]
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -31,7 +31,13 @@ _LARGEST_IMAGE = 512
 
 
 def synthetic_samples(
-    graph: GraphView, dims: Mapping[str, Sequence[int]], seed: int, count: int, *, compared: bool = False
+    graph: GraphView,
+    dims: Mapping[str, Sequence[int]],
+    seed: int,
+    count: int,
+    *,
+    compared: bool = False,
+    batch: int | None = None,
 ) -> Samples:
     """Make random inputs: standard normal floats, bytes over their range, indices in range, fair booleans.
 
@@ -42,6 +48,7 @@ def synthetic_samples(
         count: How many samples; a batch that the model states is filled.
         compared: Whether single numbers that the graph compares with constants take, besides random values, those
             that decide the comparison, in turn; at least one sample of each is made.
+        batch: How many samples the model takes at once, if it is known to take no other number; runs are filled.
 
     Raises:
         UnsupportedGraphError: An input is of a type that random values make no sense for, such as strings.
@@ -51,6 +58,7 @@ def synthetic_samples(
     hints = {name: value_hints(graph, name) for name in graph.inputs}
     deciding = {n: h.compared for n, h in hints.items() if compared and h.compared and math.prod(dims[n]) == 1}
     count = max(count, *(len(values) + 1 for values in deciding.values()), 1)
+    count = -(-count // (batch or 1)) * (batch or 1)
     for name, info in graph.inputs.items():
         shape = tuple(dims[name])
         batched = _is_batched(info, shape)
@@ -61,7 +69,13 @@ def synthetic_samples(
     counts = [len(a) for a in arrays.values()]
     arrays = {name: a[: min(counts)] for name, a in arrays.items()}
     origin = f"{min(counts, default=1)} synthetic samples (random numbers, seed {seed})"
-    return replace(arrange(arrays, graph, "synthetic inputs", origin), compared=compared)
+    return replace(arrange(arrays, graph, "synthetic inputs", origin, batch), compared=compared)
+
+
+def samples_like(graph: GraphView, samples: Samples, seed: int, count: int) -> Samples:
+    """Make random inputs of the shapes of some that the model runs with, as many in a run as it takes."""
+    batch = None if samples.divisible else samples.batch
+    return synthetic_samples(graph, samples.dims, seed, count, compared=samples.compared, batch=batch)
 
 
 def feeds_at_other_sizes(
