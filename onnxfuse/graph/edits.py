@@ -6,6 +6,7 @@ edited is taken from its result, and the rest from the original, byte for byte.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -261,26 +262,29 @@ def _int64s(name: str, numbers: Sequence[int]) -> onnx.TensorProto:
 
 def _drop_unused(model: onnx.ModelProto, graph: GraphView, released: set[str]) -> None:
     """Remove the constants, and the nodes that computed them, that lost their last reader through the edits."""
-    pending = set(released)
+    nodes = model.graph.node
+    readers = Counter(name for node in nodes for name in node.input)
+    readers.update(output.name for output in model.graph.output)
+    readers.update(name for view in graph.nodes for name in view.captured)
+    makers = {name: i for i, node in enumerate(nodes) for name in node.output if name}
+    pending, unread, gone = set(released), set[str](), set[int]()
     while pending:
         name = pending.pop()
-        read = {i for n in model.graph.node for i in n.input} | {o.name for o in model.graph.output}
-        read |= {c for view in graph.nodes for c in view.captured}
-        if name in read:
+        if readers[name]:
             continue
-        for i, tensor in enumerate(model.graph.initializer):
-            if tensor.name == name:
-                del model.graph.initializer[i]
-                break
-        for i, info in enumerate(model.graph.input):
-            if info.name == name:
-                del model.graph.input[i]
-                break
-        for i, node in enumerate(model.graph.node):
-            if name in node.output and not any(o in read for o in node.output):
-                pending.update(value for value in node.input if value)
-                del model.graph.node[i]
-                break
+        unread.add(name)
+        maker = makers.get(name)
+        if maker is None or maker in gone or any(readers[output] for output in nodes[maker].output if output):
+            continue
+        gone.add(maker)
+        readers.subtract(nodes[maker].input)
+        pending.update(value for value in nodes[maker].input if value)
+    for i in sorted(gone, reverse=True):
+        del nodes[i]
+    for stored in (model.graph.initializer, model.graph.input):
+        for i in range(len(stored) - 1, -1, -1):
+            if stored[i].name in unread:
+                del stored[i]
 
 
 def _sort_nodes(model: onnx.ModelProto, graph: GraphView) -> None:
