@@ -223,6 +223,25 @@ def test_a_weight_that_is_cut_by_a_size_loses_channels(dropped: tuple[int, ...],
     assert_same_outputs(run_ort(model, net.feeds), run_ort(fused.model, net.feeds))
 
 
+@pytest.mark.parametrize("channels", [8, 72])
+def test_a_weight_that_is_normalised_in_the_graph_loses_channels(channels: int) -> None:
+    """As the weight normalisation of wav2vec 2.0 is written by the newer exporter, whatever the size of the weight."""
+    net = Net(17, seed=5)
+    v, g = net.weight(channels, 8, 3, 3, name="v"), net.weight(channels, 1, 1, 1, name="g")
+    w = net.node("Mul", v, net.node("Div", g, net.reduce("L2", v, [1, 2, 3])))
+    h = net.node("Conv", net.conv(net.input(1, 3, 8, 8), 8, name="first"), w, name="normalised")
+    net.output(net.conv(net.node("Relu", h), 2, 1, name="last"))
+    model = net.model()
+    analysis = analysis_of(model)
+    groups = {group.name: group for group in free_groups(analysis)}
+    assert groups.keys() == {"first", "normalised"}
+    rng = np.random.default_rng(0)
+    maps = {name: ChannelMap.permutation(rng.permutation(group.channels)) for name, group in groups.items()}
+    assert_same_outputs(run_ort(model, net.feeds), run_ort(fuse(analysis, maps).model, net.feeds))
+    small = onnxfuse.compress(model, method="prune", ratio=0.5, provider="cpu").model
+    assert {channels // 2} <= {tensor.dims[0] for tensor in small.graph.initializer}
+
+
 # Bounds that follow open sizes --------------------------------------------------------------------------------------
 
 ROWS = 8
