@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,8 @@ __all__ = [
 
 # The batch that shapes are inferred at where the model leaves it open.
 _BATCH = 2
+# How many samples show whether a model that does not take any number of them takes each.
+_TRIED = 8
 # How much memory the values of one run may take if none was given back before its end.
 _MOST_RUN_BYTES = 2**30
 # Synthetic samples of the proof: about two seconds of one core's work, so that large models are proven on fewer.
@@ -105,8 +107,12 @@ def choose_samples(source: SourceModel, graph: GraphView, provider: Provider, se
                 continue
             else:
                 more = synthetic_samples(graph, dims, seed, _BATCH + 1, compared=compared)
-                takes_any = count > 1 and _takes(session, more)
-                return samples if takes_any else _in_runs_of(samples, count), ""
+                if count > 1 and _takes(session, more):
+                    return samples, ""
+                # The number of samples may be at fault, or a length that some rows of tokens are too long for.
+                more = synthetic_samples(graph, dims, seed, _TRIED, compared=compared, batch=samples.batch)
+                if _takes(session, more, all_runs=True):
+                    return _in_runs_of(samples, count), ""
     return None, problem or "every choice of its symbolic dimensions makes inputs of over 256 MB"
 
 
@@ -128,10 +134,11 @@ def takeable(source: SourceModel, samples: Samples, provider: Provider) -> Sampl
     return samples
 
 
-def _takes(session: Session, samples: Samples) -> bool:
-    """Whether a model runs with some samples."""
+def _takes(session: Session, samples: Samples, *, all_runs: bool = False) -> bool:
+    """Whether a model runs with some samples: those of the first run, or all."""
     try:
-        session.run(next(samples.feeds()))
+        for feeds in islice(samples.feeds(), None if all_runs else 1):
+            session.run(feeds)
     except RuntimeFailedError as error:
         logger.debug("it does not run with %d samples at once: %s", samples.batch, error.what)
         return False
