@@ -430,3 +430,21 @@ def test_channels_that_a_mask_tells_apart_stay() -> None:
     frozen = frozen_of(model, 2, 5, 4)
     assert "numbers" in frozen["MatMul_0"]
     assert not [name for name, reason in frozen.items() if not reason]
+
+
+def test_a_constant_that_is_repeated_along_an_open_length_loses_channels() -> None:
+    """What is copied as often as the input is long makes channels like a bias does."""
+    model = with_weights(
+        """
+        <ir_version: 8, opset_import: ["" : 17]> net (float[n, t, 4] x) => (float[n, t, 3] y)
+        <int64[1] one = {1}>
+        { h = MatMul(x, w)  length = Shape <start = 1, end = 2> (x)  often = Concat <axis = 0> (length, one)
+          rows = Tile(row, often)  g = Add(h, rows)  y = MatMul(g, v) }
+        """,
+        w=(4, 6),
+        row=(1, 6),
+        v=(6, 3),
+    )
+    assert [reason for reason in frozen_of(model, 2, 5, 4).values() if "output" not in reason] == [""]
+    small = onnxfuse.compress(model, method="prune", ratio=0.5, provider="cpu")
+    assert [group.channels_after for group in small.report.groups] == [3, 3]

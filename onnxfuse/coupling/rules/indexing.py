@@ -156,6 +156,7 @@ def tile(site: Site) -> Iterator[Constraint]:
     for i, axis in enumerate(x.axes):
         repeats = Fresh(y.dims[i] // max(x.dims[i], 1), "repeats")
         yield Equal(y[i], prod(repeats, axis))
+        yield from made_here(x, i)
         yield site.entry_size("", 1, i, repeats)
 
 
