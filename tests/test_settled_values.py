@@ -448,3 +448,38 @@ def test_a_constant_that_is_repeated_along_an_open_length_loses_channels() -> No
     assert [reason for reason in frozen_of(model, 2, 5, 4).values() if "output" not in reason] == [""]
     small = onnxfuse.compress(model, method="prune", ratio=0.5, provider="cpu")
     assert [group.channels_after for group in small.report.groups] == [3, 3]
+
+
+def test_a_table_that_is_normalised_before_it_is_read_loses_channels() -> None:
+    """Relative positions of DeBERTa go through the keys' matrix, and so have the channels of the tokens."""
+    model = with_weights(
+        """
+        <ir_version: 8, opset_import: ["" : 17]> net (float[n, t, 4] x) => (float[n, t, 80] y)
+        { h = MatMul(x, w)  q = MatMul(h, v)  r = LayerNormalization(table, scale)  k = MatMul(r, v)
+          turned = Transpose(k)  y = MatMul(q, turned) }
+        """,
+        w=(4, 64),
+        v=(64, 8),
+        table=(80, 64),
+        scale=(64,),
+    )
+    frozen = frozen_of(model, 2, 5, 4)
+    assert [frozen[name] for name in ("MatMul_0", "MatMul_1")] == ["", ""]
+    small = onnxfuse.compress(model, method="prune", ratio=0.5, provider="cpu")
+    stored = {tensor.name: tuple(tensor.dims) for tensor in small.model.graph.initializer}
+    assert stored["table"] == (80, 32)
+
+
+def test_a_product_of_two_computed_constants_is_no_weight() -> None:
+    """A table from which its mean is taken goes on through a matrix that the tokens go through as well."""
+    model = with_weights(
+        """
+        <ir_version: 8, opset_import: ["" : 17]> net (float[n, t, 4] x) => (float[n, t, 80] y)
+        { h = MatMul(x, w)  q = MatMul(h, v)  m = ReduceMean <axes = [1]> (table)  r = Sub(table, m)  k = MatMul(r, v)
+          turned = Transpose(k)  y = MatMul(q, turned) }
+        """,
+        w=(4, 64),
+        v=(64, 8),
+        table=(80, 64),
+    )
+    assert frozen_of(model, 2, 5, 4)["MatMul_1"] == ""

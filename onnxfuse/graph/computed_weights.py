@@ -38,11 +38,16 @@ def weight_makers(graph: GraphView) -> Iterator[int]:
             and not node.captured
             and all(n in graph.constants or known.get(graph.producers.get(n, -1), False) for n in node.inputs if n)
         )
+
+    def is_known(name: str) -> bool:
+        return name in graph.constants or known.get(graph.producers.get(name, -1), False)
+
+    # Of a product of two constants, such as a table with a matrix, each stays what it is.
     waiting = [
         node.inputs[slot]
         for node in graph.nodes
         for slot in _LINEAR.get(node.op, ())
-        if slot < len(node.inputs) and not node.domain
+        if not node.domain and len(node.inputs) > 1 and not is_known(node.inputs[1 - slot])
     ]
     found: set[int] = set()
     while waiting:
