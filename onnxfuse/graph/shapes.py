@@ -303,8 +303,8 @@ class _Inference:
             if not name:
                 continue
             dims = _static_dims(types.get(name))
-            if slot == 0 and dims is None:
-                dims = contributed_dims(node, self.dims)
+            if dims is None:
+                dims = contributed_dims(node, self.dims, slot)
                 if dims is not None and node.inputs[0] in self.types:
                     self.types[name] = self.types[node.inputs[0]]
             if dims is None and name in inside:
