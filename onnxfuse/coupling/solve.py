@@ -219,7 +219,7 @@ class _Solver:
     def _freeze_numbered(self, site: Site) -> None:
         """Freeze the axes along which integers differ that are computed from shapes: positions are no channels."""
         for tensor in site.inputs:
-            if tensor is None or tensor.operand.is_constant or not self._is_shape_value(tensor.operand.name):
+            if tensor is None or tensor.is_weight or not self._is_shape_value(tensor.operand.name):
                 continue
             value = self.shapes.static[tensor.operand.name]
             for axis, size in enumerate(value.shape):
