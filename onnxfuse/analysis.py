@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from onnxfuse.graph.files import SourceModel
 from onnxfuse.graph.shapes import Shapes, infer_shapes
 from onnxfuse.graph.unstacking import unstacked
 from onnxfuse.graph.view import GraphView
-from onnxfuse.proof.random_samples import candidate_dims, synthetic_samples
+from onnxfuse.proof.random_samples import candidate_dims, samples_like, synthetic_samples
 from onnxfuse.proof.runtime import Session
 from onnxfuse.proof.samples import Samples
 from onnxfuse.proof.values import value_hints
@@ -39,10 +39,13 @@ __all__ = [
     "held_parameters",
     "in_runs_that_fit",
     "more_samples",
+    "takeable",
 ]
 
 # The batch that shapes are inferred at where the model leaves it open.
 _BATCH = 2
+# How many samples show whether a model that does not take any number of them takes each.
+_TRIED = 8
 # How much memory the values of one run may take if none was given back before its end.
 _MOST_RUN_BYTES = 2**30
 # Synthetic samples of the proof: about two seconds of one core's work, so that large models are proven on fewer.
@@ -104,13 +107,48 @@ def choose_samples(source: SourceModel, graph: GraphView, provider: Provider, se
                 problem = problem or error.what
                 continue
             else:
-                return samples, ""
+                more = synthetic_samples(graph, dims, seed, _BATCH + 1, compared=compared)
+                if count > 1 and _takes(session, more):
+                    return samples, ""
+                # The number of samples may be at fault, or a length that some rows of tokens are too long for.
+                more = synthetic_samples(graph, dims, seed, _TRIED, compared=compared, batch=samples.batch)
+                if _takes(session, more, all_runs=True):
+                    return _in_runs_of(samples, count), ""
     return None, problem or "every choice of its symbolic dimensions makes inputs of over 256 MB"
+
+
+def _in_runs_of(samples: Samples, count: int) -> Samples:
+    """Return samples of which just so many go into a run, where any number could go by what the model states."""
+    return samples.in_whole_runs(count) if samples.divisible and samples.total % count == 0 else samples
+
+
+def takeable(source: SourceModel, samples: Samples, provider: Provider) -> Samples:
+    """Return samples in runs that the model takes: it may state that its batch is open, and compute with one alone."""
+    if not samples.divisible or samples.total < 2:
+        return samples
+    session = Session(source.path or source.model, provider, name=f"the original model {source.name!r}")
+    if _takes(session, samples.in_batches(_BATCH + 1)):
+        return samples
+    for count in (1, _BATCH):
+        if _takes(session, fewer := _in_runs_of(samples, count)):
+            return fewer
+    return samples
+
+
+def _takes(session: Session, samples: Samples, *, all_runs: bool = False) -> bool:
+    """Whether a model runs with some samples: those of the first run, or all."""
+    try:
+        for feeds in islice(samples.feeds(), None if all_runs else 1):
+            session.run(feeds)
+    except RuntimeFailedError as error:
+        logger.debug("it does not run with %d samples at once: %s", samples.batch, error.what)
+        return False
+    return True
 
 
 def more_samples(analysis: Analysis, samples: Samples, seed: int) -> Samples:
     """Make more synthetic samples of the same shape: as many as a few seconds of work allow, at most 32."""
-    return synthetic_samples(analysis.graph, samples.dims, seed, enough_samples(analysis), compared=samples.compared)
+    return samples_like(analysis.graph, samples, seed, enough_samples(analysis))
 
 
 def enough_samples(analysis: Analysis) -> int:

@@ -272,7 +272,7 @@ def validate(
         samples = more_samples(analysis, samples, seed)
     sessions = [Session(s.path or s.model, config.provider, name=f"the model {s.name!r}") for s in sources]
     samples.refuse_broken()
-    drift = measure_drift(sessions[0], sessions[1], samples)
+    drift = measure_drift(sessions[0], sessions[1], samples, graph)
     accuracy = None
     if given.labels is not None:
         accuracy = {
@@ -291,7 +291,7 @@ def validate(
         drift=drift,
         accuracy=accuracy,
         provider=str(sessions[1].provider),
-        notes=tuple(filter(None, (note, samples.note))),
+        notes=tuple(filter(None, (note, samples.note, drift.note))),
         versions=versions(),
     )
 
@@ -373,7 +373,7 @@ def _finish(prepared: Prepared, result: _Result, target: Path | None, clock: Clo
         drift=proof.drift,
         provider=proof.drift.provider,
         seconds=clock.seconds,
-        notes=tuple(filter(None, (*result.notes, proof.note))),
+        notes=tuple(filter(None, (*result.notes, proof.note, proof.drift.note))),
         versions=versions(),
         config=config.to_dict(),
     )
@@ -404,7 +404,7 @@ def _prove(result: onnx.ModelProto, prepared: Prepared, target: Path | None, clo
         note = check_structure(temporary, source.path or source.model)
         original = Session(source.path or source.model, provider, name=f"the original model {source.name!r}")
         compressed = Session(temporary, provider, name="the compressed model")
-        drift = measure_drift(original, compressed, in_runs_that_fit(analysis, prepared.samples))
+        drift = measure_drift(original, compressed, in_runs_that_fit(analysis, prepared.samples), analysis.graph)
         others = feeds_at_other_sizes(analysis.graph, analysis.input_dims, prepared.config.seed)
         check_at_other_sizes(original, compressed, analysis.graph, others)
     return _Proof(size, drift, note)

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 
-from onnxfuse.analysis import Analysis, analyse, choose_samples, more_samples
+from onnxfuse.analysis import Analysis, analyse, choose_samples, more_samples, takeable
 from onnxfuse.analytic import analytic_readings, has_plausible_inputs
 from onnxfuse.arrays import IntArray
 from onnxfuse.bodies import Bodies, Commands, Spending, find_bodies, spend_in_bodies, with_shared_target
@@ -183,7 +183,7 @@ def read_given(source: SourceModel, graph: GraphView, data: DataSource | None, c
     origin = str(data) if isinstance(data, str | os.PathLike) else ""
     arrays, labels = split_labels(None if folder else data, graph)
     if arrays is not None:
-        return Given(load_samples(arrays, graph, origin), labels, folder)
+        return Given(takeable(source, load_samples(arrays, graph, origin), config.provider), labels, folder)
     samples, problem = choose_samples(source, graph, config.provider, config.seed)
     if samples is None:
         what = f"no synthetic inputs were found that the model runs with: {problem}"

@@ -513,6 +513,20 @@ def _pools() -> list[Example]:
         for op in ("MaxPool", "AveragePool", "LpPool")
     ]
     found += [between(op, "plain", _pool(op)) for op in ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")]
+
+    def along(op: str, **attributes: Any) -> Middle:
+        def middle(net: Net, h: str) -> str:
+            rows = net.node("Transpose", h, perm=[0, 3, 2, 1])
+            return net.node("Transpose", net.node(op, rows, kernel_shape=[2, 1], **attributes), perm=[0, 3, 2, 1])
+
+        return middle
+
+    # As in the Funnel Transformer: positions are pooled, and a window of 1 goes along the channels.
+    found += [between(op, "another axis", along(op, strides=[2, 1])) for op in ("MaxPool", "AveragePool")]
+    found += [
+        between("MaxPool", f"channels, {name}", along("MaxPool", **{name: value}), frozen="a spatial axis of")
+        for name, value in {"strides": [2, 2], "pads": [0, 1, 0, 0]}.items()
+    ]
     found.append(between("MaxPool", "indices", indices, frozen="depend on the number of channels"))
     for op in ("ArgMax", "ArgMin"):
         found.append(between(op, "space", _pool(op, axis=-1)))

@@ -1,6 +1,7 @@
 """More samples at once than a file states: where the network then computes the same, and no trace in the result."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -154,3 +155,21 @@ def test_a_reconstruction_of_a_closed_network_takes_any_number_of_samples() -> N
     """A prime number of samples is cut into other runs on the way."""
     made = onnxfuse.compress(network(), calibration={"x0": images(53)}, ratio=0.5, prove=False, provider="cpu")
     assert made.report.reconstructions
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("given", [0, 64])
+@pytest.mark.parametrize("options", [{"method": "prune"}, {"effort": 0}], ids=str)
+def test_a_batch_that_is_open_by_name_alone(batch: int, given: int, options: dict[str, Any]) -> None:
+    """A traced network may state an open batch and compute with the one that it was traced with."""
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]> net (float[n, 3, 8, 8] x) => (float[n, 5] y)
+        <int64[2] flat = {{{batch}, -1}}> {{ h = Conv(x, w)  g = Relu(h)  f = Reshape(g, flat)  y = Gemm(f, v) }}
+    """)
+    for name, dims in {"w": (8, 3, 3, 3), "v": (8 * 36, 5)}.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(rng.normal(size=dims).astype(np.float32), name))
+    data = {"x": rng.normal(size=(given, 3, 8, 8)).astype(np.float32)} if given else None
+    result = onnxfuse.compress(model, ratio=0.5, calibration=data, provider="cpu", **options)
+    first = result.report.groups[0]
+    assert (first.channels_before, first.channels_after) == (8, 4)

@@ -231,6 +231,17 @@ def test_without_samples_like_data_moments_decide() -> None:
     assert any("--calibration" in note and "moments" in note for note in made.report.notes)
 
 
+def test_tokens_are_made_up_where_their_shape_changes_first() -> None:
+    """As in GPT-2, which flattens its tokens before it looks them up."""
+    net = Net(17)
+    tokens = net.input(2, 3, dtype=TensorProto.INT64, batch="n")
+    rows = net.node("Reshape", net.node("Cast", tokens, to=TensorProto.INT64), net.constant(np.array([-1, 3])))
+    h = net.node("Gather", net.weight(50, 8), rows, name="table")
+    net.output(net.matmul(net.node("Relu", net.matmul(h, 8)), 2, name="last"))
+    result = onnxfuse.compress(net.model(), ratio=0.5, effort=0, provider="cpu")
+    assert "rows of random tokens" in result.report.notes[0]
+
+
 def test_without_moments_the_weights_decide() -> None:
     """A group behind an operator without a rule is fused by its weights alone."""
     net = Net(17, seed=2)

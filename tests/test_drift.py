@@ -209,6 +209,21 @@ def test_other_shapes_and_types_are_refused(other: str, form: str) -> None:
     )
 
 
+def test_a_size_that_depends_on_values_may_differ() -> None:
+    """As the number of boxes that a detector finds: what is of another size is not compared, and a note says so."""
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[n, 3] x) => (int64[2, m] y, float[n, 3] z)
+        { h = %s y = NonZero(h) z = Relu(x) }"""
+    models = [onnx.parser.parse_model(text % maker) for maker in ("Relu(x)", "Exp(x)")]
+    samples = load_samples({"x": np.array([[1, -1, 2]], np.float32)}, GraphView(models[0]))
+    first, second = (Session(model, Provider.CPU) for model in models)
+    drift = measure_drift(first, second, samples, GraphView(models[0]))
+    assert [o.name for o in drift.outputs] == ["z"]
+    assert "output 'y' depends on values, and was another one in 1 of 1 runs" in drift.note
+    assert measure_drift(first, first, samples, GraphView(models[0])).note == ""
+    with pytest.raises(ProofError, match="the output is"):
+        measure_drift(first, second, samples)
+
+
 def test_outputs_that_are_no_numbers_are_not_compared() -> None:
     """Outputs that are no numbers are not compared."""
     text = """<ir_version: 8, opset_import: ["" : 17]>

@@ -279,3 +279,24 @@ def test_a_convolution_that_loses_groups_is_fitted_group_by_group() -> None:
     assert [r.node for r in refitted.report.refits] == ["grouped", "last"]
     others = {"x0": np.random.default_rng(2).normal(size=(64, 3, 5, 5)).astype(np.float32)}
     assert gap(model, refitted.model, others) < 0.8 * gap(model, without.model, others)
+
+
+@pytest.mark.parametrize("effort", [0, 0.1])
+def test_what_has_become_longer_or_shorter_is_not_fitted(effort: float) -> None:
+    """How many places go on depends on values, as how long a voice speaks does; so it changes with the channels."""
+    rng = np.random.default_rng(5)
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]> net (float[1, 2, 40] x) => (float[1, 3, m] y)
+        <int64[1] all = {-1}, float zero = {0}>
+        { h = Conv(x, w)  g = Relu(h)  o = Conv(g, u)  f = ReduceMean <axes = [0, 1], keepdims = 0> (o)
+          loud = Greater(f, zero)  kept = Compress <axis = 2> (o, loud)
+          i = Conv(kept, v)  j = Relu(i)  y = Conv(j, z) }
+    """)
+    for name, dims in {"w": (16, 2, 1), "u": (8, 16, 1), "v": (16, 8, 1), "z": (3, 16, 1)}.items():
+        weight = rng.normal(size=dims).astype(np.float32) / np.sqrt(np.float32(dims[1]))
+        model.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
+    samples = {"x": rng.normal(size=(64, 2, 40)).astype(np.float32)}
+    result = onnxfuse.compress(model, ratio=0.5, calibration=samples, provider="cpu", effort=effort)
+    assert "depends on values" in " ".join(result.report.notes)
+    fitted = {refit.node for refit in result.report.refits}
+    assert fitted == {"Conv_2"}

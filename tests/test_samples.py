@@ -10,10 +10,13 @@ import pytest
 from onnx import TensorProto, helper
 
 import onnxfuse
+from onnxfuse.analysis import choose_samples
 from onnxfuse.arrays import is_finite
+from onnxfuse.config import Provider
 from onnxfuse.errors import DataError, UnsupportedGraphError
+from onnxfuse.graph.files import read_model
 from onnxfuse.graph.view import GraphView
-from onnxfuse.proof.random_samples import candidate_dims, synthetic_samples
+from onnxfuse.proof.random_samples import candidate_dims, feeds_at_other_sizes, synthetic_samples
 from onnxfuse.proof.samples import load_samples, read_arrays
 
 Dims = Sequence[int | str] | None
@@ -262,6 +265,56 @@ def test_dimensions_of_the_batch_s_name_are_batches_too() -> None:
     assert next(candidate_dims(graph)) == {"x": (1, 64), "state": (2, 1, 128), "other": (3, 64)}
     square = view(("x", F, ["n", "n"]))
     assert list(candidate_dims(square)) == [{"x": (1, 1)}]
+
+
+def decoder(total: str, length: int | str = "length") -> onnx.ModelProto:
+    """Make a model that adds a mask to what it reads now behind what it has read before."""
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        net (float[batch, {length}, 4] x, float[batch, past, 4] before, float[batch, mask] m)
+            => (float[batch, all, 4] y)
+        <int64[1] last = {{2}}>
+        {{ all = Concat <axis = 1> (before, x)  column = Unsqueeze(m, last)  y = Add(all, column) }}
+    """)
+    model.graph.input[2].type.tensor_type.shape.dim[1].dim_param = total
+    return model
+
+
+def test_a_size_that_the_file_computes_from_others_holds() -> None:
+    """As for the attention mask of a decoder with a cache, in the first choice already, and at other sizes."""
+    graph = GraphView(decoder("past + length"))
+    first = {"x": (1, 64, 4), "before": (1, 64, 4), "m": (1, 128)}
+    assert next(candidate_dims(graph)) == first
+    assert [feeds["m"].shape for feeds in feeds_at_other_sizes(graph, first, 0)] == [(1, 64), (1, 256)]
+    one = GraphView(decoder("past + 1", length=1))
+    first = {"x": (1, 1, 4), "before": (1, 64, 4), "m": (1, 65)}
+    assert next(candidate_dims(one)) == first
+    assert [feeds["m"].shape for feeds in feeds_at_other_sizes(one, first, 0)] == [(1, 33), (1, 129)]
+
+
+@pytest.mark.parametrize("length", ["length", 1])
+def test_a_size_that_is_the_sum_of_others_is_found(length: int | str) -> None:
+    """Where a name says nothing, what the model runs with does."""
+    model = decoder("total", length)
+    samples, problem = choose_samples(read_model(model), GraphView(model), Provider.CPU, 0)
+    assert samples is not None, problem
+    dims = samples.dims
+    assert dims["m"][1] == dims["x"][1] + dims["before"][1]
+
+
+@pytest.mark.parametrize("positions", [58, 61, 63])
+def test_a_length_that_some_rows_alone_fit_is_not_chosen(positions: int) -> None:
+    """RoBERTa counts tokens but not padding: rows of random tokens need now more positions, now less."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]> net (int64[n, t] ids) => (float[n, t, 2] y)
+        <int64 zero = {0}, int64 one = {1}>
+        { h = Gather(words, ids)  real = Greater(ids, zero)  number = Cast <to = 7> (real)  at = CumSum(number, one)
+          p = Gather(table, at)  x = Add(h, p)  a = MatMul(x, w)  r = Relu(a)  y = MatMul(r, v) }
+    """)
+    for name, dims in {"words": (20, 4), "table": (positions, 4), "w": (4, 8), "v": (8, 2)}.items():
+        model.graph.initializer.append(helper.make_tensor(name, F, dims, np.ones(dims).ravel()))
+    result = onnxfuse.compress(model, ratio=0.5, method="prune", prove=False, provider="cpu")
+    assert result.report.input_shapes == {"ids": (1, 32)}
 
 
 def huge_model() -> onnx.ModelProto:

@@ -194,32 +194,52 @@ def test_a_fixed_value_says_what_it_was_read_from() -> None:
 # Weights that are cut by a size -------------------------------------------------------------------------------------
 
 
-def cut_projection(net: Net, h: str) -> str:
+def cut_projection(net: Net, h: str, width: int) -> str:
     """Write a layer whose weight is the first half of a packed one, cut at the width of its input, and transposed."""
-    packed = net.rng.standard_normal((2 * WIDTH, WIDTH))
+    packed = net.rng.standard_normal((2 * width, width))
     packed[:, DROPPED] = 0
     size = net.node("Shape", h, start=2, end=3)
     zero = net.constant(np.array([0], np.int64))
-    part = net.node("Slice", net.constant(packed, name="packed"), zero, size, zero, like=net.weight(WIDTH, WIDTH))
+    part = net.node("Slice", net.constant(packed, name="packed"), zero, size, zero, like=net.weight(width, width))
     return net.node("MatMul", h, net.node("Transpose", part, perm=[1, 0]), name="cut")
 
 
+@pytest.mark.parametrize("width", [WIDTH, 72])
 @pytest.mark.parametrize("dropped", [(0,), (1,), (0, 1)], ids=str)
-def test_a_weight_that_is_cut_by_a_size_loses_channels(dropped: tuple[int, ...]) -> None:
+def test_a_weight_that_is_cut_by_a_size_loses_channels(dropped: tuple[int, ...], width: int) -> None:
     """A half of a packed weight, cut at a width that changes, loses the channels that nothing reads or makes."""
     net = Net(17, seed=5)
-    y = cut_projection(net, net.matmul(net.input(2, 4, 5), WIDTH, name="before"))
-    last = net.rng.standard_normal((WIDTH, 3))
+    y = cut_projection(net, net.matmul(net.input(2, 4, 5), width, name="before"), width)
+    last = net.rng.standard_normal((width, 3))
     last[DROPPED] = 0
     net.output(net.node("MatMul", y, net.constant(last), name="last"))
     model = net.model()
     analysis = analysis_of(model)
     names = [group.name for group in free_groups(analysis)]
     assert len(names) == 2
-    keep = np.setdiff1d(np.arange(WIDTH), DROPPED)
-    fused = fuse(analysis, {names[i]: ChannelMap.selection(keep, WIDTH) for i in dropped})
+    keep = np.setdiff1d(np.arange(width), DROPPED)
+    fused = fuse(analysis, {names[i]: ChannelMap.selection(keep, width) for i in dropped})
     assert_valid(fused.model)
     assert_same_outputs(run_ort(model, net.feeds), run_ort(fused.model, net.feeds))
+
+
+@pytest.mark.parametrize("channels", [8, 72])
+def test_a_weight_that_is_normalised_in_the_graph_loses_channels(channels: int) -> None:
+    """As the weight normalisation of wav2vec 2.0 is written by the newer exporter, whatever the size of the weight."""
+    net = Net(17, seed=5)
+    v, g = net.weight(channels, 8, 3, 3, name="v"), net.weight(channels, 1, 1, 1, name="g")
+    w = net.node("Mul", v, net.node("Div", g, net.reduce("L2", v, [1, 2, 3])))
+    h = net.node("Conv", net.conv(net.input(1, 3, 8, 8), 8, name="first"), w, name="normalised")
+    net.output(net.conv(net.node("Relu", h), 2, 1, name="last"))
+    model = net.model()
+    analysis = analysis_of(model)
+    groups = {group.name: group for group in free_groups(analysis)}
+    assert groups.keys() == {"first", "normalised"}
+    rng = np.random.default_rng(0)
+    maps = {name: ChannelMap.permutation(rng.permutation(group.channels)) for name, group in groups.items()}
+    assert_same_outputs(run_ort(model, net.feeds), run_ort(fuse(analysis, maps).model, net.feeds))
+    small = onnxfuse.compress(model, method="prune", ratio=0.5, provider="cpu").model
+    assert {channels // 2} <= {tensor.dims[0] for tensor in small.graph.initializer}
 
 
 # Bounds that follow open sizes --------------------------------------------------------------------------------------
@@ -276,6 +296,19 @@ def test_rows_that_are_cut_at_an_open_length_stay() -> None:
     for length in (1, 3, ROWS):
         feeds = {"x0": net.feeds["x0"][:, :length]}
         assert_same_outputs(run_ort(model, feeds), run_ort(small, feeds))
+
+
+def test_a_width_is_fixed_where_positions_end_before_a_multiple_of_the_length() -> None:
+    """A table of positions that is a little longer than the length looked at hides no size that does not move."""
+    net = Net(17)
+    x = net.input(2, ROWS, 5)
+    zero, one = net.constant(np.array([0], np.int64)), net.constant(np.array([1], np.int64))
+    table = net.weight(ROWS + 2, WIDTH, name="table")
+    rows = net.node("Slice", table, zero, length_of(net, x), zero, one, like=net.slice(table, [0], [ROWS], [0]))
+    h = net.node("Add", net.matmul(x, WIDTH), rows)
+    roots = [root_of_size(net, h, axis) for axis in (1, 2)]
+    net.output(net.node("Mul", h, net.node("Add", *roots)))
+    assert [name in shapes_of(with_open_length(net), 2, ROWS, 5).fixed for name in roots] == [False, True]
 
 
 def test_channels_that_are_padded_by_an_open_length_stay() -> None:
@@ -464,3 +497,105 @@ def test_angles_in_the_file_follow_the_channels_that_they_turn() -> None:
     assert {t.name: tuple(t.dims) for t in small.graph.initializer}["angles"] == (1, len(keep), 600)
     feeds = {"x": np.random.default_rng(2).standard_normal((2, 3, 600)).astype(np.float32)}
     assert_same_outputs(run_ort(silent, feeds), run_ort(small, feeds))
+
+
+def test_a_size_may_be_that_of_a_table_of_positions() -> None:
+    """As in the relative positions of DeBERTa: a row is copied as often as the table has entries."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        net (float[batch, length, 4] x) => (float[batch, length, 3] y)
+        <int64 zero = {0}, int64 one = {1}, int64[1] front = {0}>
+        { dims = Shape(x)  length = Gather(dims, one)  where = Range(zero, length, one)
+          table = Unsqueeze(where, front)  copies = Shape <start = 1> (table)  eight = Constant <value_ints = [8]> ()
+          size = Concat <axis = 0> (copies, eight)  rows = Expand(row, size)
+          h = MatMul(x, w)  g = Add(h, rows)  y = MatMul(g, v) }
+    """)
+    rng = np.random.default_rng(0)
+    for name, dims in {"row": (1, 8), "w": (4, 8), "v": (8, 3)}.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(rng.normal(size=dims).astype(np.float32), name))
+    result = onnxfuse.compress(model, method="prune", ratio=0.5, provider="cpu")
+    assert [(g.channels_after, g.frozen) for g in result.report.groups if g.channels_before == WIDTH] == [(4, None)]
+
+
+def with_weights(text: str, **dims: tuple[int, ...]) -> onnx.ModelProto:
+    """Read a model from text, and add random weights."""
+    model, rng = onnx.parser.parse_model(text), np.random.default_rng(0)
+    for name, shape in dims.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name))
+    return model
+
+
+def frozen_of(model: onnx.ModelProto, *dims: int) -> dict[str, str]:
+    """Return why groups are frozen, by name, without a proof."""
+    analysis = analysis_of(model, feeds={"x": np.zeros(dims, np.float32)})
+    return {group.name: group.frozen for group in analysis.channels.groups}
+
+
+def test_channels_that_a_mask_tells_apart_stay() -> None:
+    """A mask that is expanded to an open length and becomes one of booleans is none that anybody permutes."""
+    model = with_weights(
+        """
+        <ir_version: 8, opset_import: ["" : 17]> net (float[n, t, 4] x) => (float[n, t, 3] y)
+        <float[6] mask = {0, 1, 0, 1, 1, 0}, float zero = {0}, int64[1] six = {6}>
+        { h = MatMul(x, w)  length = Shape <start = 1, end = 2> (x)  size = Concat <axis = 0> (length, six)
+          table = Expand(mask, size)  kept = Cast <to = 9> (table)  g = Where(kept, h, zero)  y = MatMul(g, v) }
+        """,
+        w=(4, 6),
+        v=(6, 3),
+    )
+    frozen = frozen_of(model, 2, 5, 4)
+    assert "numbers" in frozen["MatMul_0"]
+    assert not [name for name, reason in frozen.items() if not reason]
+
+
+def test_a_constant_that_is_repeated_along_an_open_length_loses_channels() -> None:
+    """What is copied as often as the input is long makes channels like a bias does."""
+    model = with_weights(
+        """
+        <ir_version: 8, opset_import: ["" : 17]> net (float[n, t, 4] x) => (float[n, t, 3] y)
+        <int64[1] one = {1}>
+        { h = MatMul(x, w)  length = Shape <start = 1, end = 2> (x)  often = Concat <axis = 0> (length, one)
+          rows = Tile(row, often)  g = Add(h, rows)  y = MatMul(g, v) }
+        """,
+        w=(4, 6),
+        row=(1, 6),
+        v=(6, 3),
+    )
+    assert [reason for reason in frozen_of(model, 2, 5, 4).values() if "output" not in reason] == [""]
+    small = onnxfuse.compress(model, method="prune", ratio=0.5, provider="cpu")
+    assert [group.channels_after for group in small.report.groups] == [3, 3]
+
+
+def test_a_table_that_is_normalised_before_it_is_read_loses_channels() -> None:
+    """Relative positions of DeBERTa go through the keys' matrix, and so have the channels of the tokens."""
+    model = with_weights(
+        """
+        <ir_version: 8, opset_import: ["" : 17]> net (float[n, t, 4] x) => (float[n, t, 80] y)
+        { h = MatMul(x, w)  q = MatMul(h, v)  r = LayerNormalization(table, scale)  k = MatMul(r, v)
+          turned = Transpose(k)  y = MatMul(q, turned) }
+        """,
+        w=(4, 64),
+        v=(64, 8),
+        table=(80, 64),
+        scale=(64,),
+    )
+    frozen = frozen_of(model, 2, 5, 4)
+    assert [frozen[name] for name in ("MatMul_0", "MatMul_1")] == ["", ""]
+    small = onnxfuse.compress(model, method="prune", ratio=0.5, provider="cpu")
+    stored = {tensor.name: tuple(tensor.dims) for tensor in small.model.graph.initializer}
+    assert stored["table"] == (80, 32)
+
+
+def test_a_product_of_two_computed_constants_is_no_weight() -> None:
+    """A table from which its mean is taken goes on through a matrix that the tokens go through as well."""
+    model = with_weights(
+        """
+        <ir_version: 8, opset_import: ["" : 17]> net (float[n, t, 4] x) => (float[n, t, 80] y)
+        { h = MatMul(x, w)  q = MatMul(h, v)  m = ReduceMean <axes = [1]> (table)  r = Sub(table, m)  k = MatMul(r, v)
+          turned = Transpose(k)  y = MatMul(q, turned) }
+        """,
+        w=(4, 64),
+        v=(64, 8),
+        table=(80, 64),
+    )
+    assert frozen_of(model, 2, 5, 4)["MatMul_1"] == ""

@@ -192,3 +192,17 @@ class TestCost:
         net.output(net.gemm(net.input(1, 4), 3))
         analysis = analysis_of(net.model())
         assert measure_cost(analysis.graph, analysis.shapes, lambda _: None).macs == 0
+
+
+@pytest.mark.parametrize("op", ["SkipLayerNormalization", "SkipSimplifiedLayerNormalization"])
+def test_the_sum_that_goes_on_beside_its_normalisation(op: str) -> None:
+    """ONNX Runtime's optimiser lets the residual stream go on as the fourth output; sizes are read from it."""
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]> net (float[n, t, 8] x) => (float[n, t, 8] y)
+        <float[8] scale = {{1, 2, 3, 4, 5, 6, 7, 8}}, int64 last = {{2}}>
+        {{ a, m, v, sum = com.microsoft.{op}(x, x, scale)  dims = Shape(sum)  width = Gather(dims, last)
+           count = Cast <to = 1> (width)  b = Div(sum, count)  y = Add(a, b) }}
+    """)
+    shapes = infer_shapes(GraphView(model), {"x": (2, 5, 8)})
+    assert shapes.dims["sum"] == (2, 5, 8)
+    assert "width" in shapes.fixed

@@ -116,7 +116,9 @@ def _beside_made_up(
         name: np.concatenate([np.repeat(array[different], times, axis=0), made_up.arrays[name][:added]])[order]
         for name, array in samples.arrays.items()
     }
-    mixed = arrange(arrays, analysis.graph, samples.origin, f"{samples.origin}, and {added} of {made_up.origin}")
+    words = f"{samples.origin}, and {added} of {made_up.origin}"
+    batch = None if samples.divisible else samples.batch
+    mixed = arrange(arrays, analysis.graph, samples.origin, words, batch)
     return in_larger_runs(analysis, mixed, config.provider), added
 
 

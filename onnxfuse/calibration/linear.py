@@ -100,6 +100,12 @@ class LinearNode:
         padded, kernel, strides, dilations = self._geometry(x, value)
         return len(x), place_count(padded, kernel, strides, dilations)
 
+    def places_of(self, y: AnyArray) -> tuple[int, int]:
+        """Return how many samples a value of the shape of its output has, and how many places each."""
+        if not self.is_convolution:
+            return int(np.prod(y.shape[:-1])), 1
+        return len(y), int(np.prod(y.shape[2:]))
+
     def rows(self, x: AnyArray, value: AnyArray, places: IntArray) -> AnyArray:
         """Return what the node reads at some places, shape (n, G, D).
 

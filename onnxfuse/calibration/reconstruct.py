@@ -380,6 +380,9 @@ def _unit(sides: SideBySide, segment: Segment, operands: Iterable[Operand], prov
     for info in part.graph.input:
         _state_shape(info, dims[info.name])
     shapes = infer_shapes(graph, dims)
+    made = {name: target[0].shape for name, target in zip(segment.outputs, targets, strict=True)}
+    if any(shapes.dims.get(name, shape) != shape for name, shape in made.items()):
+        return None
     plan = build_backward(graph, shapes, list(fed))
     macs = measure_cost(graph, shapes, lambda operand: shapes.dims.get(operand.name)).macs
     forward = Session(with_outputs(part, (n for n in plan.values if n in graph.producers)), provider, name="a segment")

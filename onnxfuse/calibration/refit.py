@@ -157,6 +157,8 @@ class _Refitting:
         groups, outputs, inputs = present.shape
         factor = scale.reshape(groups, outputs)
         prior = present * factor[:, :, None]
+        if not self._has_same_places(linear, ending, weight):
+            return None
         fit, held = (self._collection(linear, centred=has_shift) for _ in range(2))
         for x, target, samples in self._rows(linear, ending, weight, rng):
             y = (target if has_shift else target - shift.astype(target.dtype)).reshape(len(target), groups, outputs)
@@ -191,6 +193,18 @@ class _Refitting:
         ):
             return ending.plain
         return ending
+
+    def _has_same_places(self, linear: LinearNode, ending: Ending, weight: FloatArray) -> bool:
+        """Whether the node is applied in as many places as in the original, in every run.
+
+        How long a voice speaks, for one, depends on values, and so may have changed.
+        """
+        value = linear.node.inputs[0] if linear.is_clipped else ending.value
+        now = [linear.place_count(x, weight) for x in self.present.values(linear.node.inputs[0])]
+        before = self.original.values(value)
+        if linear.is_clipped:
+            return now == [linear.place_count(x, self.before.array(linear.weight)) for x in before]
+        return now == [linear.places_of(y) for y in before]
 
     def _affine(self, linear: LinearNode, ending: Ending) -> tuple[FloatArray, FloatArray]:
         """Return what the node's products are scaled and shifted by on their way to where they end, shape (O,) each."""

@@ -23,9 +23,10 @@ from onnxfuse.config import CompressionConfig, Pixels
 from onnxfuse.errors import DataError
 from onnxfuse.gradient.forward import with_outputs
 from onnxfuse.graph.view import NodeView
-from onnxfuse.proof.random_samples import synthetic_samples
+from onnxfuse.proof.random_samples import samples_like
 from onnxfuse.proof.runtime import Session
 from onnxfuse.proof.samples import Samples
+from onnxfuse.proof.values import value_hints
 from onnxfuse.statistics.dead_leaves import dead_leaves
 from onnxfuse.statistics.sounds import sounds
 
@@ -94,7 +95,7 @@ def calibration_samples(
         pictures, note = _pictures(folder, images, count)
         count = len(next(iter(pictures.values())))
     count = max(count, 1 if folder else _FEWEST)
-    plain = synthetic_samples(analysis.graph, samples.dims, config.seed, count, compared=samples.compared)
+    plain = samples_like(analysis.graph, samples, config.seed, count)
     if not images:
         tokens = {
             name: _tokens(array, table, rng) for name, array in plain.arrays.items() if (table := tables.get(name))
@@ -161,16 +162,11 @@ def _pictures(folder: Path, images: Mapping[str, Image], most: int) -> tuple[dic
 
 
 def _tables(analysis: Analysis) -> Iterator[tuple[str, int]]:
-    """Yield the inputs that look tokens up in a table, with the table's length."""
-    attributes = {"Gather": "axis", "GatherBlockQuantized": "gather_axis"}
-    for node in analysis.graph.nodes:
-        if (
-            node.op in attributes
-            and node.inputs[1] in analysis.graph.inputs
-            and node.inputs[0] in analysis.graph.constants
-        ):
-            axis = int(node.attributes.get(attributes[node.op], 0))
-            yield node.inputs[1], analysis.shapes.dims[node.inputs[0]][axis]
+    """Yield the inputs that look tokens up in a table, perhaps in another shape, with the table's length."""
+    for name in analysis.graph.inputs:
+        below = value_hints(analysis.graph, name).below
+        if below is not None:
+            yield name, below
 
 
 def _tokens(like: AnyArray, table: int, rng: np.random.Generator) -> AnyArray:

@@ -132,10 +132,13 @@ class SizeSettler:
             others = [stated.get(place) for place in trace.readers.get(made_of, ())]
             if not all(other is not None and self._same(other, entry) for other in others):
                 self.unifier.freeze(entry.layout, f"the number that {node.title} takes its size from has other uses")
-        elif not (isinstance(made_of, SizeOf) and self._equal(self._axis(made_of), entry.layout)):
+            return
+        # A value that shapes are computed from, such as a table of positions, has no channels: its sizes stay.
+        axis = self._axis(made_of) if isinstance(made_of, SizeOf) and made_of.operand in self.axes else None
+        if axis is None or not self._equal(axis, entry.layout):
             self.unifier.freeze(entry.layout, f"{node.title} takes its size from a computation")
-            if isinstance(made_of, SizeOf):
-                self.unifier.freeze(self._axis(made_of), f"{node.title} takes the size of another axis from it")
+            if axis is not None:
+                self.unifier.freeze(axis, f"{node.title} takes the size of another axis from it")
 
     def _axis(self, size: SizeOf) -> Layout:
         return self.axes[size.operand][size.axis]

@@ -11,6 +11,8 @@ import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from onnxfuse.coupling.constraints import (
     AttributeSize,
     AxisRef,
@@ -182,6 +184,7 @@ class _Solver:
             self._freeze_value(name, f"a subgraph of {node.title} reads {name!r}")
         is_weight = self._is_rearranging(node) and self._is_rounded(node)
         if not is_weight and all(self._is_shape_value(o) or self._is_folded(node, o) for o in node.outputs if o):
+            self._freeze_read_numbers(node)
             return
         site, unknown = self._site(node)
         reason = f"the shape of {unknown!r}, at {node.title}, is not known" if unknown else ""
@@ -200,11 +203,29 @@ class _Solver:
         except (IndexError, KeyError, ValueError, TypeError) as error:
             self._freeze_site(site, f"the rule does not cover this form of {node.title}: {error}")
             return
+        self._freeze_numbered(site)
         for constraint in constraints:
             self._apply(node, constraint)
         self._check_complete(site, constraints)
         if self._is_rearranging(node) and site.inputs and site.inputs[0] is not None and site.inputs[0].is_weight:
             self.weight_values.update(node.outputs)
+
+    def _freeze_read_numbers(self, node: NodeView) -> None:
+        """Freeze what a node that is not looked at makes integers of, such as a table that becomes a mask."""
+        for name in node.inputs if node.op not in {"Shape", "Size"} else ():
+            if name in self.shapes.static and Operand(name) in self.axes:
+                self._freeze_value(name, f"{node.title} computes with its numbers")
+
+    def _freeze_numbered(self, site: Site) -> None:
+        """Freeze the axes along which integers differ that are computed from shapes: positions are no channels."""
+        for tensor in site.inputs:
+            if tensor is None or tensor.is_weight or not self._is_shape_value(tensor.operand.name):
+                continue
+            value = self.shapes.static[tensor.operand.name]
+            for axis, size in enumerate(value.shape):
+                if size > 1 and (value != np.take(value, [0], axis)).any():
+                    reason = f"{site.node.title} reads numbers that differ along it"
+                    self.unifier.freeze(self._layout(tensor[axis]), reason)
 
     def _is_rounded(self, node: NodeView) -> bool:
         """Whether a node makes integers that stand for a weight of floats, or passes them on."""

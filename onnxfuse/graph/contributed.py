@@ -28,22 +28,28 @@ _LIKE_FIRST = frozenset(
         "SkipSimplifiedLayerNormalization",
     }
 )
+_SUM = 3
 # The same of what ONNX Runtime keeps under ONNX's own domain, where ONNX has no schema of it either.
 _KEPT_UNDER_THE_STANDARD = frozenset({"SimplifiedLayerNormalization"})
 
 
-def contributed_dims(node: NodeView, dims: Mapping[str, _Dims]) -> _Dims | None:
-    """Return the shape of a node's first output, which has the data type of its first input.
+def contributed_dims(node: NodeView, dims: Mapping[str, _Dims], slot: int = 0) -> _Dims | None:
+    """Return the shape of an output of a node, which has the data type of its first input.
 
     Args:
         node: The node.
         dims: The shapes of its inputs, as far as they are known, by name.
+        slot: Which output.
 
     Returns:
         None where this is not known.
     """
     if not node.inputs or node.domain not in {DEFAULT_DOMAIN, _DOMAIN}:
         return None
+    if slot:
+        # The sum that a Skip* normalises, which goes on as the residual stream.
+        is_sum = slot == _SUM and node.domain and node.op.startswith("Skip") and node.op in _LIKE_FIRST
+        return dims.get(node.inputs[0]) if is_sum else None
     if node.op in (_LIKE_FIRST if node.domain else _KEPT_UNDER_THE_STANDARD):
         return dims.get(node.inputs[0])
     if node.domain and node.op == "FusedMatMul" and all(name in dims for name in node.inputs[:2]):

@@ -18,7 +18,9 @@ from onnx.reference import ReferenceEvaluator
 
 from onnxfuse.errors import OnnxFuseError
 from onnxfuse.graph.bodies import cut_body, subgraphs, trip_count
+from onnxfuse.graph.computed_weights import weight_makers
 from onnxfuse.graph.contributed import contributed_dims, without_activation
+from onnxfuse.graph.symbols import is_expression, value_of
 from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView
 
 __all__ = ["BodyShapes", "Shapes", "dims_at_other_sizes", "infer_dims", "infer_shapes", "shapes_at_other_sizes"]
@@ -44,9 +46,12 @@ _INFERENCE_ERRORS = (
 # Operators by which exporters put weights together from pieces (the gates of a recurrent layer); constants larger than
 # small are followed through them too.
 _ASSEMBLING = frozenset({"Concat", "Gather", "Slice", "Split"})
+_READING_MATRICES = frozenset({"Gemm", "MatMul", "Transpose"})
 _REARRANGING = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 # By what open sizes are multiplied and divided to see what depends on them; the last makes 1 of most.
 _LARGER, _SMALLER = (2, 3), (2, 2**20)
+# What is added to them where the network does not go up to a multiple.
+_LONGER = (1, 2)
 _NOT_STATIC = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"})
 
 
@@ -151,12 +156,19 @@ def _unmoved(graph: GraphView, inference: "_Inference", input_dims: Mapping[str,
     """Return which elements of static values are computed from shapes and yet the same at other open dimensions."""
     same = {name: np.ones(value.shape, bool) for name, value in inference.static.items() if name not in inference.fixed}
     left = set(same)
-    for factor in _LARGER:
-        if not left:
+    # At how many larger sizes each was found the same. A table of positions may be too short for a multiple.
+    seen = dict.fromkeys(same, 0)
+    for change in (*map(_grown, _LARGER), *map(_longer, _LONGER)):
+        if all(seen[name] >= len(_LARGER) for name in left):
             break
-        other = _Inference(graph, _other_dims(graph, input_dims, _grown(factor)), {})
+        other = _Inference(graph, _other_dims(graph, input_dims, change), {})
         other.run(graph)
-        left = {name for name in left if _are_some_the_same(same[name], inference.static[name], other.static.get(name))}
+        for name in left & other.static.keys():
+            if _are_some_the_same(same[name], inference.static[name], other.static[name]):
+                seen[name] += 1
+            else:
+                left.remove(name)
+    left = {name for name in left if seen[name] >= len(_LARGER)}
     # A table that is cut to the length, or a bound on it, moves at smaller sizes only; what these do not reach, as a
     # network of many poolings, says nothing.
     for divisor in _SMALLER:
@@ -177,6 +189,11 @@ def _grown(factor: int) -> _Change:
     return lambda axis, size: size + factor - 1 if axis == 0 else size * factor
 
 
+def _longer(more: int) -> _Change:
+    """Return what makes sizes a little larger."""
+    return lambda _, size: size + more
+
+
 def _shrunk(divisor: int) -> _Change:
     """Return what makes sizes smaller, 1 at least."""
     return lambda _, size: max(1, size // divisor)
@@ -187,18 +204,22 @@ def _other_dims(
 ) -> dict[str, tuple[int, ...]]:
     """Return input shapes with every dimension that the file leaves open changed, those of one symbol alike."""
     symbols: dict[str, int] = {}
-    changed = {}
+    changed: dict[str, list[int]] = {}
+    computed = []
     for name, dims in input_dims.items():
         stated = graph.inputs[name].type.tensor_type.shape.dim
-        sizes = []
+        changed[name] = []
         for i, (size, dim) in enumerate(zip(dims, stated, strict=True)):
             if dim.HasField("dim_value") and dim.dim_value > 0:
-                sizes.append(int(size))
-            else:
-                other = change(i, int(size))
-                sizes.append(symbols.setdefault(dim.dim_param, other) if dim.dim_param else other)
-        changed[name] = tuple(sizes)
-    return changed
+                changed[name].append(int(size))
+                continue
+            other = change(i, int(size))
+            changed[name].append(symbols.setdefault(dim.dim_param, other) if dim.dim_param else other)
+            if is_expression(dim.dim_param):
+                computed.append((name, i, dim.dim_param))
+    for name, i, symbol in computed:
+        changed[name][i] = value_of(symbol, symbols) or changed[name][i]
+    return {name: tuple(sizes) for name, sizes in changed.items()}
 
 
 def _are_some_the_same(
@@ -228,6 +249,8 @@ class _Inference:
         self.moving: dict[str, _Which] = {}
         self.read_from: dict[str, set[str]] = {}
         self.bodies: dict[tuple[int, str], BodyShapes] = {}
+        # Nodes that read constants of any size, and whose results are kept whatever their size.
+        self.whole: set[int] = set()
         self.graph = graph
         for name, tensor in graph.constants.items():
             self.dims[name] = tuple(tensor.dims)
@@ -249,6 +272,16 @@ class _Inference:
         """Note which elements of static values are the same for every input shape."""
         self.fixed |= {name for name, found in same.items() if found.all()}
         self.moving = {name: ~found for name, found in same.items() if name not in self.fixed}
+        # Weights that are cut at bounds which are computed from shapes, as the packed ones of an attention, are large.
+        for node in self.graph.nodes:
+            known = all(name in self.fixed or name in self.graph.constants for name in node.inputs if name)
+            readers = {self.graph.nodes[r.node].op for name in node.outputs for r in self.graph.readers.get(name, ())}
+            is_new = not any(name in self.static for name in node.outputs)
+            if node.op in _ASSEMBLING and known and is_new and readers & _READING_MATRICES:
+                self._evaluate(node)
+        self.whole = set(weight_makers(self.graph))
+        for index in sorted(self.whole):
+            self._evaluate(self.graph.nodes[index])
 
     def result(self) -> Shapes:
         """Return what was inferred."""
@@ -270,8 +303,8 @@ class _Inference:
             if not name:
                 continue
             dims = _static_dims(types.get(name))
-            if slot == 0 and dims is None:
-                dims = contributed_dims(node, self.dims)
+            if dims is None:
+                dims = contributed_dims(node, self.dims, slot)
                 if dims is not None and node.inputs[0] in self.types:
                     self.types[name] = self.types[node.inputs[0]]
             if dims is None and name in inside:
@@ -377,7 +410,7 @@ class _Inference:
             logger.debug("%s was not evaluated: %s", node.title, error)
             return False
         outputs = [(name, np.asarray(r)) for name, r in results.items()]
-        limit = max(_SMALL, sum(v.size for v in feeds.values())) if fixed and node.op in _ASSEMBLING else _SMALL
+        limit = max(_SMALL, sum(v.size for v in feeds.values())) if fixed and self._is_kept(node) else _SMALL
         if any(value.size > limit for _, value in outputs):
             return False
         for name, value in outputs:
@@ -409,12 +442,16 @@ class _Inference:
         """Return a value if it is known; a large constant only to a node that puts constants together."""
         if name in self.static:
             return self.static[name]
-        if node.op not in _ASSEMBLING:
+        if not self._is_kept(node):
             return None
         if name in self.graph.constants:
             return self.graph.array(name) if self.types[name] != TensorProto.STRING else None
         maker = self.graph.producers.get(name)
         return None if maker is None else self._rearranged(self.graph.nodes[maker])
+
+    def _is_kept(self, node: NodeView) -> bool:
+        """Whether a node reads and makes constants of any size."""
+        return node.op in _ASSEMBLING or node.index in self.whole
 
     def _rearranged(self, node: NodeView) -> np.ndarray[Any, np.dtype[Any]] | None:
         """Return a large constant that was rearranged on its way to a node that puts constants together."""

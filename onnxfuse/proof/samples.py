@@ -75,6 +75,11 @@ class Samples:
         dims = {name: (batch, *d[1:]) for name, d in self.dims.items()}
         return replace(self, batch=batch, dims=dims)
 
+    def in_whole_runs(self, batch: int) -> "Samples":
+        """Return the samples, just so many in every run: the model states any number and takes this one alone."""
+        dims = {name: (batch, *d[1:]) for name, d in self.dims.items()}
+        return replace(self, batch=batch, dims=dims, divisible=False)
+
     @property
     def broken(self) -> int:
         """How many samples of a comparison have a value that is NaN or infinite."""
@@ -234,7 +239,9 @@ def _fit(name: str, array: AnyArray, info: onnx.ValueInfoProto, where: str) -> A
     raise DataError(what, where=where, mend=f"store it with .astype(numpy.{wanted})")
 
 
-def arrange(arrays: Mapping[str, AnyArray], graph: GraphView, where: str, origin: str) -> Samples:
+def arrange(
+    arrays: Mapping[str, AnyArray], graph: GraphView, where: str, origin: str, batch: int | None = None
+) -> Samples:
     """Choose the batch: all inputs must be batched for more than one sample a run, and a stated batch is kept.
 
     Args:
@@ -242,6 +249,7 @@ def arrange(arrays: Mapping[str, AnyArray], graph: GraphView, where: str, origin
         graph: The model.
         where: Where they are from, for messages.
         origin: Where they are from, for reports.
+        batch: How many samples the model takes at once, if it is known to take no other number.
 
     Raises:
         DataError: The model states different batches, or a larger one than there are samples.
@@ -253,15 +261,15 @@ def arrange(arrays: Mapping[str, AnyArray], graph: GraphView, where: str, origin
     if len(fixed) > 1 or (len(batched) < len(arrays) and fixed - {1}):
         what = f"the model states different batches for its inputs: {sorted(fixed)}"
         raise DataError(what, where=where, mend="give each array one axis more than its input: (samples, *input shape)")
+    is_divisible = not fixed and len(batched) == len(arrays) > 0 and batch is None
     if fixed or len(batched) < len(arrays):
         batch = max(fixed, default=1)
-    else:
+    elif batch is None:
         batch, _ = whole_batches(count)
     if count < batch:
         what = f"{count} samples, but the model takes {batch} at a time"
         raise DataError(what, where=where, mend=f"give a multiple of {batch} samples")
     used = count // batch * batch
-    is_divisible = not fixed and len(batched) == len(arrays) > 0
     if used < count and not is_divisible:
         origin = f"{origin}, {used} of them in full batches of {batch}"
     dims = {n: (batch, *a.shape[1:]) if n in batched else a.shape[1:] for n, a in arrays.items()}

@@ -20,6 +20,7 @@ from onnxfuse.coupling.constraints import (
     Weight,
     prod,
 )
+from onnxfuse.coupling.rules.shape import made_here
 from onnxfuse.statistics.features import Role
 
 __all__ = ["RULES"]
@@ -62,8 +63,10 @@ def layer_normalization(site: Site) -> Iterator[Constraint]:
     """LayerNormalization, RMSNormalization and SimplifiedLayerNormalization over the axes from ``axis`` on."""
     x, y = site.input(0), site.output()
     first = int(site.attribute("axis", -1)) % x.rank
-    for axis_x, axis_y in zip(x.axes, y.axes, strict=True):
+    for i, (axis_x, axis_y) in enumerate(zip(x.axes, y.axes, strict=True)):
         yield Equal(axis_x, axis_y)
+        # A table, such as that of the relative positions of DeBERTa, may be normalised before it is read.
+        yield from made_here(x, i)
     yield from (Statistic(axis, f"the statistics of {site.node.title} run over it") for axis in x.axes[first:])
     yield from _per_channel(site.input(1), x.axes[first:], Role.CARRIED)
     bias = site.optional_input(2)

@@ -23,7 +23,20 @@ def pooled(site: Site, x: Sequence[AxisRef], y: Sequence[AxisRef]) -> Iterator[C
     """The axes of what is pooled, and of the result: batch, channels, space."""
     yield Equal(x[0], y[0])
     yield Equal(x[1], y[1])
-    yield from (Freeze(axis, f"a spatial axis of {site.node.title}") for axis in (*x[2:], *y[2:]))
+    untouched = _untouched(site, len(x) - 2)
+    for i, (axis_x, axis_y) in enumerate(zip(x[2:], y[2:], strict=True)):
+        if i in untouched:
+            yield Equal(axis_x, axis_y)
+        else:
+            yield Freeze(axis_x, f"a spatial axis of {site.node.title}")
+            yield Freeze(axis_y, f"a spatial axis of {site.node.title}")
+
+
+def _untouched(site: Site, count: int) -> set[int]:
+    """Which of so many spatial axes a window of 1 goes along, step by step, so that it changes nothing there."""
+    kernel, steps = site.attribute("kernel_shape", ()), site.attribute("strides", [1] * count)
+    pads = site.attribute("pads", [0] * (2 * count))
+    return {i for i, size in enumerate(kernel) if (size, steps[i], pads[i], pads[i + count]) == (1, 1, 0, 0)}
 
 
 def reduce(site: Site) -> Iterator[Constraint]:
