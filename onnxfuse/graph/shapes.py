@@ -18,7 +18,6 @@ from onnx.reference import ReferenceEvaluator
 
 from onnxfuse.errors import OnnxFuseError
 from onnxfuse.graph.bodies import cut_body, subgraphs, trip_count
-from onnxfuse.graph.computed_weights import weight_makers
 from onnxfuse.graph.contributed import contributed_dims, without_activation
 from onnxfuse.graph.symbols import is_expression, value_of
 from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView
@@ -249,8 +248,6 @@ class _Inference:
         self.moving: dict[str, _Which] = {}
         self.read_from: dict[str, set[str]] = {}
         self.bodies: dict[tuple[int, str], BodyShapes] = {}
-        # Nodes that read constants of any size, and whose results are kept whatever their size.
-        self.whole: set[int] = set()
         self.graph = graph
         for name, tensor in graph.constants.items():
             self.dims[name] = tuple(tensor.dims)
@@ -279,9 +276,6 @@ class _Inference:
             is_new = not any(name in self.static for name in node.outputs)
             if node.op in _ASSEMBLING and known and is_new and readers & _READING_MATRICES:
                 self._evaluate(node)
-        self.whole = set(weight_makers(self.graph))
-        for index in sorted(self.whole):
-            self._evaluate(self.graph.nodes[index])
 
     def result(self) -> Shapes:
         """Return what was inferred."""
@@ -410,7 +404,7 @@ class _Inference:
             logger.debug("%s was not evaluated: %s", node.title, error)
             return False
         outputs = [(name, np.asarray(r)) for name, r in results.items()]
-        limit = max(_SMALL, sum(v.size for v in feeds.values())) if fixed and self._is_kept(node) else _SMALL
+        limit = max(_SMALL, sum(v.size for v in feeds.values())) if fixed and node.op in _ASSEMBLING else _SMALL
         if any(value.size > limit for _, value in outputs):
             return False
         for name, value in outputs:
@@ -442,16 +436,12 @@ class _Inference:
         """Return a value if it is known; a large constant only to a node that puts constants together."""
         if name in self.static:
             return self.static[name]
-        if not self._is_kept(node):
+        if node.op not in _ASSEMBLING:
             return None
         if name in self.graph.constants:
             return self.graph.array(name) if self.types[name] != TensorProto.STRING else None
         maker = self.graph.producers.get(name)
         return None if maker is None else self._rearranged(self.graph.nodes[maker])
-
-    def _is_kept(self, node: NodeView) -> bool:
-        """Whether a node reads and makes constants of any size."""
-        return node.op in _ASSEMBLING or node.index in self.whole
 
     def _rearranged(self, node: NodeView) -> np.ndarray[Any, np.dtype[Any]] | None:
         """Return a large constant that was rearranged on its way to a node that puts constants together."""
