@@ -16,15 +16,18 @@ from onnxfuse.config import Provider
 from onnxfuse.coupling.groups import ChannelGraph, CouplingGroup, positions
 from onnxfuse.coupling.layout import leaves
 from onnxfuse.coupling.rules import known_rules
+from onnxfuse.coupling.settled_sizes import SHARED_NUMBER
 from onnxfuse.coupling.solve import solve_coupling
 from onnxfuse.errors import ModelError, RuntimeFailedError, UnsupportedGraphError
 from onnxfuse.graph.cost import Cost, measure_cost
 from onnxfuse.graph.files import SourceModel
 from onnxfuse.graph.shapes import Shapes, infer_shapes
+from onnxfuse.graph.targets import with_own_targets
 from onnxfuse.graph.unstacking import unstacked
 from onnxfuse.graph.view import GraphView
 from onnxfuse.proof.random_samples import candidate_dims, samples_like, synthetic_samples
 from onnxfuse.proof.runtime import Session
+from onnxfuse.proof.sameness import computes_the_same
 from onnxfuse.proof.samples import Samples
 from onnxfuse.proof.values import value_hints
 
@@ -166,7 +169,8 @@ def in_runs_that_fit(analysis: Analysis, samples: Samples) -> Samples:
 def analyse(source: SourceModel, graph: GraphView, samples: Samples | None) -> Analysis:
     """Infer shapes and coupling of a model.
 
-    Its graph is as in the file, but for stacked projections, which are cut apart (`onnxfuse.graph.unstacking`).
+    Its graph is as in the file, but for stacked projections, which are cut apart (`onnxfuse.graph.unstacking`), and for
+    target shapes that would have to be several at once (`onnxfuse.graph.targets`).
 
     Args:
         source: The model.
@@ -179,13 +183,25 @@ def analyse(source: SourceModel, graph: GraphView, samples: Samples | None) -> A
     if unknown and samples:
         observed = _observe(source, unknown, dims, samples)
         shapes = infer_shapes(graph, dims, observed)
-    apart = unstacked(graph, shapes, dims)
-    if apart is not None and (samples is None or _computes_the_same(source.name, graph.model, apart, samples)):
-        graph = GraphView(apart)
+    other = unstacked(graph, shapes, dims)
+    if other is not None and _is_the_same(source, graph, other, samples):
+        graph = GraphView(other)
         shapes = infer_shapes(graph, dims, observed)
-    channels = _without_broken(graph, solve_coupling(graph, shapes, known_rules()))
+    channels = solve_coupling(graph, shapes, known_rules())
+    is_shared = any(SHARED_NUMBER in group.frozen for group in channels.groups)
+    other = with_own_targets(graph) if is_shared else None
+    if other is not None and _is_the_same(source, graph, other, samples):
+        graph = GraphView(other)
+        shapes = infer_shapes(graph, dims, observed)
+        channels = solve_coupling(graph, shapes, known_rules())
+    channels = _without_broken(graph, channels)
     cost = measure_cost(graph, shapes, lambda operand: shapes.dims.get(operand.name))
     return Analysis(source, graph, shapes, dims, channels, Cost(cost.parameters, cost.macs // batch), batch)
+
+
+def _is_the_same(source: SourceModel, graph: GraphView, other: onnx.ModelProto, samples: Samples | None) -> bool:
+    """Whether a model computes the same written in another way; where there are no samples, nothing rests on it yet."""
+    return samples is None or computes_the_same(source.name, graph.model, other, samples)
 
 
 def cost_of(model: onnx.ModelProto, original: Analysis, known: Mapping[str, Sequence[int]] | None = None) -> Cost:
@@ -332,32 +348,6 @@ def _small_dims(graph: GraphView, samples: Samples) -> tuple[dict[str, tuple[int
     is_open = _open_batches(graph) & samples.batched
     batch = min(samples.batch, _BATCH) if is_open == set(samples.arrays) else 1
     return {name: (batch, *dims[1:]) if name in is_open else dims for name, dims in samples.dims.items()}, batch
-
-
-def _computes_the_same(name: str, before: onnx.ModelProto, after: onnx.ModelProto, samples: Samples) -> bool:
-    """Whether a model with another graph makes of some inputs exactly what the original makes of them."""
-    feeds = next(samples.feeds())
-    name = f"the original model {name!r}"
-    try:
-        expected = Session(before, Provider.CPU, optimise=False, name=name).run(feeds)
-    except RuntimeFailedError as error:
-        logger.debug("nothing is cut apart, since the original does not run: %s", error.what)
-        return False
-    try:
-        found = Session(after, Provider.CPU, optimise=False, name=f"{name} with projections cut apart").run(feeds)
-    except (RuntimeFailedError, ModelError, UnsupportedGraphError) as error:
-        logger.warning("stacked projections stay as they are, please report this: %s", error.what)
-        return False
-    is_same = all(_is_equal(value, found[key]) for key, value in expected.items())
-    if not is_same:
-        logger.warning("stacked projections stay as they are, please report this: cutting them apart changes outputs")
-    return is_same
-
-
-def _is_equal(a: object, b: object) -> bool:
-    if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):
-        return False
-    return np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
 
 
 def _observe(

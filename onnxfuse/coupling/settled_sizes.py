@@ -14,7 +14,10 @@ from onnxfuse.coupling.target_shapes import Int64Array, constant_target
 from onnxfuse.graph.shapes import Shapes
 from onnxfuse.graph.view import GraphView, NodeView, Operand
 
-__all__ = ["SizeSettler"]
+__all__ = ["SHARED_NUMBER", "SizeSettler"]
+
+SHARED_NUMBER = "has other uses"
+"""How the reason ends for which a size stays whose number in the file states another size too."""
 
 
 class SizeSettler:
@@ -131,7 +134,7 @@ class SizeSettler:
             yield SizeEntry(made_of.node, entry.layout, "", made_of.slot, made_of.index, entry.scale)
             others = [stated.get(place) for place in trace.readers.get(made_of, ())]
             if not all(other is not None and self._same(other, entry) for other in others):
-                self.unifier.freeze(entry.layout, f"the number that {node.title} takes its size from has other uses")
+                self.unifier.freeze(entry.layout, f"the number that {node.title} takes its size from {SHARED_NUMBER}")
             return
         # A value that shapes are computed from, such as a table of positions, has no channels: its sizes stay.
         axis = self._axis(made_of) if isinstance(made_of, SizeOf) and made_of.operand in self.axes else None

@@ -16,7 +16,6 @@ with what reads them, and all may have another width.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, count
 from math import prod
 from typing import Any, TypeAlias
 
@@ -26,6 +25,7 @@ from onnx import helper, numpy_helper
 
 from onnxfuse.graph.bodies import value_names
 from onnxfuse.graph.shapes import Shapes, shapes_at_other_sizes
+from onnxfuse.graph.targets import fresh_name, own_targets
 from onnxfuse.graph.unread import drop_unread
 from onnxfuse.graph.view import DEFAULT_DOMAIN, GraphView, NodeView
 
@@ -313,7 +313,7 @@ class _Rewriting:
         for position, proto in enumerate(self.graph.model.graph.node):
             nodes += fresh.get(position, [])
             nodes += [] if position in gone else [proto]
-        nodes = list(self._with_own_targets(nodes))
+        nodes = list(own_targets(nodes, self._name))
         graph = self.model.graph
         released = {name for position in gone for name in self.graph.model.graph.node[position].input}
         del graph.node[:]
@@ -355,25 +355,6 @@ class _Rewriting:
                 yield self._node(move.node, move.node.op, read, [result], move.attribute, move.axes)
             if pick.axis is not None:
                 yield self._node(pick.node, "Unsqueeze", results[-1], [pick.value], "axes", [pick.axis])
-
-    def _with_own_targets(self, nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-        """Yield nodes such that no two Reshapes share a target that is put together: they may have other sizes now."""
-        makers = {node.output[0]: node for node in nodes if node.op_type == "Concat" and not node.domain}
-        taken: set[str] = set()
-        for node in nodes:
-            target = node.input[1] if node.op_type == "Reshape" and len(node.input) > 1 else ""
-            if target in makers and target in taken:
-                own = onnx.NodeProto()
-                own.CopyFrom(makers[target])
-                own.name, own.output[0] = self._name(f"{own.name}_again"), self._name(f"{target}_again")
-                yield own
-                reshape = onnx.NodeProto()
-                reshape.CopyFrom(node)
-                reshape.input[1] = own.output[0]
-                yield reshape
-            else:
-                taken.add(target)
-                yield node
 
     def _shape(self, target: _Target, name: str) -> Iterator[onnx.NodeProto]:
         """Make the target of a part: that of the stack without the number of parts."""
@@ -418,9 +399,7 @@ class _Rewriting:
 
     def _name(self, wanted: str) -> str:
         """Return a name that nothing has yet."""
-        name = next(n for n in chain([wanted], (f"{wanted}_{i}" for i in count(1))) if n not in self.taken)
-        self.taken.add(name)
-        return name
+        return fresh_name(wanted, self.taken)
 
 
 def _zeros(node: NodeView) -> dict[str, int]:
