@@ -523,10 +523,7 @@ def _pools() -> list[Example]:
 
     # As in the Funnel Transformer: positions are pooled, and a window of 1 goes along the channels.
     found += [between(op, "another axis", along(op, strides=[2, 1])) for op in ("MaxPool", "AveragePool")]
-    found += [
-        between("MaxPool", f"channels, {name}", along("MaxPool", **{name: value}), frozen="a spatial axis of")
-        for name, value in {"strides": [2, 2], "pads": [0, 1, 0, 0]}.items()
-    ]
+    found.append(between("MaxPool", "channels, in steps", along("MaxPool", strides=[2, 2]), frozen="a spatial axis of"))
     found.append(between("MaxPool", "indices", indices, frozen="depend on the number of channels"))
     for op in ("ArgMax", "ArgMin"):
         found.append(between(op, "space", _pool(op, axis=-1)))
