@@ -300,3 +300,16 @@ def test_what_has_become_longer_or_shorter_is_not_fitted(effort: float) -> None:
     assert "depends on values" in " ".join(result.report.notes)
     fitted = {refit.node for refit in result.report.refits}
     assert fitted == {"Conv_2"}
+
+
+@pytest.mark.parametrize("method", ["prune", "auto"])
+def test_a_layer_on_a_stored_table_is_no_layer(method: str) -> None:
+    """The keys of a small table of positions are known without an input: they follow channels, and are not fitted."""
+    net = Net(17, seed=1)
+    x = net.input(2, 5, 6)
+    table = net.node("LayerNormalization", net.weight(1, 5, 6), net.vector(6), net.vector(6), axis=-1)
+    keys = net.matmul(table, 8, name="keys")
+    net.output(net.matmul(net.node("Relu", net.node("Add", net.matmul(x, 8, name="queries"), keys)), 3, name="out"))
+    result = onnxfuse.compress(net.model(), ratio=0.5, method=method, effort=0)
+    assert [(g.name, g.channels_after) for g in result.report.groups if g.frozen is None] == [("queries", 4)]
+    assert run_ort(result.model, net.feeds).keys() == run_ort(net.model(), net.feeds).keys()

@@ -178,6 +178,9 @@ def linear_nodes(graph: GraphView, channels: ChannelGraph) -> Iterator[LinearNod
         weight = None if slot is None else graph.decoded_operand(node, slot)
         if weight is None or first is None or first.is_constant or not _is_fine(weight, node, graph, channels):
             continue
+        # What is known without an input, such as the keys of a table of positions, is no layer.
+        if weight not in channels.layouts:
+            continue
         dims, groups = graph.constants[weight.name].dims, int(node.attributes.get("group", 1))
         told = counted.get(node.index, set())
         going = {atom in told for atom in leaves(channels.layouts[weight][0]) if atom in free}
