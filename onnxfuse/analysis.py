@@ -26,7 +26,7 @@ from onnxfuse.graph.targets import with_own_targets
 from onnxfuse.graph.unstacking import unstacked
 from onnxfuse.graph.view import GraphView
 from onnxfuse.proof.random_samples import candidate_dims, samples_like, synthetic_samples
-from onnxfuse.proof.runtime import Session
+from onnxfuse.proof.runtime import Feeds, Session
 from onnxfuse.proof.sameness import computes_the_same
 from onnxfuse.proof.samples import Samples
 from onnxfuse.proof.values import value_hints
@@ -183,14 +183,15 @@ def analyse(source: SourceModel, graph: GraphView, samples: Samples | None) -> A
     if unknown and samples:
         observed = _observe(source, unknown, dims, samples)
         shapes = infer_shapes(graph, dims, observed)
+    small = _small_run(dims, samples) if samples else None
     other = unstacked(graph, shapes, dims)
-    if other is not None and _is_the_same(source, graph, other, samples):
+    if other is not None and _is_the_same(source, graph, other, small):
         graph = GraphView(other)
         shapes = infer_shapes(graph, dims, observed)
     channels = solve_coupling(graph, shapes, known_rules())
     is_shared = any(SHARED_NUMBER in group.frozen for group in channels.groups)
     other = with_own_targets(graph) if is_shared else None
-    if other is not None and _is_the_same(source, graph, other, samples):
+    if other is not None and _is_the_same(source, graph, other, small):
         graph = GraphView(other)
         shapes = infer_shapes(graph, dims, observed)
         channels = solve_coupling(graph, shapes, known_rules())
@@ -199,9 +200,15 @@ def analyse(source: SourceModel, graph: GraphView, samples: Samples | None) -> A
     return Analysis(source, graph, shapes, dims, channels, Cost(cost.parameters, cost.macs // batch), batch)
 
 
-def _is_the_same(source: SourceModel, graph: GraphView, other: onnx.ModelProto, samples: Samples | None) -> bool:
+def _is_the_same(source: SourceModel, graph: GraphView, other: onnx.ModelProto, feeds: Feeds | None) -> bool:
     """Whether a model computes the same written in another way; where there are no samples, nothing rests on it yet."""
-    return samples is None or computes_the_same(source.name, graph.model, other, samples)
+    return feeds is None or computes_the_same(source.name, graph.model, other, feeds)
+
+
+def _small_run(dims: Mapping[str, Sequence[int]], samples: Samples) -> Feeds:
+    """Return inputs of some shapes, cut out of the first samples."""
+    feeds = next(samples.feeds())
+    return {name: array[tuple(slice(d) for d in dims[name])] for name, array in feeds.items()}
 
 
 def cost_of(model: onnx.ModelProto, original: Analysis, known: Mapping[str, Sequence[int]] | None = None) -> Cost:
@@ -361,8 +368,7 @@ def _observe(
     model.CopyFrom(source.model)
     stated = {o.name for o in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in unknown if name not in stated)
-    feeds = next(samples.feeds())
-    single = {name: array[tuple(slice(d) for d in dims[name])] for name, array in feeds.items()}
+    single = _small_run(dims, samples)
     try:
         session = Session(model, Provider.CPU, optimise=False, name=f"the original model {source.name!r}")
         results = session.run(single)

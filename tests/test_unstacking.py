@@ -12,7 +12,8 @@ import onnxfuse
 from onnxfuse.graph.shapes import infer_shapes
 from onnxfuse.graph.unstacking import unstacked
 from onnxfuse.graph.view import GraphView
-from tests.builders import Net, run_ort, run_reference
+from onnxfuse.proof.sameness import computes_the_same
+from tests.builders import AnyArray, Net, run_ort, run_reference
 from tests.laws import analysis_of, assert_same_outputs, free_groups
 
 LENGTH, WIDTH, HEADS, SIZE = 5, 6, 2, 4
@@ -263,3 +264,18 @@ def test_what_computes_something_else_is_not_taken(
     found = analysis_of(net.model(), feeds=net.feeds)
     assert found.graph.model is found.source.model
     assert "please report this" in caplog.text
+
+
+def test_a_small_run_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many samples go into a run, two are enough to see that the same comes out."""
+    seen: list[tuple[int, ...]] = []
+
+    def compared(_name: str, _before: onnx.ModelProto, _after: onnx.ModelProto, feeds: dict[str, AnyArray]) -> bool:
+        seen.extend(array.shape for array in feeds.values())
+        return computes_the_same(_name, _before, _after, feeds)
+
+    monkeypatch.setattr("onnxfuse.analysis.computes_the_same", compared)
+    net = stacked(17, by_number, ["transpose"], is_computed=True, batch="n")
+    many = {name: np.concatenate([array] * 8) for name, array in net.feeds.items()}
+    analysis_of(net.model(), feeds=many)
+    assert seen == [(2, LENGTH, WIDTH)]

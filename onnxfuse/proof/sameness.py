@@ -7,27 +7,25 @@ import onnx
 
 from onnxfuse.config import Provider
 from onnxfuse.errors import ModelError, RuntimeFailedError, UnsupportedGraphError
-from onnxfuse.proof.runtime import Session
-from onnxfuse.proof.samples import Samples
+from onnxfuse.proof.runtime import Feeds, Session
 
 __all__ = ["computes_the_same"]
 
 logger = logging.getLogger(__name__)
 
 
-def computes_the_same(name: str, before: onnx.ModelProto, after: onnx.ModelProto, samples: Samples) -> bool:
-    """Whether two models make the same of some inputs; if not, a message asks to report it.
+def computes_the_same(name: str, before: onnx.ModelProto, after: onnx.ModelProto, feeds: Feeds) -> bool:
+    """Whether two models make the same of inputs; if not, a message asks to report it.
 
     Args:
         name: What messages call the model.
         before: The model.
         after: The same, written in another way.
-        samples: Inputs; one run of them is compared.
+        feeds: Inputs of one run.
 
     Returns:
         True if all outputs are equal; False also where the model does not run.
     """
-    feeds = next(samples.feeds())
     name = f"the original model {name!r}"
     try:
         expected = Session(before, Provider.CPU, optimise=False, name=name).run(feeds)
