@@ -271,12 +271,17 @@ def _find_map(
             return choice.name, choice.channel_map, choice.gain
         return "least-damage", judgement.channel_map(plan.kept), 1.0
     name = "intra-fusion" if config.is_auto else config.method
-    if plan.group.unmixable or (plan.group.mirrored and name == "intra-fusion"):
+    # Of heads, one of each cluster stays as it is, and is read for all of them: what their queries look for can't be
+    # mixed, but what like heads say is the same.
+    keeps_one = name == "fold" and bool(plan.group.unmixable) and not plan.group.contractions
+    if (plan.group.unmixable and not keeps_one) or (plan.group.mirrored and name == "intra-fusion"):
         # Channels that may not be mixed are dropped instead, by the same importance; so are those of a product of two
         # sides, since sums of channels on both would be four times what two copies say.
         name = "prune"
     features = replace(state.features(plan.group), activations=activations).sets(plan.group.sets)
     maps = [METHODS[name](one, plan.kept, config.fusion, rng) for one in features]
+    if keeps_one:
+        maps = [found.of_anchors() for found in maps]
     return _told(name, features[0], plan.kept), ChannelMap.side_by_side(maps), 1.0
 
 

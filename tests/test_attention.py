@@ -605,6 +605,30 @@ def test_every_method_drops_heads(method: Any) -> None:
         assert all(any((head == old).all() for old in before.swapaxes(0, 1)) for head in after.swapaxes(0, 1))
 
 
+# Copies can't be written into a table that is looked up for every pair of positions.
+COPIED = [form for form in FORMS if form.name != "a bias looked up"]
+
+
+@pytest.mark.parametrize("form", COPIED, ids=lambda form: form.name)
+def test_like_heads_merge(form: Form) -> None:
+    """Of heads that are copies of each other one stays, and is read for all: nothing is lost by folding."""
+    net = form.net()
+    analysis = analysis_of(net.model(), feeds=net.feeds)
+    merged = 0
+    for group in free_groups(analysis):
+        if "index by index" not in group.unmixable or group.contractions or group.channels < 2:
+            continue
+        kinds = (group.channels + 1) // 2
+        labels = np.arange(group.channels) % kinds
+        pairs = with_copies(analysis, group, labels)
+        assert pairs is not None
+        keep = [f"{group.name}={kinds}"]
+        result = onnxfuse.compress(pairs, ratio=0.0, keep=keep, method="fold", provider="cpu", prove=False)
+        assert_same_outputs(run_ort(pairs, net.feeds), run_ort(result.model, net.feeds))
+        merged += 1
+    assert merged or not any("index by index" in group.unmixable for group in free_groups(analysis))
+
+
 def weight_of(model: onnx.ModelProto, name: str) -> AnyArray:
     """Return the weight of the layer of that name."""
     return initializers(model)[next(n.input[1] for n in model.graph.node if n.name == name)]

@@ -214,6 +214,16 @@ class ChannelMap:
         anchors = np.concatenate([m.anchors + start for m, start in zip(maps, starts, strict=False)])
         return cls(block_diagonal([m.output for m in maps]), block_diagonal([m.input for m in maps]), anchors)
 
+    def of_anchors(self) -> "ChannelMap":
+        """Return the map that keeps the anchors as they are, and reads them for what they stand for.
+
+        Example:
+            >>> two = ChannelMap.clusters(np.array([0, 0, 1]), 2).of_anchors()
+            >>> two.output.tolist(), two.input.tolist()
+            ([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        """
+        return ChannelMap(ChannelMap.selection(self.anchors, self.channels).making, self.reading, self.anchors)
+
     @property
     def channels(self) -> int:
         """C, the number of channels before."""
