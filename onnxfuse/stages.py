@@ -23,6 +23,7 @@ from onnxfuse.fusion.methods import METHODS
 from onnxfuse.fusion.rewrite import collect_edits, new_dims, new_sizes
 from onnxfuse.fusion.weights import WeightState
 from onnxfuse.graph.edits import apply_edits
+from onnxfuse.graph.view import GraphView
 from onnxfuse.planning.allocation import Choice, allocate
 from onnxfuse.planning.costs import CostTable
 from onnxfuse.planning.files import PlannedGroup
@@ -273,7 +274,7 @@ def _find_map(
     name = "intra-fusion" if config.is_auto else config.method
     # Of heads, one of each cluster stays as it is, and is read for all of them: what their queries look for can't be
     # mixed, but what like heads say is the same.
-    keeps_one = name == "fold" and bool(plan.group.unmixable) and not plan.group.contractions
+    keeps_one = name == "fold" and plan.group.atom.parallel and bool(plan.group.unmixable)
     if (plan.group.unmixable and not keeps_one) or (plan.group.mirrored and name == "intra-fusion"):
         # Channels that may not be mixed are dropped instead, by the same importance; so are those of a product of two
         # sides, since sums of channels on both would be four times what two copies say.
@@ -301,4 +302,7 @@ def edited_model(analysis: Analysis, state: WeightState) -> tuple[onnx.ModelProt
     """Return the new model, and the shapes of its computed values."""
     edits = collect_edits(analysis.graph, analysis.shapes, analysis.channels, state)
     known = {**analysis.shapes.dims, **new_dims(analysis.channels, state)}
+    if not edits:
+        # As it was read, however its graph is written for the analysis.
+        return apply_edits(GraphView(analysis.source.model), [], {}), known
     return apply_edits(analysis.graph, edits, new_sizes(analysis.channels, state)), known

@@ -279,3 +279,10 @@ def test_a_small_run_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
     many = {name: np.concatenate([array] * 8) for name, array in net.feeds.items()}
     analysis_of(net.model(), feeds=many)
     assert seen == [(2, LENGTH, WIDTH)]
+
+
+def test_what_keeps_all_channels_stays_as_it_was() -> None:
+    """Where nothing is compressed, the file is not written in another way."""
+    net = stacked(17, by_number, ["transpose"])
+    result = onnxfuse.compress(net.model(), ratio=0.0, method="prune")
+    assert list(result.model.graph.node) == list(net.model().graph.node)
