@@ -168,6 +168,23 @@ def test_targets_are_not_shared_by_parts() -> None:
     assert result.report.after.parameters < result.report.before.parameters
 
 
+def test_a_target_may_begin_with_several_sizes_at_once() -> None:
+    """Batch and length may be read together; the number of parts is found behind both."""
+    net = Net(17, seed=7)
+    x = net.input(2, LENGTH, WIDTH, batch="n")
+    made = net.matmul(x, 3 * HEADS * SIZE, name="made")
+    both = net.slice(net.node("Shape", x), [0], [2], [0])
+    like = net.reshape(made, 2, LENGTH, 3, HEADS, SIZE)
+    net.nodes.pop()
+    target = net.node("Concat", both, net.constant(np.array([3, HEADS, SIZE], INT64)), axis=0)
+    parts = by_number(net, net.node("Reshape", made, target, like=like), 2)
+    net.output(net.node("Add", parts[0], net.node("Mul", parts[1], parts[2])))
+    found = model_of(net.model(), net)
+    assert found is not None
+    before, after = (next(iter(run_ort(model, net.feeds).values())) for model in (net.model(), found))
+    np.testing.assert_array_equal(after, before)
+
+
 def whole(net: Net, made: str) -> None:
     """Something else reads all parts together."""
     net.output(net.node("Tanh", made))

@@ -14,6 +14,7 @@ from onnx import GraphProto, NodeProto, numpy_helper
 
 from onnxfuse.errors import ModelError
 from onnxfuse.graph.shapes import Shapes, infer_shapes
+from onnxfuse.graph.targets import fresh_name
 from onnxfuse.graph.unread import drop_unread
 from onnxfuse.graph.view import GraphView, NodeView
 
@@ -94,9 +95,7 @@ def _target(node: NodeView, known: Sequence[Shapes]) -> list[int] | None:
 def _reshape(graph: GraphProto, node: NodeProto, target: Sequence[int]) -> None:
     """Let a node reshape its input to a stated shape."""
     used = {tensor.name for tensor in graph.initializer} | {name for n in graph.node for name in (*n.input, *n.output)}
-    name = f"{node.output[0]}_shape"
-    while name in used:
-        name += "_"
+    name = fresh_name(f"{node.output[0]}_shape", used)
     graph.initializer.append(numpy_helper.from_array(np.array(target, np.int64), name))
     node.op_type = "Reshape"
     node.input[1] = name

@@ -167,7 +167,7 @@ def _stack(graph: GraphView, shapes: Shapes, node: NodeView) -> _Stack | None:
     if axis is None or node.inputs[0] in graph.constants or len(after) <= len(before):
         return None
     size, parts = before[axis], after[axis]
-    target = _target(graph, node, axis, parts)
+    target = _target(graph, shapes, node, axis, parts)
     if not 2 <= parts <= _MOST_PARTS or target is None or not _is_split_whole(shapes, node, axis):
         return None
     picks = list(_picks(graph, shapes, node.outputs[0], axis, parts, ()))
@@ -182,7 +182,7 @@ def _is_split_whole(shapes: Shapes, node: NodeView, axis: int) -> bool:
     return any(prod(after[axis:end]) == size for end in range(axis + 2, len(after) + 1))
 
 
-def _target(graph: GraphView, node: NodeView, axis: int, parts: int) -> _Target | None:
+def _target(graph: GraphView, shapes: Shapes, node: NodeView, axis: int, parts: int) -> _Target | None:
     """Return where a target states the number of parts.
 
     None where it is computed, or where taking the entry away would change what others mean: a 0 copies the size of the
@@ -193,9 +193,8 @@ def _target(graph: GraphView, node: NodeView, axis: int, parts: int) -> _Target 
     if maker is not None and (maker.op != "Concat" or maker.domain != DEFAULT_DOMAIN):
         return None
     pieces = (name,) if maker is None else maker.inputs
-    # A piece that is computed is the size of one axis.
     values = [graph.array(p).ravel() if p in graph.constants else None for p in pieces]
-    sizes = [1 if value is None else value.size for value in values]
+    sizes = [prod(shapes.dims.get(p, (1,))) for p in pieces]
     starts = np.cumsum([0, *sizes])
     zeros = [
         s + i for s, value in zip(starts, values, strict=False) if value is not None for i in np.flatnonzero(value == 0)
