@@ -17,7 +17,7 @@ from onnxfuse.errors import DataError, UnsupportedGraphError
 from onnxfuse.gradient import Batch, stream, stream_gradients
 from onnxfuse.gradient.expressions import Rule
 from onnxfuse.gradient.loss import CrossEntropy, HalfSquares, choose_loss
-from onnxfuse.gradient.rules import DEFAULT_RULES
+from onnxfuse.gradient.rules import DEFAULT_RULES, linear
 from onnxfuse.graph.view import GraphView
 from onnxfuse.proof.samples import Samples, load_samples
 from tests.builders import AnyArray, Arrays, Net, run_ort, run_ort_all, run_reference
@@ -386,6 +386,16 @@ WEIGHTED = [example for example in OWN if example.op in {"Conv", "ConvTranspose"
 @pytest.mark.parametrize("example", WEIGHTED, ids=lambda e: e.name)
 def test_weights_have_gradients_in_any_geometry(example: Example) -> None:
     """Gradients of weights and biases are slopes too."""
+    net = example.net()
+    check(net.model(), net.feeds, list(net.values), single=example.op == "ConvTranspose")
+
+
+@pytest.mark.parametrize("many_places", [1, 10**9], ids=["one sample at a time", "all samples at once"])
+@pytest.mark.parametrize("example", WEIGHTED, ids=lambda e: e.name)
+def test_weights_have_gradients_tap_by_tap(example: Example, many_places: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So are those from a product of matrices for each tap, which only wider layers take."""
+    monkeypatch.setattr(linear, "_FEWEST_CHANNELS", 1)
+    monkeypatch.setattr(linear, "_MANY_PLACES", many_places)
     net = example.net()
     check(net.model(), net.feeds, list(net.values), single=example.op == "ConvTranspose")
 

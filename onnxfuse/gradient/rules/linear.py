@@ -2,11 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
+
+import numpy as np
 
 from onnxfuse.gradient.expressions import Expr, Gradients, Rule, Site, call, integers, summed_to
 from onnxfuse.statistics.patches import convolution_pads
 
 __all__ = ["RULES", "Window", "spread"]
+
+# One product for each tap is faster than a convolution over the samples, unless taps are many or products are thin.
+_MOST_TAPS, _FEWEST_CHANNELS = 64, 8
+# With so many places in a sample, samples are multiplied one by one; with fewer, all at once.
+_MANY_PLACES = 64
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,20 @@ def spread(window: Window, value: Expr, weight: Expr, group: int) -> Expr:
     )
 
 
+def _back(window: Window, value: Expr, weight: Expr, group: int) -> Expr:
+    """Return what `spread` does, as a convolution with mirrored filters where steps are by one: that runs faster."""
+    before = [extent - 1 - b for extent, b in zip(window.extent, window.before, strict=True)]
+    behind = [extent - 1 - b for extent, b in zip(window.extent, window.beyond, strict=True)]
+    if group > 1 or max(window.strides, default=1) > 1 or min(*before, *behind, 0) < 0:
+        return spread(window, value, weight, group)
+    rank = len(window.kernel)
+    turned = call("Transpose", weight, perm=[1, 0, *range(2, 2 + rank)])
+    if max(window.kernel) > 1:
+        down, ends = integers([-1] * rank), integers([-(k + 1) for k in window.kernel])
+        turned = call("Slice", turned, down, ends, integers(range(2, 2 + rank)), down)
+    return call("Conv", value, turned, dilations=list(window.dilations), pads=[*before, *behind])
+
+
 def _gather(window: Window, value: Expr, weight: Expr, group: int) -> Expr:
     """Return the convolution over a window; the places that ``window.small`` counts."""
     y = call(
@@ -78,7 +100,8 @@ def _first(value: Expr, sizes: Sequence[int]) -> Expr:
 def _correlate(window: Window, large: Expr, small: Expr, dims: tuple[tuple[int, ...], tuple[int, ...]], g: int) -> Expr:
     r"""Return the gradient of a convolution's weight: :math:`\sum_{n, p} small_{n o p}\, large_{n i (p s + k d)}`.
 
-    It is a convolution over the samples, with strides and dilations exchanged, one group of channels at a time.
+    It is a convolution over the samples, with strides and dilations exchanged, one group of channels at a time; or a
+    product of matrices for every tap.
 
     Args:
         window: How the convolution moves.
@@ -92,6 +115,8 @@ def _correlate(window: Window, large: Expr, small: Expr, dims: tuple[tuple[int, 
     """
     n, rank = dims[0][0], len(window.kernel)
     inner = dims[0][1] // g
+    if g == 1 and inner >= _FEWEST_CHANNELS and prod(window.kernel) <= _MOST_TAPS:
+        return _by_taps(window, large, small, (n, inner, dims[1][1]))
     behind = list(range(3, 3 + rank))
     x = call("Reshape", large, integers([n, g, inner, *window.large]))
     x = call("Reshape", call("Transpose", x, perm=[2, 1, 0, *behind]), integers([inner, g * n, *window.large]))
@@ -108,6 +133,40 @@ def _correlate(window: Window, large: Expr, small: Expr, dims: tuple[tuple[int, 
     return call("Transpose", _first(y, window.kernel), perm=[1, 0, *(i - 1 for i in behind)])
 
 
+def _by_taps(window: Window, large: Expr, small: Expr, sizes: tuple[int, int, int]) -> Expr:
+    """Return `_correlate` of one group: for every tap the product of both tensors where that tap meets the large one.
+
+    Args:
+        window: How the convolution moves.
+        large: What it moves over, shape (N, I, ...).
+        small: Its results' gradient, shape (N, O, ...).
+        sizes: N, I and O.
+    """
+    n, inner, outer = sizes
+    rank, places = len(window.kernel), prod(window.small)
+    axes = integers(range(2, 2 + rank))
+    swapped = [1, 0, *range(2, 2 + rank)]
+    is_single = places >= _MANY_PLACES
+    padded = large
+    if any(window.before) or max(window.beyond) > 0:
+        padded = call("Pad", large, integers([0, 0, *window.before, 0, 0, *(max(b, 0) for b in window.beyond)]))
+    g = small if is_single else call("Transpose", small, perm=swapped)
+    g = call("Reshape", g, integers([n, outer, places] if is_single else [outer, n * places]))
+    found = []
+    for tap in np.ndindex(*window.kernel):
+        first = [t * d for t, d in zip(tap, window.dilations, strict=True)]
+        last = [f + s * (size - 1) + 1 for f, s, size in zip(first, window.strides, window.small, strict=True)]
+        met: Expr = call("Slice", padded, integers(first), integers(last), axes, integers(window.strides))
+        if is_single:
+            met = call("Transpose", call("Reshape", met, integers([n, inner, places])), perm=[0, 2, 1])
+            product = call("ReduceSum", call("MatMul", g, met), integers([0]), keepdims=0)
+        else:
+            met = call("Reshape", call("Transpose", met, perm=swapped), integers([inner, n * places]))
+            product = call("Gemm", g, met, transB=1)
+        found.append(call("Unsqueeze", product, integers([2])))
+    return call("Reshape", call("Concat", *found, axis=2), integers([outer, inner, *window.kernel]))
+
+
 def _ones(site: Site, name: str, rank: int) -> list[int]:
     return [int(s) for s in site.attribute(name) or [1] * rank]
 
@@ -122,7 +181,7 @@ def conv(site: Site) -> Gradients:
     window = Window(kernel, strides, dilations, [before for before, _ in pads], large[2:], site.dims_out()[2:])
     group = int(site.attribute("group", 1))
     return {
-        0: spread(window, site.g, site.input(1), group),
+        0: _back(window, site.g, site.input(1), group),
         1: _correlate(window, site.x, site.g, (large, site.dims_out()), group),
         2: _per_channel(site),
     }
