@@ -8,6 +8,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+import onnxfuse
 from onnxfuse.calibration.gates import Gates, gates_of
 from onnxfuse.calibration.observe import observe_readings
 from onnxfuse.calibration.sums import OutputSpread
@@ -141,3 +142,31 @@ def test_units_are_worth_no_more_than_all_that_their_readers_read(name: str) -> 
     for group in free_groups(analysis):
         for reading in observe_readings(analysis, [group], samples, Provider.CPU, 0)[group.name]:
             assert 0 < reading.damage < 1.5
+
+
+@pytest.mark.parametrize("op", ["GRU", "RNN"])
+def test_a_unit_that_never_changes_goes_for_nothing(op: str) -> None:
+    """What the layer itself, and what is behind it, read of the unit goes into their biases."""
+    net, gates = Net(17, seed=3), COUNTS[op]
+    x = net.input(STEPS, SAMPLES, INPUTS)
+    w, r, b = (
+        net.rng.normal(size=(gates, UNITS, INPUTS)),
+        net.rng.normal(size=(gates, UNITS, UNITS)),
+        np.zeros((2, gates, UNITS)),
+    )
+    w[:, 2], r[:, 2], b[0, :, 2] = 0.0, 0.0, np.arctanh(0.7)
+    start = np.zeros((1, SAMPLES, UNITS))
+    start[:, :, 2] = 0.7
+    weights = (net.constant(a.reshape(1, gates * UNITS, -1)) for a in (w * INPUTS**-0.5, r * UNITS**-0.5))
+    inputs = [x, *weights, net.constant(b.reshape(1, -1)), "", net.constant(start)]
+    way: dict[str, Any] = {"linear_before_reset": 1} if op == "GRU" else {}
+    y = net.many(op, inputs, 1, name="cells", hidden_size=UNITS, **way)[0]
+    net.output(net.matmul(net.node("Squeeze", y, net.constant(np.array([1]))), 3, name="head"))
+    model = net.model()
+    options: dict[str, Any] = {"refit": False, "prove": False, "provider": "cpu", "candidates": ()}
+    made = onnxfuse.compress(model, keep=f"cells={UNITS - 1}", calibration=net.feeds, **options)
+    report = next(group for group in made.report.groups if group.name == "cells")
+    assert report.damage is not None
+    assert report.damage < 1e-6
+    before, after = (next(iter(run_ort(m, net.feeds).values())) for m in (model, made.model))
+    np.testing.assert_allclose(after, before, atol=1e-4 * before.std())

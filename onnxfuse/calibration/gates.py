@@ -6,15 +6,17 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from onnxfuse.arrays import FloatArray, IntArray
+from onnxfuse.calibration.linear import value_readers
 from onnxfuse.calibration.sums import OutputSpread
 from onnxfuse.fusion.weights import WeightState
-from onnxfuse.graph.view import GraphView, NodeView
+from onnxfuse.graph.view import GraphView, NodeView, Operand
 
 __all__ = ["Gates", "gates_of"]
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 _OPS = frozenset({"LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"})
+_START = 5
 # Of one run so many places tell enough.
 _MOST_PLACES = 4096
 
@@ -30,6 +32,10 @@ class Gates:
         recurs: R, shape (D, G H, H), float64.
         directions: For every direction whether it goes backwards.
         batch_first: Whether samples come before steps.
+        bias: What is added to the gates, shape (D, 2 G H): half of it to W x, half to R h. None where there is none
+            that this layer alone reads.
+        forgets: How many of the last rows of R read a state of which part was forgotten before.
+        has_start: Whether there is a state before the first step.
     """
 
     inputs: str
@@ -38,6 +44,9 @@ class Gates:
     recurs: FloatArray
     directions: tuple[bool, ...]
     batch_first: bool
+    bias: Operand | None = None
+    forgets: int = 0
+    has_start: bool = False
 
     @property
     def numbers(self) -> IntArray:
@@ -67,6 +76,25 @@ class Gates:
             made.append(read @ self.reads[number].T + state @ self.recurs[number].T)
         spread.add(np.concatenate(made, axis=1))
 
+    def shift(self, state: WeightState, missed: FloatArray, steps: int, *, recurs: bool) -> None:
+        """Add to the biases what the gates miss of a mean.
+
+        Args:
+            state: The weights; changed.
+            missed: Of every number that W or R reads, shape (I,) or (H,).
+            steps: How many steps there are. R reads nothing in the first one if there is no state before.
+            recurs: Whether it is R that reads them.
+        """
+        if self.bias is None:
+            return
+        heard = (self.recurs if recurs else self.reads) @ missed
+        if recurs:
+            heard *= (steps - 1 + self.has_start) / steps
+            heard[:, heard.shape[1] - self.forgets :] = 0.0
+        nothing = np.zeros_like(heard)
+        both = np.concatenate([nothing, heard] if recurs else [heard, nothing], axis=1)
+        state.replace(self.bias, state.array(self.bias) + both)
+
 
 def gates_of(graph: GraphView, state: WeightState, node: NodeView) -> Gates | None:
     """Return the gates of a recurrent layer with stored weights; None for any other node.
@@ -87,4 +115,12 @@ def gates_of(graph: GraphView, state: WeightState, node: NodeView) -> Gates | No
         reads, recurs = reads.swapaxes(1, 2), recurs.swapaxes(1, 2)
     direction = node.attributes.get("direction", b"forward")
     ways = {b"forward": (False,), b"reverse": (True,), b"bidirectional": (False, True)}[direction]
-    return Gates(node.inputs[0], states, reads, recurs, ways, bool(node.attributes.get("layout", 0)))
+    bias = graph.operand(node, 3)
+    if bias is not None and not (bias.is_constant and value_readers(graph, bias.name) == 1):
+        bias = None
+    forgets = 0
+    if node.op == "GRU" and not node.attributes.get("linear_before_reset", 0):
+        forgets = recurs.shape[2]
+    first = bool(node.attributes.get("layout", 0))
+    has_start = len(node.inputs) > _START and bool(node.inputs[_START])
+    return Gates(node.inputs[0], states, reads, recurs, ways, first, bias, forgets, has_start)

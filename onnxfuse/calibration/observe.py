@@ -202,6 +202,7 @@ def _places(
         gates = gates_of(analysis.graph, state, node)
         if gates is not None:
             end, outputs = gates.states, _gates_read(analysis, group, parameter, gates)
+            has_shift = gates.bias is not None
         is_apart = has_sets_elsewhere(analysis.channels.layouts[parameter.operand], parameter.axis, group)
         # Convolutions of every kind have channels behind the samples, all other readers last.
         axis = 1 if "Conv" in node.op else -1
