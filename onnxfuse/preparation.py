@@ -225,7 +225,7 @@ def prepare(task: Task, clock: Clock, commands: Commands, *, shares_budget: bool
     notes = [given.samples.note]
     if wanted is not None and wanted.sha256 not in {"", source.sha256}:
         notes.append(f"the plan was made for another file, {wanted.model!r}, with the same groups")
-    if task.config.fusion.candidates and not config.is_auto:
+    if task.config.fusion.candidates and not config.is_auto and not task.is_part:
         notes.append(f"--candidates has no effect: the method {config.method} takes none, only auto does")
     with clock.stage("couple"):
         analysis = analyse(source, graph, given.samples)

@@ -11,7 +11,7 @@ from onnxfuse.analysis import Analysis
 from onnxfuse.arrays import is_finite
 from onnxfuse.bodies import Bodies
 from onnxfuse.calibration.observe import reading_places
-from onnxfuse.config import CompressionConfig
+from onnxfuse.config import CompressionConfig, flag_of
 from onnxfuse.coupling.groups import CouplingGroup
 from onnxfuse.errors import DataError, OutputError, UnsupportedGraphError
 from onnxfuse.graph.files import data_path, weight_files
@@ -80,6 +80,8 @@ def refuse_nothing(analysis: Analysis, plans: Sequence[GroupPlan], bodies: Bodie
     what = "nothing can be compressed as asked: "
     what += "; ".join(f"{_shortened(reason)} ({count} {total})" for reason, count in reasons)
     mend = "`onnxfuse inspect` lists every group with its reason; widen --scope, --only or --skip if they exclude it"
+    least = {name: getattr(config, name) for name in ("round_to", "min_channels") if getattr(config, name) > 1}
+    mend += "".join(f"; lower {flag_of(name)}, which is {number}" for name, number in least.items())
     raise UnsupportedGraphError(what, where=analysis.source.name, mend=mend)
 
 

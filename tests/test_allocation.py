@@ -265,6 +265,38 @@ def test_a_budget_that_is_missed_is_told(digits: Path) -> None:
     assert not [note for note in named.notes if note.startswith("the target")]
 
 
+@pytest.mark.parametrize(("channels", "round_to"), [(24, 8), (16, 4), (3, 1), (2, 1), (5, 1)])
+@pytest.mark.parametrize("share", [0.34, 0.5, 0.9])
+def test_a_group_with_few_widths_gets_the_widest_that_a_budget_allows(
+    channels: int, round_to: int, share: float
+) -> None:
+    """Where a network has hardly any widths to choose from, the widest one within the budget is taken."""
+    net = Net(17, seed=1)
+    hidden = net.node("Relu", net.gemm(net.input(1, 6, batch="n"), channels, name="wide", transB=1))
+    net.output(net.gemm(hidden, 3, name="last", transB=1))
+    analysis = analysis_of(net.model())
+    table = CostTable(analysis.graph, analysis.shapes, analysis.channels, Measure.MACS, analysis.batch)
+    (choice,) = choices_of(analysis, round_to)
+    widths = allocate([choice], table, share * table.total({}))
+    within = [width for width in choice.widths if width <= share * channels]
+    assert widths[choice.group.atom] == max(within, default=choice.widths[-1])
+
+
+def test_a_budget_may_take_what_the_usual_ratio_would_not() -> None:
+    """Of 16 channels 8 may stay in multiples of 8, though the usual ratio's 11 would be rounded to all of them."""
+    net = Net(17, seed=1)
+    hidden = net.node("Relu", net.gemm(net.input(1, 6, batch="n"), 16, name="wide", transB=1))
+    net.output(net.gemm(hidden, 3, name="last", transB=1))
+    options: dict[str, Any] = {"target": "macs=0.5", "prove": False, "provider": "cpu", "effort": 0}
+    wishes: list[dict[str, Any]] = [{"round_to": 8}, {"min_channels": 8}, {"round_to": 4, "min_channels": 7}]
+    for least in wishes:
+        report = onnxfuse.compress(net.model(), **least, **options).report
+        assert {g.name: g.channels_after for g in report.groups}["wide"] == 8
+    with pytest.raises(UnsupportedGraphError) as caught:
+        onnxfuse.compress(net.model(), round_to=16, **options)
+    assert str(caught.value.mend).endswith("lower --round-to, which is 16")
+
+
 def test_a_smaller_budget_keeps_less() -> None:
     """Cost falls with the budget and is within it; a multiple is kept where it is asked for."""
     made = [

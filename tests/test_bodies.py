@@ -375,6 +375,13 @@ def test_the_model_and_its_bodies_are_compressed_together() -> None:
         assert_same_outputs(run_ort(model, feeds), run_ort(result.model, feeds))
 
 
+@pytest.mark.parametrize("method", ["prune", "auto"])
+def test_no_note_is_of_options_that_nobody_gave(case: tuple[onnx.ModelProto, set[str]], method: str) -> None:
+    """What is usual is handed on to bodies beside the method; it is no wish of the user that has no effect."""
+    notes = compressed(case[0], method=method, effort=0).report.notes
+    assert not [note for note in notes if "--candidates" in note]
+
+
 def test_new_weights_get_names_that_nothing_around_has() -> None:
     """A weight that a body gets of its own must not hide one of the graph around it."""
     model = if_model(shared=True)

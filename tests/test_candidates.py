@@ -261,6 +261,33 @@ def test_relaxed_plans_leave_far_channels_behind() -> None:
     np.testing.assert_allclose(partial(*far_and_near(), share=1.0).sum(axis=0), 0.5)
 
 
+def test_entropic_plans_spread_what_exact_ones_send_whole() -> None:
+    """Every fused channel has a part of every channel, where exact plans send most of them to one alone."""
+    group = known(9, 8, 3)
+    entropic, exact = (
+        list(CANDIDATES[name](group, np.random.default_rng(0))) for name in ("entropic-transport", "transport")
+    )
+    assert all((output > 0).all() for output in entropic)
+    assert all(np.count_nonzero(output) <= 3 + 8 + 3 - 1 for output in exact)
+
+
+def test_masses_are_uniform_by_importance_and_by_what_readers_hear() -> None:
+    """Three masses and two ground costs make six problems, all different; a plan's means are three blends each."""
+    group = known(9, 8, 3)
+    found = list(CANDIDATES["transport"](group, np.random.default_rng(0)))
+    assert len({output.round(9).tobytes() for output in found}) == len(found) == 2 * 3 * 3
+
+
+def test_clusters_are_means_of_their_members() -> None:
+    """Of k-means every channel is in one mean; around selected ones every other joins the one that it is like."""
+    group = known(10, 8, 3)
+    first, *blended = CANDIDATES["clusters"](group, np.random.default_rng(0))
+    for output in (first, blended[2], blended[5]):
+        assert (np.count_nonzero(output, axis=0) == 1).all()
+        np.testing.assert_allclose(output.max(axis=1) * np.count_nonzero(output, axis=1), 1.0)
+    np.testing.assert_array_equal(blended[2][:, group.selected] > 0, np.eye(3) > 0)
+
+
 def test_reports_say_which_candidate_won() -> None:
     """Groups whose fused channels are better say so, with a damage below that of the selection."""
     images = np.load(MODELS / "digits_calibration.npz")["image"][:128].astype(np.float32)

@@ -400,6 +400,18 @@ def test_weights_have_gradients_tap_by_tap(example: Example, many_places: int, m
     check(net.model(), net.feeds, list(net.values), single=example.op == "ConvTranspose")
 
 
+@pytest.mark.parametrize("kind", [TensorProto.INT64, TensorProto.INT32])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_tables_have_gradients_wherever_tokens_point(axis: int, kind: int) -> None:
+    """Rows that are looked up several times add up, negative indices count from the end, others get nothing."""
+    net = Net(17, seed=3)
+    table, tokens = net.weight(6, 6, name="table"), net.input(2, 3, dtype=kind)
+    found = net.node("Gather", table, tokens, axis=axis)
+    net.output(net.matmul(net.node("Tanh", found), 2, name="last"))
+    net.feeds[tokens] = np.array([[1, 4, 1], [-2, 0, 5]], net.feeds[tokens].dtype)
+    check(net.model(), net.feeds, list(net.values))
+
+
 def test_weights_have_gradients_wherever_they_are() -> None:
     """So they are for weights behind a Cast, in the middle of a network, and where two nodes share one."""
     net = Net(17, seed=3)

@@ -1,6 +1,7 @@
 """The mean that a fusion takes is given back behind every reader, whatever reads the channels, and without a refit."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -45,6 +46,14 @@ def read_before_norm(net: Net, x: str) -> str:
     return net.batch_norm(net.conv(net.node("Relu", net.conv(x, 12, 1)), 5, 3, bias=False))
 
 
+def read_by_gates(net: Net, x: str) -> str:
+    """Write a recurrent layer of one step, whose activation leaves its gates as they are."""
+    hidden = net.unsqueeze(net.node("Relu", net.gemm(x, 12)), [0])
+    weights = net.weight(1, 5, 12, fan_in=12), net.weight(1, 5, 5), net.vector(1, 10)
+    plain: dict[str, Any] = {"activations": ["Affine"], "activation_alpha": [1.0], "activation_beta": [0.0]}
+    return net.node("RNN", hidden, *weights, name="cells", hidden_size=5, **plain)
+
+
 def read_twice(net: Net, x: str) -> str:
     """Write two readers, of which nothing can shift the second."""
     hidden = net.node("Softplus", net.gemm(x, 12))
@@ -58,6 +67,7 @@ _READERS: Mapping[str, tuple[Callable[[Net, str], str], tuple[int, ...]]] = {
     "conv": (read_by_conv, _IMAGES),
     "groups": (read_by_groups, _IMAGES),
     "norm": (read_before_norm, _IMAGES),
+    "gates": (read_by_gates, _VECTORS),
 }
 
 

@@ -101,8 +101,10 @@ def test_a_plan_that_does_not_fit_is_refused(made: Plan, digits: Path, tmp_path:
         ('{"onnxfuse_plan": 7}', "its format is 7"),
         (
             '{"onnxfuse_plan": 1, "model": "m", "sha256": "", "groups": {"a": {"channels": 4, "keep": 1.5}}}',
-            "not a whole number",
+            "keep of 'a' is 1.5, not a whole number",
         ),
+        ('{"onnxfuse_plan": 1, "groups": {"a": {"channels": 4, "kep": 1}}}', "keep of 'a' is missing"),
+        ('{"onnxfuse_plan": 1, "groups": {}}', "'model' is missing"),
     ],
 )
 def test_a_file_that_is_no_plan_is_refused(digits: Path, tmp_path: Path, text: str, message: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from onnxfuse.analysis import Analysis
 from onnxfuse.arrays import FloatArray, join_axes
+from onnxfuse.calibration.gates import gates_of
 from onnxfuse.calibration.linear import LinearNode, linear_nodes
 from onnxfuse.coupling.groups import CouplingGroup, layout_size
 from onnxfuse.coupling.layout import Product, leaves
@@ -73,21 +74,34 @@ class MeanShifts:
         for reading in readings:
             if not reading.has_shift or reading.parameter < 0:
                 continue
-            linear = self._linear[group.parameters[reading.parameter].node]
+            parameter, missed = group.parameters[reading.parameter], missed_means(reading, channel_map)
+            linear = self._linear.get(parameter.node)
+            if linear is None:
+                self._shift_gates(parameter.operand, group, missed)
             # A single output is nothing that a vector could shift.
-            if self.state.output_shift(linear.node) is not None:
-                missed = self._on_axis(linear, group, missed_means(reading, channel_map))
-                self.state.shift_outputs(linear.node, self._heard(linear, missed))
+            elif self.state.output_shift(linear.node) is not None:
+                heard = self._heard(linear, self._on_axis(linear.node.inputs[0], group, missed))
+                self.state.shift_outputs(linear.node, heard)
 
-    def _on_axis(self, linear: LinearNode, group: CouplingGroup, missed: FloatArray) -> FloatArray:
-        """Return what is missed at every entry of the axis that a layer reads, at its present width.
+    def _shift_gates(self, weight: Operand, group: CouplingGroup, missed: FloatArray) -> None:
+        """Shift what the gates of a recurrent layer add up, of which one of the weights reads the group."""
+        node = self.analysis.graph.nodes[weight.node]
+        gates = gates_of(self.analysis.graph, self.state, node)
+        if gates is None:
+            return
+        recurs = weight == self.analysis.graph.decoded_operand(node, 2)
+        found = self._on_axis(gates.states if recurs else gates.inputs, group, missed)
+        steps = self.analysis.shapes.dims[gates.inputs][int(gates.batch_first)]
+        gates.shift(self.state, found, steps, recurs=recurs)
+
+    def _on_axis(self, name: str, group: CouplingGroup, missed: FloatArray) -> FloatArray:
+        """Return what is missed at every entry of the axis that has a group, of a value at its present width.
 
         Args:
-            linear: The layer.
+            name: The value.
             group: The group.
             missed: Of its channels at each of their places, shape (C, m).
         """
-        name = linear.node.inputs[0]
         layouts = self.analysis.channels.layouts[Operand(name)]
         axis = next(axis for axis, layout in enumerate(layouts) if group.atom in set(leaves(layout)))
         where = places(layouts, axis, group, {})

@@ -12,6 +12,7 @@ from onnxfuse.arrays import Floats, IntArray, row_coordinates
 from onnxfuse.calibration.activation_paths import ActivationPath, PathFunction, activation_path
 from onnxfuse.calibration.batches import for_samples
 from onnxfuse.calibration.contraction_shares import contraction_shares
+from onnxfuse.calibration.gates import Gates, gates_of
 from onnxfuse.calibration.linear import LinearNode, ending_of, linear_nodes
 from onnxfuse.calibration.sums import FEWEST_CHANNEL_ROWS, ChannelRows, MomentSums, OutputSpread
 from onnxfuse.config import Provider
@@ -62,6 +63,7 @@ class ReadingPlace:
         is_apart: Whether the reader hears the sets of the group each for itself.
         partner: The value, and the axis, whose channels a contraction multiplies these with, in place of weights.
         contraction: The index of the contraction.
+        gates: The gates of the recurrent layer that reads; its result ends in what they add up. None for others.
     """
 
     parameter: int
@@ -75,6 +77,7 @@ class ReadingPlace:
     is_apart: bool
     partner: tuple[str, int] | None = None
     contraction: int = -1
+    gates: Gates | None = None
 
 
 def observe_readings(
@@ -99,6 +102,7 @@ def observe_readings(
     moments: dict[tuple[str, str, int], MomentSums] = {}
     spreads: dict[str, OutputSpread] = {}
     rows: dict[tuple[str, str], ChannelRows] = {}
+    gates: dict[str, Gates] = {}
     for group in groups:
         for place in places[group.name]:
             for value, axis in (place.moments, place.partner or place.moments):
@@ -106,11 +110,13 @@ def observe_readings(
                 moments[group.name, value, axis] = MomentSums(value, where)
             if place.partner is None:
                 spreads[place.end] = OutputSpread(place.axis)
+                if place.gates is not None:
+                    gates[place.end] = place.gates
         if all(place.path is not None for place in places[group.name]):
             rows.update(
                 {(group.name, p.path.before): _rows(analysis, group, p.path) for p in places[group.name] if p.path}
             )
-    _run(analysis, moments, spreads, rows, samples, provider, np.random.default_rng(seed))
+    _run(analysis, moments, spreads, gates, rows, samples, provider, np.random.default_rng(seed))
     channels = {
         (name, place.path): taken.channels(PathFunction(analysis, place.path, provider))
         for name, found in places.items()
@@ -193,11 +199,15 @@ def _places(
             end, has_shift = ending.value, state.output_shift(node) is not None
         elif (behind := scale_behind(analysis.graph, node)) is not None:
             end = behind.result
+        gates = gates_of(analysis.graph, state, node)
+        if gates is not None:
+            end, outputs = gates.states, _gates_read(analysis, group, parameter, gates)
+            has_shift = gates.bias is not None
         is_apart = has_sets_elsewhere(analysis.channels.layouts[parameter.operand], parameter.axis, group)
         # Convolutions of every kind have channels behind the samples, all other readers last.
         axis = 1 if "Conv" in node.op else -1
         path = _path(analysis, group, where[0])
-        yield ReadingPlace(number, features.weights, where, end, axis, outputs, has_shift, path, is_apart)
+        yield ReadingPlace(number, features.weights, where, end, axis, outputs, has_shift, path, is_apart, gates=gates)
     for told in group.contractions:
         end = analysis.graph.nodes[told.node].outputs[0]
         # Its scores are multiplied, set by set, and nothing makes their mean good.
@@ -231,6 +241,14 @@ def _outputs(analysis: Analysis, group: CouplingGroup, parameter: ParameterAxis,
     rows = rows_of(outputs, where).astype(np.int64)
     sets = rows.reshape(-1, group.channels, rows.shape[1])
     return sets[:, 0] if (sets == sets[:, :1]).all() else None
+
+
+def _gates_read(analysis: Analysis, group: CouplingGroup, parameter: ParameterAxis, gates: Gates) -> IntArray:
+    """Return which gate each weight of a recurrent layer belongs to, shape (1, D): the same for all channels."""
+    dims = analysis.graph.constants[parameter.operand.name].dims
+    where = places_in(analysis.channels.layouts[parameter.operand], parameter.axis, group, {})
+    numbers = gates.numbers[:, :, None] if parameter.axis == 2 else gates.numbers[:, None, :]
+    return rows_of(np.broadcast_to(numbers, tuple(dims)).astype(np.float64), where)[:1].astype(np.int64)
 
 
 def _path(analysis: Analysis, group: CouplingGroup, value: str) -> ActivationPath | None:
@@ -282,6 +300,7 @@ def _run(
     analysis: Analysis,
     moments: Mapping[tuple[str, str, int], MomentSums],
     spreads: Mapping[str, OutputSpread],
+    gates: Mapping[str, Gates],
     rows: Mapping[tuple[str, str], ChannelRows],
     samples: Samples,
     provider: Provider,
@@ -289,6 +308,7 @@ def _run(
 ) -> None:
     dims = analysis.shapes.dims
     names = dict.fromkeys([m.value for m in moments.values()] + [r.value for r in rows.values()] + list(spreads))
+    names.update(dict.fromkeys(made.inputs for made in gates.values()))
     names.update(dict.fromkeys(name for value in list(names) for name in _parameters(analysis, value)))
     for batch, outputs in stream_values(analysis, names, samples, provider):
         for moment in moments.values():
@@ -300,7 +320,10 @@ def _run(
         for taken in rows.values():
             taken.add(outputs[taken.value], batch, samples.count, rng)
         for name, spread in spreads.items():
-            spread.add(_numbers(analysis, name, outputs))
+            if (made := gates.get(name)) is not None:
+                made.add(spread, _numbers(analysis, made.inputs, outputs), _numbers(analysis, name, outputs))
+            else:
+                spread.add(_numbers(analysis, name, outputs))
 
 
 def _parameters(analysis: Analysis, value: str) -> Iterator[str]:

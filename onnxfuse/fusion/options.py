@@ -39,9 +39,10 @@ class FusionOptions:
             their ``mean``.
         candidates: What proposes fused channels to ``auto``, in place of selected ones; what does least damage is
             taken. ``descent`` on the damage, from the selection on; ``principal``, the best directions where there is
-            no activation; ``transport``, ``unbalanced-transport`` and ``partial-transport``, blends of the selection
-            with transport plans. May be given several times. By default ``descent`` and ``principal``, but none where
-            samples are given and parts of the network are fitted as a whole (effort), which does as well by itself.
+            no activation; ``transport``, ``entropic-transport``, ``unbalanced-transport`` and ``partial-transport``,
+            blends of the selection with transport plans; ``clusters``, means of like channels, and such blends too.
+            May be given several times. By default ``descent`` and ``principal``, but none where samples are given and
+            parts of the network are fitted as a whole (effort), which does as well by itself.
 
     Raises:
         ConfigError: An option has a value that it can't have; it says which are possible.

@@ -161,6 +161,10 @@ class Site:
         """Return an attribute, or the default."""
         return self.node.attributes.get(name, default)
 
+    def is_known(self, slot: int) -> bool:
+        """Whether the value of an input is known, or it is left out."""
+        return not self.has(slot) or self.static.get(self.node.inputs[slot]) is not None
+
     def known(self, slot: int, default: Sequence[int] | None = None) -> AnyArray:
         """Return the value of an input that must be known; the default where it is left out."""
         if not self.has(slot):

@@ -103,7 +103,8 @@ def read_plan(source: str | os.PathLike[str] | Plan) -> Plan:
     try:
         return _parsed(found)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        what = f"this is no plan of onnxfuse, or it is damaged: {error}"
+        problem = f"{error} is missing" if isinstance(error, KeyError) else error
+        what = f"this is no plan of onnxfuse, or it is damaged: {problem}"
         raise DataError(what, where=where, mend="make one with `onnxfuse plan MODEL -o plan.json`") from error
 
 
@@ -118,8 +119,9 @@ def _parsed(found: Mapping[str, Any]) -> Plan:
 
 def _planned(name: str, entry: Mapping[str, Any]) -> PlannedGroup:
     for key in ("channels", "keep"):
-        if not isinstance(entry[key], int) or isinstance(entry[key], bool):
-            what = f"{key} of {name!r} is {entry[key]!r}, not a whole number"
+        found = entry.get(key)
+        if not isinstance(found, int) or isinstance(found, bool):
+            what = f"{key} of {name!r} is " + (f"{found!r}, not a whole number" if key in entry else "missing")
             raise TypeError(what)
     return PlannedGroup(entry["channels"], entry["keep"], entry.get("frozen"), entry.get("damage"))
 

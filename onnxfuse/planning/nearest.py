@@ -110,7 +110,7 @@ def nearest_widths(
     interaction = _interactions(moves, choices, table, widths)
     rungs = found
     for size in range(1, _MOST_TOGETHER + 1):
-        if _is_dense(rungs.cost, above) or comb(len(moves), size - 1) > _MOST_SETS:
+        if _is_dense(rungs.cost, above) or not 0 < comb(len(moves), size - 1) <= _MOST_SETS:
             break
         found = _joined(found, _sets(moves, interaction, size, start, above, lost))
         rungs = found.some(_rungs(found, above))

@@ -60,7 +60,7 @@ def allowed_widths(channels: int, config: CompressionConfig, multiple: int = 1) 
 def plan_widths(
     groups: Sequence[CouplingGroup], config: CompressionConfig, elsewhere: Sequence[str] = ()
 ) -> list[GroupPlan]:
-    """Decide the width of every group by the ratio, in the order of ``groups``.
+    """Decide the width of every group by the ratio, in the order of ``groups``; for a budget, the least possible one.
 
     Args:
         groups: The groups.
@@ -98,6 +98,9 @@ def _plan(group: CouplingGroup, config: CompressionConfig) -> GroupPlan:
     fixed = [keep for rule in config.keep if fits(group.name, [(keep := Keep.parse(rule)).pattern])]
     if fixed:
         return GroupPlan(group, _rounded(fixed[-1].width(group.channels), group, 1), "", is_fixed=True)
+    if config.target:
+        # What it will be is up to the budget; the ratio that is usual says nothing of whether it can have fewer.
+        return GroupPlan(group, allowed_widths(group.channels, config, group.multiple)[-1], "")
     kept = max(kept_channels(group.channels, config.removed), config.min_channels)
     return GroupPlan(group, _rounded(kept, group, config.round_to), "")
 

@@ -39,15 +39,36 @@ def descend(
         True
     """
     at = {name: value.astype(np.float64) for name, value in start.items()}
-    means = {name: np.zeros_like(value) for name, value in at.items()}
-    squares = {name: np.zeros_like(value) for name, value in at.items()}
+    averages: dict[str, _Averages] = {}
     for step in range(steps):
         found = gradients(at, step)
         pace = rate * 0.5 * (1 + np.cos(np.pi * step / steps))
         for name, gradient in found.items():
-            means[name] = _MEAN_DECAY * means[name] + (1 - _MEAN_DECAY) * gradient
-            squares[name] = _SQUARE_DECAY * squares[name] + (1 - _SQUARE_DECAY) * np.square(gradient, dtype=np.float64)
-            mean = means[name] / (1 - _MEAN_DECAY ** (step + 1))
-            deviation = np.sqrt(squares[name] / (1 - _SQUARE_DECAY ** (step + 1)))
-            at[name] = at[name] - pace * sizes[name] * mean / (deviation + _EPSILON)
+            if name not in averages:
+                averages[name] = _Averages(gradient)
+            at[name] = at[name] - averages[name].direction(gradient, step + 1, pace * sizes[name])
     return at
+
+
+class _Averages:
+    """Running means of a gradient and of its square, as precise as the gradient, in memory that is used again."""
+
+    def __init__(self, gradient: FloatArray) -> None:
+        """Start from nothing."""
+        self.mean, self.square, self.spare = (np.zeros_like(gradient) for _ in range(3))
+
+    def direction(self, gradient: FloatArray, step: int, pace: float) -> FloatArray:
+        """Return the next step, to be subtracted; it is overwritten by the one after that."""
+        spare = self.spare
+        self.mean *= _MEAN_DECAY
+        self.mean += np.multiply(gradient, 1 - _MEAN_DECAY, out=spare)
+        self.square *= _SQUARE_DECAY
+        np.square(gradient, out=spare)
+        spare *= 1 - _SQUARE_DECAY
+        self.square += spare
+        np.divide(self.square, 1 - _SQUARE_DECAY**step, out=spare)
+        np.sqrt(spare, out=spare)
+        spare += _EPSILON
+        np.divide(self.mean, spare, out=spare)
+        spare *= pace / (1 - _MEAN_DECAY**step)
+        return spare

@@ -1,6 +1,6 @@
 """Operators that only move elements: the gradient goes back to where each came from.
 
-Slice, Pad, Gather and Resize take elements along one axis after the other, by indices that are known. What
+Slice, Pad, Gather and Resize take elements along one axis after the other, mostly by indices that are known. What
 was taken once comes back by taking from the gradient at the inverse indices, with a zero for what was not taken; what
 was taken several times is a sum of such.
 """
@@ -8,6 +8,7 @@ was taken several times is a sum of such.
 from collections.abc import Sequence
 
 import numpy as np
+from onnx import TensorProto
 
 from onnxfuse.gradient.expressions import AnyArray, Expr, Gradients, Literal, Rule, Site, call, integers
 
@@ -94,13 +95,29 @@ def padded(site: Site) -> Gradients:
 
 
 def gathered(site: Site) -> Gradients:
-    """Gather with known indices."""
+    """Gather: of known indices by taking from where they went, of others, as of tokens, by adding where they point."""
     dims = site.dims_in()
     axis = int(site.attribute("axis", 0)) % len(dims)
+    if not site.is_known(1):
+        return {0: _added(site, axis)}
     indices = site.known(1).reshape(-1) % dims[axis]
     flat = (*dims[:axis], len(indices), *dims[axis + 1 :])
     g = call("Reshape", site.g, integers(flat), allowzero=1)
     return {0: _put_back(g, flat, dims, {axis: indices})}
+
+
+def _added(site: Site, axis: int) -> Expr:
+    """Add what was gathered along an axis where the indices point, which are known at run time alone."""
+    dims, count = site.dims_in(), int(np.prod(site.dims_in(1)))
+    flat = (*dims[:axis], count, *dims[axis + 1 :])
+    indices = call("Cast", site.input(1), to=TensorProto.INT64)
+    # Negative ones count from the end.
+    indices = call("Mod", call("Add", indices, integers([dims[axis]])), integers([dims[axis]]))
+    along = [count if i == axis else 1 for i in range(len(dims))]
+    places = call("Expand", call("Reshape", indices, integers(along), allowzero=1), integers(flat))
+    nothing = call("Expand", Literal(np.array(0.0)), integers(dims))
+    g = call("Reshape", site.g, integers(flat), allowzero=1)
+    return call("ScatterElements", nothing, places, g, axis=axis, reduction="add")
 
 
 def resized(site: Site) -> Gradients:
