@@ -47,18 +47,18 @@ __all__ = ["Reconstruction", "reconstruct_network"]
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 # How far the first steps go, in root mean squares of a weight; biases go by the size of what they shift.
-_RATE = 0.02
+_RATE = 0.01
 _BIAS_SHARE = 0.1
 # Multiply-accumulates for all steps together. A step runs a segment once forward and about twice that backward.
 _MACS = 1e12
 _PASSES = 3
 # How much of that, besides, views of the samples may take on their way through both networks.
 _WALKED = 0.5
-_MOST_STEPS = 300
+_MOST_STEPS = 600
 # With fewer a descent does not get anywhere.
 _FEWEST_STEPS = 16
 # How many samples a step takes: enough for so many places, but from few to a whole run.
-_PLACES = 4096
+_PLACES = 1024
 _FEWEST_SAMPLES, _BATCH = 4, 64
 # How much memory the values between segments may take, in both networks.
 _MOST_BYTES = 3 * 2**30
