@@ -189,7 +189,9 @@ def _planned(task: Task, clock: Clock) -> Plan:
     if prepared.bodies.results:
         groups |= plan_bodies(prepared.analysis, prepared.samples, prepared.bodies_config, _BodyCommands())
     source = prepared.analysis.source
-    return Plan(source.name, source.sha256, groups, config.to_dict(), notes)
+    # Without samples of the user's, the notes tell what the damages are from.
+    samples = "" if task.calibration is None else prepared.samples.origin
+    return Plan(source.name, source.sha256, groups, config.to_dict(), notes, samples)
 
 
 def compress(

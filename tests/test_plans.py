@@ -36,6 +36,7 @@ def test_a_plan_is_replayed_as_it_was_made(made: Plan, digits: Path, models: Pat
     path = tmp_path / "plan.json"
     path.write_text(made.to_json(), encoding="utf-8")
     assert read_plan(path).to_json() == made.to_json()
+    assert f"from {calibration}" in made.samples
     results = [
         onnxfuse.compress(digits, calibration=calibration, prove=False, provider="cpu", **how)
         for how in ({"target": "macs=0.5"}, {"plan": made}, {"plan": path})

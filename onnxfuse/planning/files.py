@@ -42,6 +42,7 @@ class Plan:
         groups: By group name, in graph order.
         options: The options that it was made with, for the reader; they have no effect when it is replayed.
         notes: What else a reader should know, such as a budget that can't be met; without effect likewise.
+        samples: The samples of the user's that the damages were measured on, likewise; empty without any.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Plan:
     groups: Mapping[str, PlannedGroup]
     options: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    samples: str = ""
 
     def without(self, names: Sequence[str]) -> "Plan":
         """Return the plan for all groups but some."""
@@ -62,6 +64,7 @@ class Plan:
     def to_json(self) -> str:
         """Return the plan as JSON, a line for each group, so that it is easy to read and to edit."""
         head = {"onnxfuse_plan": _FORMAT, "model": self.model, "sha256": self.sha256, "options": dict(self.options)}
+        head |= {"samples": self.samples} if self.samples else {}
         head |= {"notes": list(self.notes)} if self.notes else {}
         lines = [f"  {json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]
         groups = [f"    {json.dumps(name)}: {json.dumps(_entry(group))}" for name, group in self.groups.items()]
@@ -114,7 +117,9 @@ def _parsed(found: Mapping[str, Any]) -> Plan:
         raise ValueError(what)
     groups = {str(name): _planned(name, entry) for name, entry in found["groups"].items()}
     notes = tuple(map(str, found.get("notes", ())))
-    return Plan(str(found["model"]), str(found["sha256"]), groups, dict(found["options"]), notes)
+    return Plan(
+        str(found["model"]), str(found["sha256"]), groups, dict(found["options"]), notes, str(found.get("samples", ""))
+    )
 
 
 def _planned(name: str, entry: Mapping[str, Any]) -> PlannedGroup:
