@@ -46,12 +46,19 @@ class Case:
         dims: Shape of its input.
         axis: Where the input has its channels.
         tolerance: How much of the typical size the moments may be off by, besides what samples are.
+        opset: The operator set that it is written in.
     """
 
     build: Build
     dims: tuple[int, ...]
     axis: int = 1
     tolerance: float = TOLERANCE
+    opset: int = 17
+
+
+def normalised(net: Net, x: str, op: str, *parts: str) -> str:
+    """Add a normalisation over the channels, and a layer that reads it together with what it comes from."""
+    return net.gemm(net.node("Add", x, net.node(op, x, net.vector(64, low=0.5, high=1.5), *parts)), 5)
 
 
 def residual(net: Net, x: str) -> str:
@@ -69,6 +76,16 @@ CASES: Mapping[str, Case] = {
     "MatMul": Case(lambda n, x: n.matmul(x, 7), TOKENS, axis=2),
     "MatMul, columns": Case(lambda n, x: n.node("MatMul", n.weight(4, 5), x), TOKENS),
     "BatchNormalization": Case(lambda n, x: n.node("Relu", stated(n, x)), MAP),
+    "LayerNormalization": Case(
+        lambda n, x: normalised(n, x, "LayerNormalization", n.vector(64)), (2, 64), tolerance=0.12
+    ),
+    "RMSNormalization": Case(lambda n, x: normalised(n, x, "RMSNormalization"), (2, 64), tolerance=0.12, opset=23),
+    "LayerNormalization, of tokens": Case(
+        lambda n, x: n.node("LayerNormalization", x, n.vector(64, low=0.5, high=1.5)),
+        (2, 5, 64),
+        axis=2,
+        tolerance=0.12,
+    ),
     "Relu": Case(lambda n, x: n.node("Relu", x), MAP),
     "HardSwish": Case(lambda n, x: n.node("HardSwish", x), PLAIN),
     "Sigmoid": Case(lambda n, x: n.node("Sigmoid", x), PLAIN),
@@ -168,7 +185,7 @@ def analysed(model: onnx.ModelProto, dims: Sequence[int]) -> Analysis:
 def test_moments_are_those_of_samples(name: str) -> None:
     """Mean, covariance and the correlation of neighbours are within the error of samples of a Gaussian input."""
     case = CASES[name]
-    model = built(case.build, case.dims)
+    model = built(case.build, case.dims, opset=case.opset)
     given_x = given_moments(case.dims, case.axis)
     found = propagate_moments(analysed(model, case.dims), given={"x": given_x})
     values = run_ort_all(model, {"x": drawn(given_x, case.dims, SAMPLES)})

@@ -2,8 +2,8 @@
 
 To add an operator: write a function from `Site` to what is known of each output in the file of its family, and enter it
 in that file's ``RULES``. The tests compare every rule with samples, so add an example in `tests/test_analytic.py`. What
-has no rule (a softmax, a layer normalisation, attention, recurrent layers) has no moments, and neither has anything
-behind it, up to the next batch normalisation.
+has no rule (a softmax, attention, recurrent layers) has no moments, and neither has anything behind it, up to the next
+batch normalisation.
 """
 
 from onnxfuse.analytic.moments import Rule

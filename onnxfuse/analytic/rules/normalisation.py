@@ -1,10 +1,11 @@
-"""Batch normalisation: the one operator that states what it saw in training."""
+"""Batch normalisation, the one operator that states what it saw in training, and those over the channels."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from onnxfuse.analytic.moments import Made, Moments, Rule, Site, Unknown, scaled_rows
+from onnxfuse.arrays import FloatArray
 
 __all__ = ["RULES"]
 
@@ -33,4 +34,41 @@ def batch_normalization(site: Site) -> Sequence[Made] | Unknown:
     return [Made(Moments(1, shift, covariance, x.decay), {site.name(0): scaled_rows(gain)})]
 
 
-RULES = (Rule("BatchNormalization", batch_normalization, restarts=True),)
+def layer_normalization(site: Site) -> Sequence[Made] | Unknown:
+    """LayerNormalization over the channels: their mean goes, and they are divided by their deviation.
+
+    Of many channels the deviation is nearly the same in all samples; it is taken for its root mean square.
+    """
+    return _over_channels(site, centred=True)
+
+
+def rms_normalization(site: Site) -> Sequence[Made] | Unknown:
+    """RMSNormalization over the channels: they are divided by their root mean square, likewise."""
+    return _over_channels(site, centred=False)
+
+
+def _over_channels(site: Site, *, centred: bool) -> Sequence[Made] | Unknown:
+    x, scale, shift = site.x, site.constant(1), site.constant(2)
+    rank = len(site.dims_in())
+    if x.axis != rank - 1 or int(site.attribute("axis", -1)) % rank != x.axis:
+        return site.unknown("its statistics are not over the channels alone")
+    if scale is None or (shift is None and site.name(2)) or any(site.node.outputs[1:]):
+        return site.unknown("its scale is computed, or its statistics are read")
+
+    def away(moments: FloatArray) -> FloatArray:
+        """Take the mean over the channels, which are on the first axis."""
+        return moments - moments.mean(axis=0) if centred else moments
+
+    mean, covariance = away(x.mean), away(away(x.covariance).T)
+    square = float(np.square(mean).mean() + np.diag(covariance).mean())
+    factor = np.broadcast_to(scale.reshape(-1), mean.shape) / np.sqrt(square + float(site.attribute("epsilon", 1e-5)))
+    offset = 0.0 if shift is None else shift.reshape(-1)
+    moments = Moments(x.axis, factor * mean + offset, np.outer(factor, factor) * covariance, x.decay)
+    return [Made(moments, {site.name(0): lambda cross: factor[:, None] * away(cross)})]
+
+
+RULES = (
+    Rule("BatchNormalization", batch_normalization, restarts=True),
+    Rule("LayerNormalization", layer_normalization, since=17),
+    Rule("RMSNormalization", rms_normalization, since=23),
+)
