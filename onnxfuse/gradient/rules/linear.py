@@ -13,8 +13,8 @@ __all__ = ["RULES", "Window", "spread"]
 
 # One product for each tap is faster than a convolution over the samples, unless taps are many or products are thin.
 _MOST_TAPS, _FEWEST_CHANNELS = 64, 8
-# With so many places in a sample, samples are multiplied one by one; with fewer, all at once.
-_MANY_PLACES = 64
+# With so many places in a sample, samples are multiplied one by one, unless their products are many; else all at once.
+_MANY_PLACES, _MOST_PRODUCTS = 64, 2**24
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _by_taps(window: Window, large: Expr, small: Expr, sizes: tuple[int, int, in
     rank, places = len(window.kernel), prod(window.small)
     axes = integers(range(2, 2 + rank))
     swapped = [1, 0, *range(2, 2 + rank)]
-    is_single = places >= _MANY_PLACES
+    is_single = places >= _MANY_PLACES and n * inner * outer <= _MOST_PRODUCTS
     padded = large
     if any(window.before) or max(window.beyond) > 0:
         padded = call("Pad", large, integers([0, 0, *window.before, 0, 0, *(max(b, 0) for b in window.beyond)]))
