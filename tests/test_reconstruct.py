@@ -232,6 +232,13 @@ def test_descent_finds_the_least_of_a_bowl(seed: int, size: int, scale: float) -
     assert np.array_equal(start, kept)
 
 
+def test_a_gradient_whose_square_overflows_makes_no_step() -> None:
+    """Single precision ends at 3e38: nothing is warned of, and the array stays as it was."""
+    steep = np.full(3, 1e25, np.float32)
+    found = descend({"w": np.ones(3)}, {"w": 1.0}, lambda *_: {"w": steep}, 3, 0.1)
+    np.testing.assert_array_equal(found["w"], np.ones(3))
+
+
 # Views ----------------------------------------------------------------------------------------------------------------
 
 

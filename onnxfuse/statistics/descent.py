@@ -60,6 +60,11 @@ class _Averages:
     def direction(self, gradient: FloatArray, step: int, pace: float) -> FloatArray:
         """Return the next step, to be subtracted; it is overwritten by the one after that."""
         spare = self.spare
+        # The square of a gradient may be more than single precision holds: then there is no step.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._direction(gradient, step, pace, spare)
+
+    def _direction(self, gradient: FloatArray, step: int, pace: float, spare: FloatArray) -> FloatArray:
         self.mean *= _MEAN_DECAY
         self.mean += np.multiply(gradient, 1 - _MEAN_DECAY, out=spare)
         self.square *= _SQUARE_DECAY
