@@ -14,6 +14,7 @@ from onnxfuse.graph.view import GraphView
 from onnxfuse.proof.samples import load_samples
 from tests.builders import AnyArray, Net
 from tests.conftest import logits_of
+from tests.laws import assert_valid
 
 OPTIONS: Mapping[str, Any] = {"prove": False, "provider": "cpu", "effort": 0}
 
@@ -77,6 +78,18 @@ def test_images_of_another_scale_are_left_alone(digits: Path, images: AnyArray) 
     """Images on another scale than the made-up ones are not mixed with these; the note says how many are enough."""
     report = onnxfuse.compress(digits, ratio=0.3, calibration={"image": 255 * images[:4]}, **OPTIONS).report
     assert [note.split("; ")[1] for note in notes_of(report)] == ["give 128 or more"]
+
+
+def test_few_images_of_a_network_that_takes_four_at_once() -> None:
+    """Made-up images stand beside them there too, in runs of four."""
+    net = Net(seed=1)
+    x = net.input(4, 3, 32, 32)
+    hidden = net.node("Relu", net.conv(x, 8))
+    net.output(net.node("GlobalAveragePool", net.conv(hidden, 8)))
+    samples = {x: np.random.default_rng(0).normal(size=(12, 3, 32, 32)).astype(np.float32)}
+    result = onnxfuse.compress(net.model(), calibration=samples, ratio=0.5, effort=0, provider="cpu")
+    assert "made-up images stand beside them" in " ".join(result.report.notes)
+    assert_valid(result.model)
 
 
 def test_few_rows_of_features_are_told() -> None:

@@ -101,11 +101,13 @@ def _beside_made_up(
     None where as few are made up, or their pixels are of another scale than the user's.
     """
     made_up = calibration_samples(analysis, samples, config).samples
+    # Where the file states how many it takes at once, a run of them may be one made-up sample.
+    images = {name: made_up.arrays[name].reshape(-1, *array.shape[1:]) for name, array in samples.arrays.items()}
     for name, array in samples.arrays.items():
-        seen, made = (float(a.astype(np.float64).std()) for a in (array[different], made_up.arrays[name]))
+        seen, made = (float(a.astype(np.float64).std()) for a in (array[different], images[name]))
         if seen > 0 and not 1 / _OTHER_SCALE < made / seen < _OTHER_SCALE:
             return None
-    total = made_up.total
+    total = min(map(len, images.values()))
     times = max(1, round(total / (len(different) + _WORTH)))
     added = total - times * len(different)
     if added < 1:
@@ -113,7 +115,7 @@ def _beside_made_up(
     # Samples are held back by their number, so they must not lie in order.
     order = np.random.default_rng(config.seed).permutation(total)
     arrays = {
-        name: np.concatenate([np.repeat(array[different], times, axis=0), made_up.arrays[name][:added]])[order]
+        name: np.concatenate([np.repeat(array[different], times, axis=0), images[name][:added]])[order]
         for name, array in samples.arrays.items()
     }
     words = f"{samples.origin}, and {added} of {made_up.origin}"

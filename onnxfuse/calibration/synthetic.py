@@ -106,7 +106,7 @@ def calibration_samples(
         origin = f"{plain.count} rows of random tokens (seed {config.seed})" if tokens else plain.origin
         return Synthetic(replace(plain, arrays={**plain.arrays, **tokens}, origin=origin), is_like_data=bool(tokens))
     leaves = pictures or {
-        name: dead_leaves(len(plain.arrays[name]), image.height, image.width, image.channels, rng)
+        name: dead_leaves(_count(plain.arrays[name], image), image.height, image.width, image.channels, rng)
         for name, image in images.items()
     }
     scaled = {name: _scalings(analysis, name, image) for name, image in images.items()}
@@ -191,6 +191,11 @@ def _scalings(analysis: Analysis, name: str, image: Image) -> dict[str, Callable
     }
 
 
+def _count(array: AnyArray, image: Image) -> int:
+    """Return how many images there are in an array; several in a run have an axis of their own behind that of runs."""
+    return array.size // (image.height * image.width * image.channels)
+
+
 def _as_input(pixels: AnyArray, image: Image, samples: Samples, name: str) -> AnyArray:
     laid = pixels.transpose(0, 2, 3, 1) if image.channels_last else pixels
     return np.ascontiguousarray(laid).reshape(samples.arrays[name].shape).astype(samples.arrays[name].dtype)
@@ -215,7 +220,8 @@ def _right_scale(
         return next(iter(next(choices for choices in scaled.values() if len(choices) == 1)))
 
     def at(word: str, few: Samples) -> dict[str, AnyArray]:
-        return {n: _as_input(scaled[n][word](leaves[n][: len(few.arrays[n])]), images[n], few, n) for n in images}
+        counts = {n: _count(few.arrays[n], images[n]) for n in images}
+        return {n: _as_input(scaled[n][word](leaves[n][: counts[n]]), images[n], few, n) for n in images}
 
     return _suits(analysis, plain, at, words, config)
 
