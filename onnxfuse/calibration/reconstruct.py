@@ -14,31 +14,26 @@ layers are fitted by least squares once more afterwards (`onnxfuse.calibration.r
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
-import onnx
 from onnx import TensorProto
 
 from onnxfuse.analysis import Analysis
 from onnxfuse.arrays import FloatArray
 from onnxfuse.calibration.images import MOST_VIEWS, Split, image_inputs, split_and_vary
 from onnxfuse.calibration.linear import LinearNode, value_readers
+from onnxfuse.calibration.segment_gradients import MOST_SAMPLES, SegmentGradients, segment_gradients
 from onnxfuse.calibration.segments import Segment, cut_into_segments
 from onnxfuse.calibration.side_by_side import SideBySide
-from onnxfuse.config import CompressionConfig, Provider
+from onnxfuse.config import CompressionConfig
 from onnxfuse.coupling.layout import leaves
 from onnxfuse.errors import UnsupportedGraphError
 from onnxfuse.fusion.values import Applied
 from onnxfuse.fusion.weights import WeightState
-from onnxfuse.gradient.backward import Backward, build_backward
-from onnxfuse.gradient.forward import with_outputs
-from onnxfuse.graph.cost import measure_cost
-from onnxfuse.graph.shapes import infer_shapes
 from onnxfuse.graph.view import GraphView, Operand
-from onnxfuse.proof.runtime import Session
 from onnxfuse.proof.samples import Samples
 from onnxfuse.statistics.descent import descend
 
@@ -49,17 +44,13 @@ AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 # How far the first steps go, in root mean squares of a weight; biases go by the size of what they shift.
 _RATE = 0.01
 _BIAS_SHARE = 0.1
-# Multiply-accumulates for all steps together. A step runs a segment once forward and about twice that backward.
+# Multiply-accumulates for all steps together.
 _MACS = 1e12
-_PASSES = 3
 # How much of that, besides, views of the samples may take on their way through both networks.
 _WALKED = 0.5
-_MOST_STEPS = 600
+_MOST_STEPS = 1200
 # With fewer a descent does not get anywhere.
 _FEWEST_STEPS = 16
-# How many samples a step takes: enough for so many places, but from few to a whole run.
-_PLACES = 1024
-_FEWEST_SAMPLES, _BATCH = 4, 64
 # How much memory the values between segments may take, in both networks.
 _MOST_BYTES = 3 * 2**30
 # Less than this share of the variance is rounding.
@@ -122,12 +113,12 @@ def reconstruct_network(
     segments = cut_into_segments(graph, linear, _Wholeness(plain), lambda name: _may_end(graph, name))
     rng = np.random.default_rng(config.seed)
     views = _views(analysis, segments, samples, config.effort)
-    split = split_and_vary(samples, image_inputs(analysis, samples), views, _BATCH, rng)
+    split = split_and_vary(samples, image_inputs(analysis, samples), views, MOST_SAMPLES, rng)
     fitted = sum(any(result in _made(segment) for result in wanted) for segment in segments)
     if split is None or not fitted:
         return []
     sides = SideBySide(analysis, state, applied, split.samples, config.provider)
-    fitting = _Fitting(sides, split, config, config.effort * _MACS / fitted)
+    fitting = _Fitting(sides, split, config, fitted)
     results = []
     for done, segment in enumerate(segments):
         progress(done, len(segments))
@@ -190,110 +181,36 @@ def _is_free(sides: SideBySide, operand: Operand) -> bool:
     return tensor is not None and tensor.data_type == TensorProto.FLOAT and is_sole
 
 
-@dataclass(frozen=True)
-class _Unit:
-    """A segment that can be run forward and backward with any weights.
-
-    Attributes:
-        forward: Runs it.
-        backward: Finds the gradients.
-        plan: What goes into that, and what comes out.
-        fed: The weights, by the names of the inputs that take them.
-        inputs: What else goes in: for every input one array for each run.
-        targets: What should come out, likewise.
-        names: Names of the inputs and of the outputs.
-        variances: The variance of each output.
-        pieces: Into how many runs each run of the samples was cut.
-        together: How many runs a step takes.
-        macs: Multiply-accumulates of one run.
-    """
-
-    forward: Session
-    backward: Session
-    plan: Backward
-    fed: Mapping[str, Operand]
-    inputs: Sequence[Sequence[AnyArray]]
-    targets: Sequence[Sequence[AnyArray]]
-    names: tuple[tuple[str, ...], tuple[str, ...]]
-    variances: Sequence[float]
-    pieces: int
-    together: int
-    macs: int
-
-    @property
-    def macs_of_step(self) -> int:
-        """Multiply-accumulates of a step, forward and backward."""
-        return _PASSES * self.together * max(self.macs, 1)
-
-    def outputs(self, run: int, weights: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
-        """Return everything that a run gives."""
-        feeds = {name: values[run] for name, values in zip(self.names[0], self.inputs, strict=True)} | dict(weights)
-        return dict(feeds) | self.forward.run(feeds)
-
-    def is_sound(self, run: int) -> bool:
-        """Whether everything that goes in and should come out is finite."""
-        arrays = [values[run] for values in (*self.inputs, *self.targets)]
-        return all(array.dtype.kind != "f" or bool(np.isfinite(array).all()) for array in arrays)
-
-    def missed(self, run: int, outputs: Mapping[str, AnyArray]) -> Iterator[tuple[str, AnyArray, float]]:
-        """Yield by how much each output misses its target, and one over its variance times its size."""
-        for name, target, variance in zip(self.names[1], self.targets, self.variances, strict=True):
-            yield name, outputs[name] - target[run], 1.0 / (variance * target[run].size)
-
-    def error(self, runs: Sequence[int], weights: Mapping[str, AnyArray]) -> float:
-        """Return the share of the variance that is missed, over some runs."""
-        total = 0.0
-        for run in runs:
-            total += sum(
-                scale * float(np.square(gap, dtype=np.float64).sum())
-                for _, gap, scale in self.missed(run, self.outputs(run, weights))
-            )
-        return total / max(len(runs), 1)
-
-    def gradients(self, runs: Sequence[int], weights: Mapping[str, AnyArray]) -> dict[str, FloatArray]:
-        """Return the gradient of half the error in some runs together."""
-        total: dict[str, FloatArray] = {}
-        for run in runs:
-            for name, gradient in self._gradients(run, weights).items():
-                total[name] = total[name] + gradient if name in total else gradient
-        return total
-
-    def _gradients(self, run: int, weights: Mapping[str, AnyArray]) -> dict[str, FloatArray]:
-        outputs = self.outputs(run, weights)
-        fed = {own: outputs[name] for name, own in self.plan.values.items()}
-        for name, gap, scale in self.missed(run, outputs):
-            if name in self.plan.seeds:
-                fed[self.plan.seeds[name]] = (gap * scale).astype(np.float32)
-        results = self.backward.run(fed)
-        return {name: results[own] for name, own in self.plan.results.items()}
-
-
 class _Fitting:
     """Both networks on their way, segment by segment."""
 
-    def __init__(self, sides: SideBySide, split: Split, config: CompressionConfig, macs: float) -> None:
+    def __init__(self, sides: SideBySide, split: Split, config: CompressionConfig, fitted: int) -> None:
         self.sides = sides
         self.split = split
         self.provider = config.provider
         self.most_steps = int(config.effort * _MOST_STEPS)
-        self.macs = macs
+        self.macs = config.effort * _MACS
+        self.left = fitted
 
     def fit(
         self, segment: Segment, wanted: Mapping[str, LinearNode], rng: np.random.Generator
     ) -> Reconstruction | None:
         """Fit one segment; None where there is nothing to fit."""
+        # What a segment leaves of its share goes to those behind it.
+        share = self.macs / max(self.left, 1)
+        self.left -= any(result in _made(segment) for result in wanted)
         operands = _operands(self.sides, segment, wanted)
         if not operands or not segment.outputs:
             return None
         nodes = tuple(dict.fromkeys(self.sides.graph.nodes[operand.node].name for operand in operands))
         result = Reconstruction(segment.outputs[-1], nodes)
         try:
-            unit = _unit(self.sides, segment, operands, self.provider)
+            unit = segment_gradients(self.sides, segment, operands, self.provider)
         except UnsupportedGraphError as error:
             return replace(result, kept=error.what)
         if unit is None:
             return replace(result, kept="what goes in or comes out is not of floats, or not of one shape")
-        steps = int(min(self.macs / unit.macs_of_step, self.most_steps))
+        steps = int(min(share / unit.macs_of_step, self.most_steps))
         if steps < _FEWEST_STEPS:
             return replace(result, kept="its share of the effort is too small for it")
         return self._fitted(result, unit, operands, steps, rng)
@@ -301,7 +218,7 @@ class _Fitting:
     def _fitted(
         self,
         result: Reconstruction,
-        unit: _Unit,
+        unit: SegmentGradients,
         operands: Mapping[Operand, LinearNode],
         steps: int,
         rng: np.random.Generator,
@@ -315,11 +232,12 @@ class _Fitting:
         before = unit.error(held, _single(start))
         if not len(used) or not np.isfinite(before) or before <= _ROUNDING:
             return None
+        self.macs -= steps * unit.macs_of_step
         wanted_runs = steps * unit.together
         order = np.concatenate([rng.permutation(used) for _ in range(-(-wanted_runs // len(used)))])
         turns = order[:wanted_runs].reshape(steps, unit.together)
         units = _units(unit, start)
-        found = descend(start, units, lambda at, step: unit.gradients(turns[step], _single(at)), steps, _RATE)
+        found = descend(start, units, lambda at, step: unit.gradients(turns[step], _single(at), rng), steps, _RATE)
         after = unit.error(held, _single(found))
         if not np.isfinite(after) or after >= before:
             why = "they were no better on what was held back"
@@ -345,7 +263,7 @@ def _single(weights: Mapping[str, FloatArray]) -> dict[str, AnyArray]:
     return {name: value.astype(np.float32) for name, value in weights.items()}
 
 
-def _units(unit: _Unit, weights: Mapping[str, AnyArray]) -> dict[str, float]:
+def _units(unit: SegmentGradients, weights: Mapping[str, AnyArray]) -> dict[str, float]:
     """Return what counts as a unit of each weight: its root mean square; of a shift, that of the results it shifts."""
     spread = float(np.sqrt(np.mean(unit.variances)))
     found = {}
@@ -353,80 +271,3 @@ def _units(unit: _Unit, weights: Mapping[str, AnyArray]) -> dict[str, float]:
         size = float(np.sqrt(np.mean(np.square(value, dtype=np.float64))))
         found[name] = max(_BIAS_SHARE * spread, 1e-12) if value.ndim == 1 else max(size, 1e-12)
     return found
-
-
-def _unit(sides: SideBySide, segment: Segment, operands: Iterable[Operand], provider: Provider) -> _Unit | None:
-    """Build the networks that run a segment, and collect what goes in and what should come out."""
-    inputs: list[Sequence[AnyArray]] = [sides.present.values(name) for name in segment.inputs]
-    targets: list[Sequence[AnyArray]] = [
-        [sides.fused_value(value, name) for value in sides.original.values(name)] for name in segment.outputs
-    ]
-    if not inputs or any(t.dtype != np.float32 for target in targets for t in target):
-        return None
-    if any(len({value.shape for value in values}) > 1 for values in (*inputs, *targets)):
-        return None
-    pieces, together = _pieces(sides.samples, inputs, targets)
-    inputs = [_cut(values, pieces) for values in inputs]
-    targets = [_cut(values, pieces) for values in targets]
-    variances = [_mean_variance(target) for target in targets]
-    if not all(np.isfinite(variance) and variance > 0 for variance in variances):
-        return None
-    fed = {f"{sides.graph.nodes[o.node].outputs[0]}<{o.slot}>": o for o in operands}
-    keys = {(sides.graph.nodes[o.node].outputs[0], o.slot): name for name, o in fed.items()}
-    part = sides.present.part(segment.nodes, segment.outputs, keys)
-    graph = GraphView(part)
-    dims = {name: values[0].shape for name, values in zip(segment.inputs, inputs, strict=True)}
-    dims |= {name: sides.state.array(operand).shape for name, operand in fed.items()}
-    for info in part.graph.input:
-        _state_shape(info, dims[info.name])
-    shapes = infer_shapes(graph, dims)
-    made = {name: target[0].shape for name, target in zip(segment.outputs, targets, strict=True)}
-    if any(shapes.dims.get(name, shape) != shape for name, shape in made.items()):
-        return None
-    plan = build_backward(graph, shapes, list(fed))
-    macs = measure_cost(graph, shapes, lambda operand: shapes.dims.get(operand.name)).macs
-    forward = Session(with_outputs(part, (n for n in plan.values if n in graph.producers)), provider, name="a segment")
-    backward = Session(plan.model, provider, name="the gradients of a segment")
-    return _Unit(
-        forward,
-        backward,
-        plan,
-        fed,
-        inputs,
-        targets,
-        (segment.inputs, segment.outputs),
-        variances,
-        pieces,
-        together,
-        macs,
-    )
-
-
-def _mean_variance(values: Sequence[AnyArray]) -> float:
-    """Return the mean variance of the runs that are finite."""
-    found = [np.var(value, dtype=np.float64) for value in values if np.isfinite(value).all()]
-    return float(np.mean(found)) if found else math.nan
-
-
-def _pieces(
-    samples: Samples, inputs: Sequence[Sequence[AnyArray]], targets: Sequence[Sequence[AnyArray]]
-) -> tuple[int, int]:
-    """Return into how many pieces to cut each run, and how many pieces a step takes."""
-    batch = samples.batch
-    # Channels are on one axis, whichever it is; the others are samples and places.
-    places = min(target[0].size // max(target[0].shape[1:], default=1) for target in targets)
-    wanted = max(_FEWEST_SAMPLES, min(_BATCH, -(-_PLACES * batch // max(places, 1))))
-    if not samples.divisible or any(values[0].ndim == 0 or len(values[0]) != batch for values in (*inputs, *targets)):
-        return 1, max(1, wanted // batch)
-    return next(batch // size for size in range(min(batch, wanted), batch + 1) if batch % size == 0), 1
-
-
-def _cut(values: Sequence[AnyArray], pieces: int) -> list[AnyArray]:
-    return [piece for value in values for piece in np.split(value, pieces)] if pieces > 1 else list(values)
-
-
-def _state_shape(info: onnx.ValueInfoProto, dims: Sequence[int]) -> None:
-    shape = info.type.tensor_type.shape
-    del shape.dim[:]
-    for size in dims:
-        shape.dim.add(dim_value=size)
