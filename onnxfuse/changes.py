@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from onnxfuse.bodies import Bodies, Commands, compress_bodies
 from onnxfuse.calibration.activations import observe_activations
 from onnxfuse.calibration.batches import for_samples
+from onnxfuse.calibration.mixtures import with_mixtures
 from onnxfuse.calibration.reconstruct import Reconstruction, reconstruct_network
 from onnxfuse.calibration.refit import Refit, refit_network
 from onnxfuse.gradient import choose_loss
 from onnxfuse.graph.view import GraphView
 from onnxfuse.importance import FROM_SAMPLES
 from onnxfuse.preparation import Clock, Prepared
+from onnxfuse.proof.samples import Samples
 from onnxfuse.refusals import refuse_nothing
 from onnxfuse.stages import Fused, fuse_groups
 from onnxfuse.statistics.features import ActivationFeatures
@@ -79,7 +81,11 @@ def fit(prepared: Prepared, fusing: Fusing, clock: Clock) -> Changed:
     Raises:
         OnnxFuseError: One of its subclasses, as for `onnxfuse.compress`.
     """
-    return Changed(fusing, _refit(prepared, fusing.fused, clock), _reconstruct(prepared, fusing.fused, clock))
+    samples = prepared.runs
+    if prepared.config.refits:
+        samples = with_mixtures(prepared.analysis, samples, prepared.config.seed)
+    refits = _refit(prepared, fusing.fused, samples, clock)
+    return Changed(fusing, refits, _reconstruct(prepared, fusing.fused, samples, clock))
 
 
 def _change_bodies(prepared: Prepared, clock: Clock, commands: Commands) -> Bodies:
@@ -109,18 +115,18 @@ def _activations(prepared: Prepared, clock: Clock) -> tuple[Mapping[str, Activat
         return observe_activations(analysis, groups, name, samples, config.provider, config.seed, loss), note
 
 
-def _refit(prepared: Prepared, fused: Fused, clock: Clock) -> list[Refit]:
+def _refit(prepared: Prepared, fused: Fused, samples: Samples, clock: Clock) -> list[Refit]:
     """Fit the layers behind fused channels anew, one by one, if that is asked for."""
-    config, samples = prepared.config, prepared.runs
+    config = prepared.config
     if not config.refits:
         return []
     with clock.stage("refit") as step:
         return refit_network(prepared.analysis, fused.state, fused.applied, samples, config.provider, config.seed, step)
 
 
-def _reconstruct(prepared: Prepared, fused: Fused, clock: Clock) -> list[Reconstruction]:
+def _reconstruct(prepared: Prepared, fused: Fused, samples: Samples, clock: Clock) -> list[Reconstruction]:
     """Fit parts of the network as a whole, if that is asked for, and then once more the layers in which they end."""
-    analysis, config, samples = prepared.analysis, prepared.config, prepared.runs
+    analysis, config = prepared.analysis, prepared.config
     if not config.refits or config.effort == 0:
         return []
     with clock.stage("reconstruct") as step:

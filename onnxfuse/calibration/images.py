@@ -11,7 +11,7 @@ from onnxfuse.analysis import Analysis
 from onnxfuse.arrays import FloatArray
 from onnxfuse.proof.samples import Samples
 
-__all__ = ["MOST_VIEWS", "Image", "Split", "image_inputs", "split_and_vary"]
+__all__ = ["HELD_BACK", "MOST_VIEWS", "Image", "Split", "image_inputs", "split_and_vary"]
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -25,7 +25,7 @@ MOST_VIEWS = len(_VIEWS)
 # Shifts are by up to one part in so many of a side.
 _SHIFT = 8
 # One sample in so many is held back.
-_HELD_BACK = 8
+HELD_BACK = 8
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,9 @@ def split_and_vary(
     Returns:
         The samples in runs; None if there are too few to hold any back.
     """
-    runs = samples.in_batches(max(1, min(batch, samples.count // _HELD_BACK)))
+    runs = samples.in_batches(max(1, min(batch, samples.count // HELD_BACK)))
     total = runs.count // runs.batch
-    used = total - max(1, total // _HELD_BACK)
+    used = total - max(1, total // HELD_BACK)
     if used < 1:
         return None
     if not images or samples.batched != set(samples.arrays):

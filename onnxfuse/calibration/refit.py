@@ -27,7 +27,7 @@ from onnxfuse.graph.view import Operand
 from onnxfuse.proof.samples import Samples
 from onnxfuse.statistics.regression import Regression, RegressionRows, RegressionSums
 
-__all__ = ["Refit", "refit_network"]
+__all__ = ["HELD_BACK", "Refit", "refit_network"]
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -41,7 +41,7 @@ _FEWEST_ROWS_PER_INPUT = 1.5
 _LONGEST_ROW = 6_912
 _MOST_LONG_ROWS = 4_096
 # One sample in so many is held back.
-_HELD_BACK = 4
+HELD_BACK = 4
 # What is on the first axis of rows: none of the channels.
 _ROWS = Product(())
 # Less than this share of the targets' variance is rounding: there is nothing to fit.
@@ -162,7 +162,7 @@ class _Refitting:
         fit, held = (self._collection(linear, centred=has_shift) for _ in range(2))
         for x, target, samples in self._rows(linear, ending, weight, rng):
             y = (target if has_shift else target - shift.astype(target.dtype)).reshape(len(target), groups, outputs)
-            is_held = samples % _HELD_BACK == _HELD_BACK - 1
+            is_held = samples % HELD_BACK == HELD_BACK - 1
             fit.add(x[~is_held], y[~is_held])
             held.add(x[is_held], y[is_held])
         if not (fit.is_sound and held.is_sound):
@@ -239,7 +239,7 @@ class _Refitting:
             if others is not None:
                 target = target - linear.outputs(others[run], chosen)
             # Rows of one sample are alike: they are held back together, unless there are too few samples.
-            numbers = first + chosen[:, 0] if sum(n for n, _ in counts) >= _HELD_BACK else np.arange(len(chosen))
+            numbers = first + chosen[:, 0] if sum(n for n, _ in counts) >= HELD_BACK else np.arange(len(chosen))
             first += samples
             yield linear.rows(x, weight, chosen), target, numbers
 
