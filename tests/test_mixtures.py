@@ -91,6 +91,15 @@ def test_very_many_images_are_not_mixed(monkeypatch: pytest.MonkeyPatch) -> None
     np.testing.assert_array_equal(mixed(pictures(64), net)[:56], pictures(64)[:56])
 
 
+def test_very_large_images_are_not_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mixtures take no more memory than is allowed for them."""
+    net = net_of(1, 1, SIDE, SIDE)
+    monkeypatch.setattr(mixtures, "_MOST_BYTES", 2 * 4 * SIDE * SIDE * 64)
+    assert len(mixed(pictures(64), net)) == 64
+    monkeypatch.setattr(mixtures, "_MOST_BYTES", 2 * 4 * SIDE * SIDE * 128)
+    assert len(mixed(pictures(64), net)) == 128
+
+
 def test_features_are_not_mixed() -> None:
     """Half of one customer and half of another is none."""
     rows = np.random.default_rng(0).normal(size=(64, 7)).astype(np.float32)

@@ -6,6 +6,7 @@ the other (mixup: Zhang et al., ICLR 2018, equation 1; here without labels, sinc
 makes of them). They are for fits alone: what channels are worth is judged on images as they are.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -24,12 +25,14 @@ AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 # The share of the first of two images: at least, and at most.
 _SHARES = (0.2, 0.8)
-# No more samples than that, mixtures among them.
+# No more samples than that, mixtures among them, and none for which the largest value would need more memory, in both
+# networks.
 _MOST = 2048
+_MOST_BYTES = 6 * 2**30
 
 
 def with_mixtures(analysis: Analysis, samples: Samples, seed: int) -> Samples:
-    """Return samples with mixtures among them: one for each, as long as there are not very many.
+    """Return samples with mixtures among them: one for each, unless they are very many or very large.
 
     What a fit holds back stays apart: a mixture that is held back is one of images that are, and one to fit on is one
     of images to fit on.
@@ -44,7 +47,7 @@ def with_mixtures(analysis: Analysis, samples: Samples, seed: int) -> Samples:
     """
     found = image_inputs(analysis, samples)
     total = samples.count
-    mixed = min(total, _MOST - total) // samples.batch * samples.batch
+    mixed = min(total, _affordable(analysis) - total) // samples.batch * samples.batch
     if set(found) != set(samples.arrays) or mixed < 1:
         return samples
     rng = np.random.default_rng(seed)
@@ -56,6 +59,12 @@ def with_mixtures(analysis: Analysis, samples: Samples, seed: int) -> Samples:
     shares = np.where(firsts == seconds, 1.0, rng.uniform(*_SHARES, len(firsts)))
     arrays = {name: _mixed(array, firsts, seconds, shares) for name, array in samples.arrays.items()}
     return replace(samples, arrays=arrays)
+
+
+def _affordable(analysis: Analysis) -> int:
+    """Return how many samples there may be in all."""
+    largest = max((math.prod(dims) for dims in analysis.shapes.dims.values()), default=1) // analysis.batch
+    return min(_MOST, _MOST_BYTES // max(2 * 4 * largest, 1))
 
 
 def _pairs(parts: Iterable[tuple[int, int, int]], rng: np.random.Generator) -> Iterator[tuple[IntArray, IntArray]]:
