@@ -114,6 +114,14 @@ def test_what_is_not_local_has_no_windows(name: str) -> None:
     assert found_for(NOT_LOCAL[name], values((SAMPLES, 3, 48, 64)))[0] is None
 
 
+def test_what_tells_neighbouring_places_apart_has_no_windows() -> None:
+    """Halving the places and doubling them again is the same thing two places further on, but not one."""
+    body = "a = Conv<pads=[1,1,1,1], strides=[2,2]>(x, w) b = Relu(a) y = ConvTranspose<strides=[2,2]>(b, v)"
+    model = network(body, weights=[("w", (4, 3, 3, 3)), ("v", (4, 4, 2, 2))])
+    # All windows that were looked at, but one, start at even places.
+    assert found_for(model, values((SAMPLES, 3, 48, 64)), places=48)[0] is None
+
+
 def test_small_samples_have_no_windows() -> None:
     """A window has to be smaller than half of a sample."""
     model = LOCAL["one convolution"]

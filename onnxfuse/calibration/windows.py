@@ -5,8 +5,8 @@ neighbours. So a step learns nearly as much from a window of some samples as fro
 the work.
 
 At the border of a window a convolution meets zeros where in the whole sample there are neighbours. Which places of a
-window come out as they do in the whole is found by trying: a window in the middle and one in either corner are run by
-themselves and compared with the whole. That needs no rule for any operator. Where no place comes out right, what is
+window come out as they do in the whole is found by trying: two windows in the middle and one in either corner are run
+by themselves and compared with the whole. That needs no rule for any operator. Where no place comes out right, what is
 made is not local (there is a mean over all places, or an attention), and there are no windows.
 """
 
@@ -129,16 +129,29 @@ class Windows:
         Returns:
             The same windows, which know it, and the smallest share of a window that comes out right.
         """
-        right: list[list[list[AnyArray]]] = [[[] for _ in grid.axes] for grid in self.outputs]
-        least = 1.0
-        for at in (tuple(0 for _ in self._last), tuple(last // 2 for last in self._last), self._last):
-            cut_inputs, cut_outputs = self._cut(inputs, outputs, at)
-            for number, (made, wanted) in enumerate(zip(run(cut_inputs), cut_outputs, strict=True)):
-                found = _agreeing(made, wanted, self.outputs[number].axes)
-                least = min(least, math.prod(float(one.mean()) for one in found))
-                for axis, one in enumerate(found):
-                    right[number][axis].append(one)
-        return replace(self, right=tuple(tuple(tuple(cases) for cases in axes) for axes in right)), least
+        # What goes down to fewer places and up again treats every second place, say, alike, but not neighbours: so of
+        # two neighbouring windows in the middle, only what is right in both counts.
+        middle = tuple(last // 2 for last in self._last)
+        beside = tuple(min(start + 1, last) for start, last in zip(middle, self._last, strict=True))
+        first, *two, final = (
+            self._right(inputs, outputs, run, at) for at in (tuple(0 for _ in middle), middle, beside, self._last)
+        )
+        anywhere = [[x & y for x, y in zip(*axes, strict=True)] for axes in zip(*two, strict=True)]
+        cases = (first, anywhere, final)
+        least = min(math.prod(float(one.mean()) for one in axes) for case in cases for axes in case)
+        return replace(self, right=tuple(tuple(zip(*axes, strict=True)) for axes in zip(*cases, strict=True))), least
+
+    def _right(
+        self,
+        inputs: Sequence[AnyArray],
+        outputs: Sequence[AnyArray],
+        run: Callable[[Sequence[AnyArray]], Sequence[AnyArray]],
+        at: Shape,
+    ) -> list[list[AnyArray]]:
+        """Return which indices of one window come out right, for every output and axis."""
+        cut_inputs, cut_outputs = self._cut(inputs, outputs, at)
+        made = zip(run(cut_inputs), cut_outputs, self.outputs, strict=True)
+        return [_agreeing(found, wanted, grid.axes) for found, wanted, grid in made]
 
     @property
     def _last(self) -> Shape:
