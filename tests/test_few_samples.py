@@ -92,6 +92,18 @@ def test_few_images_of_a_network_that_takes_four_at_once() -> None:
     assert_valid(result.model)
 
 
+def test_statistics_that_are_not_stored_do_not_tell_the_scale_of_pixels() -> None:
+    """Some exporters make equal weights from one another by an Identity."""
+    net = Net(17, seed=1)
+    x = net.conv(net.input(1, 3, 16, 16, batch="n"), 8)
+    scale, shift, mean, variance = (net.vector(8, low=low, high=1.0) for low in (0.5, -1.0, -1.0, 0.5))
+    hidden = net.node("Relu", net.node("BatchNormalization", x, scale, shift, net.node("Identity", mean), variance))
+    net.output(net.node("GlobalAveragePool", net.conv(hidden, 4)))
+    result = onnxfuse.compress(net.model(), ratio=0.5, **OPTIONS)
+    assert "synthetic images" in " ".join(result.report.notes)
+    assert_valid(result.model)
+
+
 def test_few_rows_of_features_are_told() -> None:
     """Where nothing can be made up, a note says how many rows there should be: as many as the widest group has."""
     net = Net(17, seed=1)

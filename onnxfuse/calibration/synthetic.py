@@ -7,6 +7,7 @@ outputs that hardly depend on the image.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -252,9 +253,10 @@ def _suits(
 
 
 def _first_norms(analysis: Analysis) -> Iterator[NodeView]:
-    """Yield the first normalisations: far from the input every scale looks alike."""
-    for index in list(analysis.channels.normalising)[:2]:
-        yield analysis.graph.nodes[index]
+    """Yield the first normalisations whose statistics are stored: far from the input every scale looks alike."""
+    nodes = (analysis.graph.nodes[index] for index in analysis.channels.normalising)
+    stored = (node for node in nodes if all(node.inputs[slot] in analysis.graph.constants for slot in (3, 4)))
+    yield from islice(stored, 2)
 
 
 def _strangeness(analysis: Analysis, norm: NodeView, runs: list[dict[str, Any]]) -> float:
