@@ -130,7 +130,9 @@ def _reconstruct(prepared: Prepared, fused: Fused, samples: Samples, clock: Cloc
     if not config.refits or config.effort == 0:
         return []
     with clock.stage("reconstruct") as step:
-        found = reconstruct_network(analysis, fused.state, fused.applied, samples, config, step)
+        found = reconstruct_network(
+            analysis, fused.state, fused.applied, samples, config, step, is_made_up=prepared.is_made_up
+        )
     if any(segment.steps for segment in found):
         # Each layer was fitted to what came before a segment in front of it changed. Inside a segment there is no
         # target any more, but at its end there is.

@@ -141,6 +141,7 @@ class Prepared:
         wanted: The plan to follow; None to go by the options.
         notes: What a reader should know; some are empty.
         is_blind: Whether the samples are mere random numbers, which choose and fit nothing.
+        is_made_up: Whether the samples were made up, since there are no data.
     """
 
     analysis: Analysis
@@ -154,6 +155,7 @@ class Prepared:
     wanted: Plan | None
     notes: tuple[str, ...]
     is_blind: bool = False
+    is_made_up: bool = False
 
     @property
     def bodies_config(self) -> CompressionConfig:
@@ -255,7 +257,7 @@ def prepare(task: Task, clock: Clock, commands: Commands, *, shares_budget: bool
     if task.calibration is not None and not is_blind and not task.is_part:
         refuse_overflow(analysis, free, judgements, samples, config)
     found = Prepared(analysis, plans, judgements, samples, runs, given.labels, config, bodies, wanted, tuple(notes))
-    found = replace(found, is_blind=is_blind)
+    found = replace(found, is_blind=is_blind, is_made_up=task.calibration is None)
     if config.target and not shares_budget:
         with clock.stage("allocate"):
             found = _together(found, commands) if has_bodies(graph) else _alone(found)

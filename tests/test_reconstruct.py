@@ -59,7 +59,7 @@ def test_no_segment_gets_worse_and_the_whole_gets_better(file: str) -> None:
     """Every segment misses no more of what was held back; the outputs move less on digits that were never seen."""
     without, result = compressed(file, 0.0), compressed(file, 1.0)
     assert without.report.reconstructions == ()
-    assert len(result.report.reconstructions) >= 3
+    assert result.report.reconstructions
     for found in result.report.reconstructions:
         assert found.error_before is not None
         assert found.error_after is not None
@@ -210,12 +210,61 @@ def test_segments_one_after_the_other_are_the_network(family: str) -> None:
 
 
 def test_a_cut_is_where_one_whole_value_goes_on() -> None:
-    """A segment is a residual block, not a part of one."""
+    """A segment is some residual blocks, not parts of them."""
     graph, segments = segments_of(FAMILIES["resnet20"].net().model())
-    inner = segments[1:-1]
-    assert len(inner) >= 6
-    assert all(len(segment.outputs) == 1 for segment in inner)
-    assert all(graph.nodes[graph.producers[segment.outputs[0]]].op == "Add" for segment in inner)
+    assert len(segments) >= 3
+    for segment in segments[:-1]:
+        assert len(segment.outputs) == 1
+        assert graph.nodes[graph.producers[segment.outputs[0]]].op == "Add"
+        assert 6 <= sum(node.op == "Conv" for node in segment.nodes) <= 8
+
+
+@st.composite
+def branching(draw: st.DrawFn) -> tuple[onnx.ModelProto, set[str], set[str]]:
+    """Draw a network of layers and sums, which of its values are whole, and at which no segment may end."""
+    net = Net()
+    made = [net.input(1, 4, 5, 5)]
+    for _ in range(draw(st.integers(1, 30))):
+        newest = made[-1]
+        kind = draw(st.sampled_from(("conv", "conv", "conv", "relu", "add")))
+        if kind == "add":
+            made.append(net.node("Add", newest, draw(st.sampled_from(made))))
+        else:
+            made.append(net.conv(newest, 4) if kind == "conv" else net.node("Relu", newest))
+    net.output(made[-1])
+    return net.model(), draw(st.sets(st.sampled_from(made))), draw(st.sets(st.sampled_from(made[:-1])))
+
+
+@given(branching())
+def test_segments_end_at_the_first_good_value(drawn: tuple[onnx.ModelProto, set[str], set[str]]) -> None:
+    """No segment but the last ends where it must not, or goes past a whole value once it is long enough."""
+    model, whole, closed = drawn
+    graph = GraphView(model)
+    linear = [node.index for node in graph.nodes if node.op == "Conv"]
+    found = cut_into_segments(graph, linear, lambda name: name in whole, lambda name: name not in closed)
+    assert [node.index for segment in found for node in segment.nodes] == list(range(len(graph.nodes)))
+    for segment in found:
+        start, stop = segment.nodes[0].index, segment.nodes[-1].index + 1
+        is_last = stop == len(graph.nodes)
+        counts = {s: sum(start <= index < s for index in linear) for s in range(start + 1, stop + 1)}
+        good = [
+            s
+            for s in counts
+            if counts[s]
+            and len(segment_outputs(graph, s)) == 1
+            and set(segment_outputs(graph, s)) <= whole - closed
+            and (s < stop or not is_last)
+        ]
+        assert is_last or not closed & set(segment.outputs)
+        long = [s for s in good if counts[s] >= 6]
+        assert long in ([], [stop])
+
+
+def segment_outputs(graph: GraphView, stop: int) -> list[str]:
+    """Return the values made before a node that it or others from it on read, or that the network gives."""
+    made = [name for node in graph.nodes[:stop] for name in node.outputs]
+    read = {name for node in graph.nodes[stop:] for name in node.inputs} | set(graph.outputs)
+    return [name for name in made if name in read]
 
 
 # Descent --------------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from onnxfuse.analysis import Analysis
 from onnxfuse.arrays import FloatArray
 from onnxfuse.calibration.images import MOST_VIEWS, Split, image_inputs, split_and_vary
 from onnxfuse.calibration.linear import LinearNode, value_readers
+from onnxfuse.calibration.refit import FEWEST_ROWS_PER_INPUT
 from onnxfuse.calibration.segment_gradients import MOST_SAMPLES, SegmentGradients, segment_gradients
 from onnxfuse.calibration.segments import Segment, cut_into_segments
 from onnxfuse.calibration.side_by_side import SideBySide
@@ -33,7 +34,7 @@ from onnxfuse.coupling.layout import leaves
 from onnxfuse.errors import UnsupportedGraphError
 from onnxfuse.fusion.values import Applied
 from onnxfuse.fusion.weights import WeightState
-from onnxfuse.graph.view import GraphView, Operand
+from onnxfuse.graph.view import Operand
 from onnxfuse.proof.samples import Samples
 from onnxfuse.statistics.descent import descend
 
@@ -44,8 +45,10 @@ AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 # How far the first steps go, in root mean squares of a weight; biases go by the size of what they shift.
 _RATE = 0.01
 _BIAS_SHARE = 0.1
-# Multiply-accumulates for all steps together.
-_MACS = 1e12
+# How far to go from where they start to where they end: what is held back tells.
+_SHARES = (0.25, 0.5, 0.75, 1.0)
+# Multiply-accumulates for all steps together: on samples, and on what was made up, which does not say as much.
+_MACS, _MACS_MADE_UP = 4e12, 1e12
 # How much of that, besides, views of the samples may take on their way through both networks.
 _WALKED = 0.5
 _MOST_STEPS = 1200
@@ -55,6 +58,8 @@ _FEWEST_STEPS = 16
 _MOST_BYTES = 3 * 2**30
 # Less than this share of the variance is rounding.
 _ROUNDING = 1e-9
+# With more axes than that, channels are on the second one, and otherwise on the last.
+_CONVOLVED = 3
 # What only scales and shifts.
 _AFFINE = frozenset({"BatchNormalization", "Add", "Sub", "Mul", "Div"})
 
@@ -88,6 +93,8 @@ def reconstruct_network(
     samples: Samples,
     config: CompressionConfig,
     progress: Callable[[int, int], None],
+    *,
+    is_made_up: bool = False,
 ) -> list[Reconstruction]:
     """Fit the segments behind the first fused channels, in the order in which the network runs.
 
@@ -98,6 +105,7 @@ def reconstruct_network(
         samples: Inputs.
         config: How much effort to make, where to run, and the seed of the order of samples.
         progress: Called with the number of segments done, and of all.
+        is_made_up: Whether the inputs were made up, so that less effort is worth it.
 
     Returns:
         What was done to each segment.
@@ -110,15 +118,20 @@ def reconstruct_network(
     # The compressed network may have fewer nodes: what only copied constants is a constant there.
     graph = plain.present.graph
     linear = [graph.producers[result] for result in wanted]
-    segments = cut_into_segments(graph, linear, _Wholeness(plain), lambda name: _may_end(graph, name))
+    may_end = _Ends(plain)
+    segments = cut_into_segments(graph, linear, _Wholeness(plain), may_end)
     rng = np.random.default_rng(config.seed)
-    views = _views(analysis, segments, samples, config.effort)
+    macs = config.effort * (_MACS_MADE_UP if is_made_up else _MACS)
+    views = _views(analysis, segments, samples, macs)
     split = split_and_vary(samples, image_inputs(analysis, samples), views, MOST_SAMPLES, rng)
+    # Only the last may end where samples are too few: it stays as the refit has left it.
+    closed = {result for segment in segments if not all(map(may_end, segment.outputs)) for result in _made(segment)}
+    wanted = {result: node for result, node in wanted.items() if result not in closed}
     fitted = sum(any(result in _made(segment) for result in wanted) for segment in segments)
     if split is None or not fitted:
         return []
     sides = SideBySide(analysis, state, applied, split.samples, config.provider)
-    fitting = _Fitting(sides, split, config, fitted)
+    fitting = _Fitting(sides, split, samples.count, config, _Budget(macs, fitted))
     results = []
     for done, segment in enumerate(segments):
         progress(done, len(segments))
@@ -130,13 +143,13 @@ def reconstruct_network(
     return results
 
 
-def _views(analysis: Analysis, segments: Sequence[Segment], samples: Samples, effort: float) -> int:
-    """Return how many views of every image fit into memory, and can be had for a part of the effort."""
+def _views(analysis: Analysis, segments: Sequence[Segment], samples: Samples, macs: float) -> int:
+    """Return how many views of every image fit into memory, and can be had for a part of all that may be worked out."""
     dims = analysis.shapes.dims
     numbers = (sum(math.prod(dims.get(name, ())) for name in (*s.inputs, *s.outputs)) for s in segments)
     bytes_of_one = 4 * 2 * max(numbers, default=1) // analysis.batch
     macs_of_one = 2 * analysis.cost.macs
-    affordable = min(_MOST_BYTES / max(bytes_of_one, 1), _WALKED * effort * _MACS / max(macs_of_one, 1))
+    affordable = min(_MOST_BYTES / max(bytes_of_one, 1), _WALKED * macs / max(macs_of_one, 1))
     return max(1, min(MOST_VIEWS, int(affordable // max(samples.count, 1))))
 
 
@@ -155,23 +168,58 @@ class _Wholeness:
         return not any(self.fused & set(leaves(layout)) for layout in self.layouts.get(Operand(name), ()))
 
 
-def _may_end(graph: GraphView, name: str) -> bool:
-    """Whether a value is not merely scaled and shifted by constants next."""
-    reader = graph.sole_reader(name)
-    if reader is None or reader.op not in _AFFINE:
-        return True
-    return not all(read == name or read in graph.constants for read in reader.inputs if read)
+class _Ends:
+    """Tells at which values a segment may end.
+
+    Not where they are merely scaled and shifted by constants next, and not where samples are too few for so many
+    channels: classes, for one, of which the samples show some alone. What is fitted to these forgets the others.
+    """
+
+    def __init__(self, sides: SideBySide) -> None:
+        self.graph = sides.present.graph
+        self.dims = sides.analysis.shapes.dims
+        self.share = sides.samples.count / sides.analysis.batch
+
+    def __call__(self, name: str) -> bool:
+        dims = self.dims.get(name)
+        channels = dims[1 if len(dims) > _CONVOLVED else -1] if dims else 1
+        if dims and self.share * math.prod(dims) < FEWEST_ROWS_PER_INPUT * channels**2:
+            return False
+        reader = self.graph.sole_reader(name)
+        if reader is None or reader.op not in _AFFINE:
+            return True
+        return not all(read == name or read in self.graph.constants for read in reader.inputs if read)
 
 
-def _operands(sides: SideBySide, segment: Segment, wanted: Mapping[str, LinearNode]) -> dict[Operand, LinearNode]:
-    """Return the weights to fit in a segment, and what shifts their results; those that others share stay."""
+def _operands(
+    sides: SideBySide, segment: Segment, wanted: Mapping[str, LinearNode], samples: int
+) -> dict[Operand, LinearNode]:
+    """Return the weights to fit in a segment, and what shifts their results; those that others share stay.
+
+    A layer stays too that would be fitted on fewer rows than a refit needs: it would learn them by heart.
+    """
     made = _made(segment)
     found: dict[Operand, LinearNode] = {}
     for linear in (linear for result, linear in wanted.items() if result in made):
+        if samples * _places(sides, linear) < FEWEST_ROWS_PER_INPUT * _row_length(sides, linear):
+            continue
         for operand in (linear.weight, sides.state.output_shift(linear.node)):
             if operand is not None and sides.graph.nodes[operand.node].outputs[0] in made and _is_free(sides, operand):
                 found[operand] = linear
     return found
+
+
+def _places(sides: SideBySide, linear: LinearNode) -> float:
+    """Return in how many places a layer is applied for each sample; no bound where that is not known."""
+    dims = sides.analysis.shapes.dims.get(linear.result)
+    if not dims:
+        return math.inf
+    channels = dims[1 if linear.is_convolution else -1]
+    return math.prod(dims) / max(channels * sides.analysis.batch, 1)
+
+
+def _row_length(sides: SideBySide, linear: LinearNode) -> int:
+    return int(linear.matrices(sides.state.array(linear.weight)).shape[2])
 
 
 def _is_free(sides: SideBySide, operand: Operand) -> bool:
@@ -181,25 +229,43 @@ def _is_free(sides: SideBySide, operand: Operand) -> bool:
     return tensor is not None and tensor.data_type == TensorProto.FLOAT and is_sole
 
 
+@dataclass
+class _Budget:
+    """What steps may take.
+
+    Attributes:
+        macs: Multiply-accumulates that are left.
+        segments: How many segments there are still to fit.
+    """
+
+    macs: float
+    segments: int
+
+    def share(self) -> float:
+        """Return what the next segment may take; what it leaves goes to those behind it."""
+        return self.macs / max(self.segments, 1)
+
+
 class _Fitting:
     """Both networks on their way, segment by segment."""
 
-    def __init__(self, sides: SideBySide, split: Split, config: CompressionConfig, fitted: int) -> None:
+    def __init__(
+        self, sides: SideBySide, split: Split, samples: int, config: CompressionConfig, budget: _Budget
+    ) -> None:
         self.sides = sides
         self.split = split
+        self.samples = samples
         self.provider = config.provider
         self.most_steps = int(config.effort * _MOST_STEPS)
-        self.macs = config.effort * _MACS
-        self.left = fitted
+        self.budget = budget
 
     def fit(
         self, segment: Segment, wanted: Mapping[str, LinearNode], rng: np.random.Generator
     ) -> Reconstruction | None:
         """Fit one segment; None where there is nothing to fit."""
-        # What a segment leaves of its share goes to those behind it.
-        share = self.macs / max(self.left, 1)
-        self.left -= any(result in _made(segment) for result in wanted)
-        operands = _operands(self.sides, segment, wanted)
+        share = self.budget.share()
+        self.budget.segments -= any(result in _made(segment) for result in wanted)
+        operands = _operands(self.sides, segment, wanted, self.samples)
         if not operands or not segment.outputs:
             return None
         nodes = tuple(dict.fromkeys(self.sides.graph.nodes[operand.node].name for operand in operands))
@@ -232,13 +298,13 @@ class _Fitting:
         before = unit.error(held, _single(start))
         if not len(used) or not np.isfinite(before) or before <= _ROUNDING:
             return None
-        self.macs -= steps * unit.macs_of_step
+        self.budget.macs -= steps * unit.macs_of_step
         wanted_runs = steps * unit.together
         order = np.concatenate([rng.permutation(used) for _ in range(-(-wanted_runs // len(used)))])
         turns = order[:wanted_runs].reshape(steps, unit.together)
         units = _units(unit, start)
-        found = descend(start, units, lambda at, step: unit.gradients(turns[step], _single(at), rng), steps, _RATE)
-        after = unit.error(held, _single(found))
+        end = descend(start, units, lambda at, step: unit.gradients(turns[step], _single(at), rng), steps, _RATE)
+        found, after = _best_on_the_way(start, end, lambda at: unit.error(held, _single(at)))
         if not np.isfinite(after) or after >= before:
             why = "they were no better on what was held back"
             return replace(result, error_before=before, error_after=before, kept=why)
@@ -256,6 +322,19 @@ class _Fitting:
             if any(reader.node not in inside for reader in readers.get(name, ())):
                 self.sides.original.values(name)
                 self.sides.present.values(name)
+
+
+def _best_on_the_way(
+    start: Mapping[str, FloatArray], end: Mapping[str, FloatArray], error: Callable[[Mapping[str, FloatArray]], float]
+) -> tuple[Mapping[str, FloatArray], float]:
+    """Return what has the least error on the way from the first to the last weights, the last among it; and that error.
+
+    Steps that go on learn the samples by heart; part of the way is then better on others.
+    """
+    options = [{name: start[name] + share * (end[name] - start[name]) for name in end} for share in _SHARES]
+    errors = [error(option) for option in options]
+    best = int(np.argmin(np.nan_to_num(errors, nan=np.inf)))
+    return options[best], errors[best]
 
 
 def _single(weights: Mapping[str, FloatArray]) -> dict[str, AnyArray]:

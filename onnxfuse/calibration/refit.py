@@ -27,7 +27,7 @@ from onnxfuse.graph.view import Operand
 from onnxfuse.proof.samples import Samples
 from onnxfuse.statistics.regression import Regression, RegressionRows, RegressionSums
 
-__all__ = ["HELD_BACK", "Refit", "refit_network"]
+__all__ = ["FEWEST_ROWS_PER_INPUT", "HELD_BACK", "Refit", "refit_network"]
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -36,7 +36,7 @@ _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _ROWS_PER_INPUT = 6
 _FEWEST_ROWS = 12_000
 # With fewer a fit says more of these samples than of the network, and only the mean is made good.
-_FEWEST_ROWS_PER_INPUT = 1.5
+FEWEST_ROWS_PER_INPUT = 1.5
 # Longer rows would need more than about 350 MB for each sum of products; a few of them are kept instead.
 _LONGEST_ROW = 6_912
 _MOST_LONG_ROWS = 4_096
@@ -171,7 +171,7 @@ class _Refitting:
         whole = fit.merged(held)
         fitted, after, ridge = prior, before, 0.0
         if before > _ROUNDING * variance and (
-            fit.count >= _FEWEST_ROWS_PER_INPUT * inputs or not self._is_short(linear)
+            fit.count >= FEWEST_ROWS_PER_INPUT * inputs or not self._is_short(linear)
         ):
             best, at = fit.best_ridge(held, prior, _RIDGES)
             if best < (1.0 - _LEAST_GAIN) * before:

@@ -1,8 +1,10 @@
 """A network cut into segments, one after the other, that can be fitted each for itself.
 
-A cut is best where a single value goes on, one whose channels are all still there: whatever is before it can then be
-asked to make just that value. So a residual block is a segment, or an inverted bottleneck. Where values keep crossing,
-as in a U-Net, the cut is made where the fewest do.
+Long segments leave their layers free to find together what the next ones need; short ones are asked for more of what
+the original computes, and learn less of the samples by heart (docs/experiments.md). A cut is best where a single value
+goes on, one whose channels are all still there: whatever is before it can then be asked to make just that value. So a
+segment is two or three residual blocks or inverted bottlenecks, or about as many layers where there are none. Where
+values keep crossing, as in a U-Net, the cut is made where the fewest do.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,8 +14,12 @@ from onnxfuse.graph.view import GraphView, NodeView
 
 __all__ = ["Segment", "cut_into_segments"]
 
-# Linear nodes in a segment: at least so many; enough where any single value goes on; never more than so many.
-_FEWEST, _ENOUGH, _MOST = 2, 4, 12
+# Linear nodes in a segment: from so many on it ends where a single whole value goes on.
+_ENOUGH = 6
+# With more than so many and no such value, it ends at a single value that is as near as possible to that.
+_PLENTY, _FEWEST = 8, 4
+# Never more than so many.
+_MOST = 12
 
 
 @dataclass(frozen=True)
@@ -45,30 +51,64 @@ def cut_into_segments(
     Returns:
         The segments, in order; together they are all nodes.
     """
-    fitted = set(linear)
-    crossing = _crossing(graph)
+    fitted, last, crossing = set(linear), max(linear, default=0), _crossing(graph)
     segments: list[Segment] = []
-    start, count = 0, 0
-    options: list[tuple[int, int]] = []
-    for node in graph.nodes:
-        count += node.index in fitted
-        values = crossing[node.index]
-        if count >= _FEWEST and all(map(may_end, values)):
-            options.append((len(values), node.index))
-            is_good = len(values) == 1 and is_whole(values[0])
-            narrow = [index for width, index in options if width == 1]
-            end = node.index if is_good else -1
-            if end < 0 and count >= _ENOUGH and narrow:
-                end = narrow[-1]
-            if end < 0 and count >= _MOST:
-                end = min(options, key=lambda option: (option[0], -option[1]))[1]
-            if end >= 0:
-                segments.append(_segment(graph, start, end + 1))
-                start, options = end + 1, []
-                count = sum(index in fitted for index in range(start, node.index + 1))
-    if start < len(graph.nodes):
-        segments.append(_segment(graph, start, len(graph.nodes)))
+    start = 0
+    while start < len(graph.nodes):
+        count = 0
+        options: list[_Cut] = []
+        chosen = None
+        for node in graph.nodes[start:]:
+            count += node.index in fitted
+            values = crossing[node.index]
+            if count and all(map(may_end, values)):
+                options.append(_Cut(node.index + 1, count, len(values), all(map(is_whole, values))))
+            chosen = _chosen(options, count)
+            if chosen is not None:
+                break
+        if chosen is None or chosen.stop > last:
+            chosen = _halfway(options, count) or chosen
+        stop = len(graph.nodes) if chosen is None else chosen.stop
+        segments.append(_segment(graph, start, stop))
+        start = stop
     return segments
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Where a segment could end: before which node, with how many linear nodes, and at how many values."""
+
+    stop: int
+    linear: int
+    width: int
+    is_whole: bool
+
+    @property
+    def is_good(self) -> bool:
+        """Whether a single whole value goes on there."""
+        return self.width <= 1 and self.is_whole
+
+
+def _chosen(options: Sequence[_Cut], count: int) -> _Cut | None:
+    """Return where to cut, now that there are so many linear nodes, or None to go on."""
+    good = [cut for cut in options if cut.is_good]
+    if good and good[-1].linear >= _ENOUGH:
+        return good[-1]
+    if count > _PLENTY and (narrow := _narrow(options)):
+        return min(narrow, key=lambda cut: abs(cut.linear - _ENOUGH))
+    if count >= _MOST and options:
+        return min(options, key=lambda cut: (cut.width, not cut.is_whole, -cut.stop))
+    return None
+
+
+def _halfway(options: Sequence[_Cut], count: int) -> _Cut | None:
+    """Return where to cut what is left, or None if that is short enough for one segment."""
+    narrow = [cut for cut in _narrow(options) if cut.linear < count]
+    return min(narrow, key=lambda cut: abs(2 * cut.linear - count)) if narrow and count >= _PLENTY else None
+
+
+def _narrow(options: Sequence[_Cut]) -> list[_Cut]:
+    return [cut for cut in options if cut.width <= 1 and cut.linear >= _FEWEST]
 
 
 def _crossing(graph: GraphView) -> list[list[str]]:
