@@ -1,5 +1,7 @@
 """Reconstruction: segments are the whole network, views are views, and no segment gets worse on what was held back."""
 
+import math
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,10 @@ from hypothesis import strategies as st
 import onnxfuse
 from onnxfuse import Compressed, changes
 from onnxfuse.analysis import analyse
+from onnxfuse.arrays import FloatArray
 from onnxfuse.calibration.images import MOST_VIEWS, image_inputs, split_and_vary
 from onnxfuse.calibration.linear import ending_of, linear_nodes
+from onnxfuse.calibration.reconstruct import best_on_the_way
 from onnxfuse.calibration.refit import Refit, refit_network
 from onnxfuse.calibration.segments import Segment, cut_into_segments
 from onnxfuse.calibration.walk import Walk
@@ -176,6 +180,34 @@ def test_what_has_no_gradient_is_said() -> None:
     samples = {x: np.random.default_rng(0).normal(size=(64, 6, 4, 4)).astype(np.float32)}
     report = onnxfuse.compress(net.model(), ratio=0.5, calibration=samples, prove=False, provider="cpu").report
     assert [found for found in report.reconstructions if "LRN" in found.kept]
+
+
+@pytest.mark.parametrize(("classes", "is_fitted"), [(8, True), (40, False)])
+def test_too_few_samples_for_the_classes_fit_no_segment(classes: int, *, is_fitted: bool) -> None:
+    """What ends in more classes than samples can tell of keeps the weights of the refit."""
+    net = Net()
+    x = net.input(1, 6, 4, 4, batch="n")
+    h = net.node("Relu", net.conv(net.node("Relu", net.conv(x, 12)), 12))
+    net.output(net.gemm(net.node("Flatten", net.node("GlobalAveragePool", h)), classes))
+    samples = {x: np.random.default_rng(0).normal(size=(48, 6, 4, 4)).astype(np.float32)}
+    report = onnxfuse.compress(net.model(), ratio=0.5, calibration=samples, prove=False, provider="cpu").report
+    assert bool(report.reconstructions) == is_fitted
+
+
+@given(middle=st.floats(0.0, 2.0), breaks=st.booleans())
+def test_weights_go_as_far_as_is_best(*, middle: float, breaks: bool) -> None:
+    """Of four shares of the way the one with the least error is taken; what is not a number is not."""
+    start, end = {"w": np.array([1.0, 0.0])}, {"w": np.array([1.0, 4.0])}
+
+    def error(at: Mapping[str, FloatArray]) -> float:
+        share = float(at["w"][1]) / 4.0
+        return math.nan if breaks and share > 0.5 else (share - middle) ** 2
+
+    found, least = best_on_the_way(start, end, error)
+    shares = (0.25, 0.5) if breaks else (0.25, 0.5, 0.75, 1.0)
+    assert least == min((share - middle) ** 2 for share in shares)
+    assert found["w"][0] == 1.0
+    assert error(found) == least
 
 
 # Segments -------------------------------------------------------------------------------------------------------------

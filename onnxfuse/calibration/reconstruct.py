@@ -38,7 +38,7 @@ from onnxfuse.graph.view import Operand
 from onnxfuse.proof.samples import Samples
 from onnxfuse.statistics.descent import descend
 
-__all__ = ["Reconstruction", "reconstruct_network"]
+__all__ = ["Reconstruction", "best_on_the_way", "reconstruct_network"]
 
 AnyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -58,8 +58,8 @@ _FEWEST_STEPS = 16
 _MOST_BYTES = 3 * 2**30
 # Less than this share of the variance is rounding.
 _ROUNDING = 1e-9
-# With more axes than that, channels are on the second one, and otherwise on the last.
-_CONVOLVED = 3
+# With so many axes channels are on the second or on the last one; with more on the second, with fewer on the last.
+_EITHER = 3
 # What only scales and shifts.
 _AFFINE = frozenset({"BatchNormalization", "Add", "Sub", "Mul", "Div"})
 
@@ -181,14 +181,20 @@ class _Ends:
         self.share = sides.samples.count / sides.analysis.batch
 
     def __call__(self, name: str) -> bool:
-        dims = self.dims.get(name)
-        channels = dims[1 if len(dims) > _CONVOLVED else -1] if dims else 1
-        if dims and self.share * math.prod(dims) < FEWEST_ROWS_PER_INPUT * channels**2:
+        dims = self.dims.get(name, ())
+        if self.share * math.prod(dims) < FEWEST_ROWS_PER_INPUT * _channels(dims) ** 2:
             return False
         reader = self.graph.sole_reader(name)
         if reader is None or reader.op not in _AFFINE:
             return True
         return not all(read == name or read in self.graph.constants for read in reader.inputs if read)
+
+
+def _channels(dims: Sequence[int]) -> int:
+    """Return how many channels a value of some shape has, at least."""
+    if not dims:
+        return 0
+    return min(dims[1:]) if len(dims) == _EITHER else dims[1 if len(dims) > _EITHER else -1]
 
 
 def _operands(
@@ -304,7 +310,7 @@ class _Fitting:
         turns = order[:wanted_runs].reshape(steps, unit.together)
         units = _units(unit, start)
         end = descend(start, units, lambda at, step: unit.gradients(turns[step], _single(at), rng), steps, _RATE)
-        found, after = _best_on_the_way(start, end, lambda at: unit.error(held, _single(at)))
+        found, after = best_on_the_way(start, end, lambda at: unit.error(held, _single(at)))
         if not np.isfinite(after) or after >= before:
             why = "they were no better on what was held back"
             return replace(result, error_before=before, error_after=before, kept=why)
@@ -324,7 +330,7 @@ class _Fitting:
                 self.sides.present.values(name)
 
 
-def _best_on_the_way(
+def best_on_the_way(
     start: Mapping[str, FloatArray], end: Mapping[str, FloatArray], error: Callable[[Mapping[str, FloatArray]], float]
 ) -> tuple[Mapping[str, FloatArray], float]:
     """Return what has the least error on the way from the first to the last weights, the last among it; and that error.
