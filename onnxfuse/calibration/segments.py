@@ -51,7 +51,7 @@ def cut_into_segments(
     Returns:
         The segments, in order; together they are all nodes.
     """
-    fitted, last, crossing = set(linear), max(linear, default=0), _crossing(graph)
+    fitted, crossing = set(linear), _crossing(graph)
     segments: list[Segment] = []
     start = 0
     while start < len(graph.nodes):
@@ -66,7 +66,7 @@ def cut_into_segments(
             chosen = _chosen(options, count)
             if chosen is not None:
                 break
-        if chosen is None or chosen.stop > last:
+        if chosen is None or chosen.stop > max(fitted, default=0):
             chosen = _halfway(options, count) or chosen
         stop = len(graph.nodes) if chosen is None else chosen.stop
         segments.append(_segment(graph, start, stop))
