@@ -134,8 +134,8 @@ def test_the_reconstruction_learns_from_windows(monkeypatch: pytest.MonkeyPatch)
     net = Net(seed=1)
     x = net.input(4, 3, 48, 48)
     y = x
-    for _ in range(4):
-        y = net.node("Relu", net.conv(y, 24, pads=[1] * 4))
+    for _ in range(8):
+        y = net.node("Relu", net.conv(y, 16, pads=[1] * 4))
     net.output(net.node("GlobalAveragePool", y))
     drawn: list[tuple[int, ...]] = []
     draw = Windows.draw
