@@ -125,8 +125,9 @@ def reconstruct_network(
     views = _views(analysis, segments, samples, macs)
     split = split_and_vary(samples, image_inputs(analysis, samples), views, MOST_SAMPLES, rng)
     # Only the last may end where samples are too few: it stays as the refit has left it.
-    closed = {result for segment in segments if not all(map(may_end, segment.outputs)) for result in _made(segment)}
-    wanted = {result: node for result, node in wanted.items() if result not in closed}
+    closed = (segment for segment in segments if not all(map(may_end.has_samples, segment.outputs)))
+    left = {result for segment in closed for result in _made(segment)}
+    wanted = {result: node for result, node in wanted.items() if result not in left}
     fitted = sum(any(result in _made(segment) for result in wanted) for segment in segments)
     if split is None or not fitted:
         return []
@@ -180,9 +181,13 @@ class _Ends:
         self.dims = sides.analysis.shapes.dims
         self.share = sides.samples.count / sides.analysis.batch
 
-    def __call__(self, name: str) -> bool:
+    def has_samples(self, name: str) -> bool:
+        """Whether there are enough samples for the channels of a value."""
         dims = self.dims.get(name, ())
-        if self.share * math.prod(dims) < FEWEST_ROWS_PER_INPUT * _channels(dims) ** 2:
+        return self.share * math.prod(dims) >= FEWEST_ROWS_PER_INPUT * _channels(dims) ** 2
+
+    def __call__(self, name: str) -> bool:
+        if not self.has_samples(name):
             return False
         reader = self.graph.sole_reader(name)
         if reader is None or reader.op not in _AFFINE:
