@@ -93,6 +93,13 @@ def write_samples(folder: Path) -> None:
     damaged = bytearray((folder / "good.npz").read_bytes())
     damaged[120:180] = bytes(60)
     (folder / "damaged.npz").write_bytes(damaged)
+    # The same archive, as if it were encrypted or packed in a way that nobody knows: what it says of its one member at
+    # the front and at the end.
+    for name, offset, number in (("encrypted", 6, 1), ("packed", 8, 99)):
+        changed = bytearray((folder / "good.npz").read_bytes())
+        for start in (0, changed.index(b"PK\x01\x02") + 2):
+            changed[start + offset : start + offset + 2] = number.to_bytes(2, "little")
+        (folder / f"{name}.npz").write_bytes(changed)
 
 
 NOT_ONNX = (
@@ -226,6 +233,8 @@ SAMPLES = {
     "pickle.npz": NOT_ARRAYS.format("pickle.npz"),
     "member.npz": NOT_ARRAYS.format("member.npz"),
     "damaged.npz": NOT_ARRAYS.format("damaged.npz"),
+    "encrypted.npz": NOT_ARRAYS.format("encrypted.npz"),
+    "packed.npz": NOT_ARRAYS.format("packed.npz"),
     "digits.onnx": NOT_ARRAYS.format("digits.onnx"),
 }
 

@@ -87,6 +87,10 @@ class LinearNode:
             return value.reshape(groups, len(value) // groups, -1)
         return (value if self._is_transposed else value.T)[None]
 
+    def row_length(self, value: AnyArray) -> int:
+        """Return how many numbers each output of it reads at a place, for the present value of its weight."""
+        return int(self.matrices(value).shape[2])
+
     def weight_like(self, matrices: FloatArray, value: FloatArray) -> FloatArray:
         """Turn matrices back into the weight's own shape."""
         if self.is_convolution:

@@ -125,23 +125,31 @@ def reconstruct_network(
     views = _views(analysis, segments, samples, macs)
     split = split_and_vary(samples, image_inputs(analysis, samples), views, MOST_SAMPLES, rng)
     # Only the last may end where samples are too few: it stays as the refit has left it.
-    closed = (segment for segment in segments if not all(map(may_end.has_samples, segment.outputs)))
-    left = {result for segment in closed for result in _made(segment)}
-    wanted = {result: node for result, node in wanted.items() if result not in left}
-    fitted = sum(any(result in _made(segment) for result in wanted) for segment in segments)
+    closed = [segment for segment in segments if not all(map(may_end.has_samples, segment.outputs))]
+    left = [_left(segment, wanted) for segment in closed if _made(segment) & wanted.keys()]
+    fitted = sum(bool(_made(segment) & wanted.keys()) for segment in segments) - len(left)
     if split is None or not fitted:
-        return []
+        return left
     sides = SideBySide(analysis, state, applied, split.samples, config.provider)
     fitting = _Fitting(sides, split, samples.count, config, _Budget(macs, fitted))
     results = []
     for done, segment in enumerate(segments):
         progress(done, len(segments))
-        found = fitting.fit(segment, wanted, rng)
+        found = None if segment in closed else fitting.fit(segment, wanted, rng)
         if found is not None:
             results.append(found)
         fitting.pass_on(segment)
     progress(len(segments), len(segments))
-    return results
+    return results + left
+
+
+def _left(segment: Segment, wanted: Mapping[str, LinearNode]) -> Reconstruction:
+    """Return what is said of a segment that no steps are made for, since it ends in too many channels."""
+    made = _made(segment)
+    nodes = tuple(linear.node.name for result, linear in wanted.items() if result in made)
+    return Reconstruction(
+        segment.outputs[-1], nodes, kept="there are too few samples for the channels in which it ends"
+    )
 
 
 def _views(analysis: Analysis, segments: Sequence[Segment], samples: Samples, macs: float) -> int:
@@ -212,7 +220,8 @@ def _operands(
     made = _made(segment)
     found: dict[Operand, LinearNode] = {}
     for linear in (linear for result, linear in wanted.items() if result in made):
-        if samples * _places(sides, linear) < FEWEST_ROWS_PER_INPUT * _row_length(sides, linear):
+        row_length = linear.row_length(sides.state.array(linear.weight))
+        if samples * _places(sides, linear) < FEWEST_ROWS_PER_INPUT * row_length:
             continue
         for operand in (linear.weight, sides.state.output_shift(linear.node)):
             if operand is not None and sides.graph.nodes[operand.node].outputs[0] in made and _is_free(sides, operand):
@@ -227,10 +236,6 @@ def _places(sides: SideBySide, linear: LinearNode) -> float:
         return math.inf
     channels = dims[1 if linear.is_convolution else -1]
     return math.prod(dims) / max(channels * sides.analysis.batch, 1)
-
-
-def _row_length(sides: SideBySide, linear: LinearNode) -> int:
-    return int(linear.matrices(sides.state.array(linear.weight)).shape[2])
 
 
 def _is_free(sides: SideBySide, operand: Operand) -> bool:
@@ -275,7 +280,7 @@ class _Fitting:
     ) -> Reconstruction | None:
         """Fit one segment; None where there is nothing to fit."""
         share = self.budget.share()
-        self.budget.segments -= any(result in _made(segment) for result in wanted)
+        self.budget.segments -= bool(_made(segment) & wanted.keys())
         operands = _operands(self.sides, segment, wanted, self.samples)
         if not operands or not segment.outputs:
             return None

@@ -132,7 +132,7 @@ class _Refitting:
         return self.ends is None or ending_of(linear, self.graph, self.analysis.channels).value in self.ends
 
     def _row_length(self, linear: LinearNode) -> int:
-        return int(linear.matrices(self.state.array(linear.weight)).shape[2])
+        return linear.row_length(self.state.array(linear.weight))
 
     def _collection(self, linear: LinearNode, *, centred: bool) -> Regression:
         if not self._is_short(linear):

@@ -18,7 +18,7 @@ __all__ = ["Segment", "cut_into_segments"]
 _ENOUGH = 6
 # With more than so many and no such value, it ends at a single value that is as near as possible to that.
 _PLENTY, _FEWEST = 8, 4
-# Never more than so many.
+# With so many and no single value at all, it ends where the fewest values cross.
 _MOST = 12
 
 
@@ -46,7 +46,7 @@ def cut_into_segments(
         graph: The network.
         linear: Indices of the nodes whose weights can be fitted.
         is_whole: Whether a value has all its channels still.
-        may_end: Whether a value may be what is fitted to: not if it is only scaled and shifted next.
+        may_end: Whether a value may be what is fitted to. The last segment ends where the network does all the same.
 
     Returns:
         The segments, in order; together they are all nodes.
