@@ -11,6 +11,7 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import helper, numpy_helper
 
 import onnxfuse
 from onnxfuse import Compressed, changes
@@ -262,6 +263,26 @@ def test_a_cut_is_where_one_whole_value_goes_on() -> None:
         assert len(segment.outputs) == 1
         assert graph.nodes[graph.producers[segment.outputs[0]]].op == "Add"
         assert 6 <= sum(node.op == "Conv" for node in segment.nodes) <= 8
+
+
+def test_copies_of_constants_do_not_cross() -> None:
+    """Equal biases that an exporter makes of one another, in front of all layers, change no cut."""
+    model = FAMILIES["resnet20"].net().model()
+    plain, segments = segments_of(model)
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    for number in (5, 12, 18):
+        bias = numpy_helper.from_array(np.zeros(4, np.float32), f"bias{number}")
+        model.graph.initializer.append(bias)
+        model.graph.node.insert(0, helper.make_node("Identity", [bias.name], [f"copy{number}"]))
+        assert len(convolutions[number].input) == 2
+        convolutions[number].input.append(f"copy{number}")
+    graph, found = segments_of(model)
+    assert [segment.outputs for segment in found] == [segment.outputs for segment in segments]
+    assert [segment.inputs for segment in found] == [segment.inputs for segment in segments]
+    names = [[node.title for node in segment.nodes if node.op != "Identity"] for segment in found]
+    assert names == [[node.title for node in segment.nodes] for segment in segments]
+    assert sum(node.op == "Identity" for segment in found for node in segment.nodes) == 3
+    assert len(graph.nodes) == len(plain.nodes) + 3
 
 
 @st.composite

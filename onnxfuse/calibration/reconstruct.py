@@ -192,6 +192,9 @@ class _Ends:
     def has_samples(self, name: str) -> bool:
         """Whether there are enough samples for the channels of a value."""
         dims = self.dims.get(name, ())
+        if len(dims) <= 1:
+            # Sizes, for one: no samples are on any axis.
+            return True
         return self.share * math.prod(dims) >= FEWEST_ROWS_PER_INPUT * _channels(dims) ** 2
 
     def __call__(self, name: str) -> bool:
@@ -205,8 +208,6 @@ class _Ends:
 
 def _channels(dims: Sequence[int]) -> int:
     """Return how many channels a value of some shape has, at least."""
-    if not dims:
-        return 0
     return min(dims[1:]) if len(dims) == _EITHER else dims[1 if len(dims) > _EITHER else -1]
 
 

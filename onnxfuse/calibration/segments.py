@@ -7,7 +7,7 @@ segment is two or three residual blocks or inverted bottlenecks, or about as man
 values keep crossing, as in a U-Net, the cut is made where the fewest do.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 from onnxfuse.graph.view import GraphView, NodeView
@@ -20,11 +20,13 @@ _ENOUGH = 6
 _PLENTY, _FEWEST = 8, 4
 # With so many and no single value at all, it ends where the fewest values cross.
 _MOST = 12
+# What gives other numbers every time.
+_RANDOM = ("Random", "Bernoulli", "Multinomial", "Dropout")
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Nodes that follow one another.
+    """Nodes that follow one another, with what computes from constants alone what they read.
 
     Attributes:
         nodes: The nodes, in the order in which they run.
@@ -49,9 +51,11 @@ def cut_into_segments(
         may_end: Whether a value may be what is fitted to. The last segment ends where the network does all the same.
 
     Returns:
-        The segments, in order; together they are all nodes.
+        The segments, in order; together they are all nodes. One that computes from constants alone is in every segment
+        that reads what it makes: exporters put copies of constants in front of all else.
     """
-    fitted, crossing = set(linear), _crossing(graph)
+    standing = _standing(graph)
+    fitted, crossing = set(linear), _crossing(graph, standing)
     segments: list[Segment] = []
     start = 0
     while start < len(graph.nodes):
@@ -69,7 +73,7 @@ def cut_into_segments(
         if chosen is None or chosen.stop > max(fitted, default=0):
             chosen = _halfway(options, count) or chosen
         stop = len(graph.nodes) if chosen is None else chosen.stop
-        segments.append(_segment(graph, start, stop))
+        segments.append(_segment(graph, start, stop, standing))
         start = stop
     return segments
 
@@ -111,28 +115,50 @@ def _narrow(options: Sequence[_Cut]) -> list[_Cut]:
     return [cut for cut in options if cut.width <= 1 and cut.linear >= _FEWEST]
 
 
-def _crossing(graph: GraphView) -> list[list[str]]:
+def _standing(graph: GraphView) -> set[int]:
+    """Return the nodes that compute from constants alone."""
+    known = set(graph.constants)
+    found = set()
+    for node in graph.nodes:
+        reads = [name for name in (*node.inputs, *node.captured) if name]
+        if reads and known.issuperset(reads) and not node.op.startswith(_RANDOM):
+            found.add(node.index)
+            known.update(node.outputs)
+    return found
+
+
+def _crossing(graph: GraphView, standing: Container[int]) -> list[list[str]]:
     """Return for every node the values that are made up to it and read behind it."""
     last = {name: max((r.node for r in graph.readers.get(name, ())), default=-1) for name in graph.producers}
     last |= {name: len(graph.nodes) for name in graph.outputs if name in graph.producers}
     found: list[list[str]] = []
     live: list[str] = []
     for node in graph.nodes:
-        live = [name for name in (*live, *(o for o in node.outputs if o)) if last[name] > node.index]
+        made = [] if node.index in standing else [name for name in node.outputs if name]
+        live = [name for name in (*live, *made) if last[name] > node.index]
         found.append(live)
     return found
 
 
-def _segment(graph: GraphView, start: int, end: int) -> Segment:
-    nodes = graph.nodes[start:end]
-    made = {output for node in nodes for output in node.outputs if output}
-    reads = dict.fromkeys(name for node in nodes for name in (*node.inputs, *node.captured) if name)
+def _segment(graph: GraphView, start: int, end: int, standing: Container[int]) -> Segment:
+    own = [node for node in graph.nodes[start:end] if node.index not in standing]
+    nodes = {node.index: node for node in own}
+    waiting = list(own)
+    while waiting:
+        for name in (*(node := waiting.pop()).inputs, *node.captured):
+            maker = graph.producers.get(name, -1)
+            if maker in standing and maker not in nodes:
+                nodes[maker] = graph.nodes[maker]
+                waiting.append(graph.nodes[maker])
+    ordered = [nodes[index] for index in sorted(nodes)]
+    made = {output for node in ordered for output in node.outputs if output}
+    reads = dict.fromkeys(name for node in ordered for name in (*node.inputs, *node.captured) if name)
     inputs = tuple(name for name in reads if name not in made and name not in graph.constants)
     stated = set(graph.outputs)
     outputs = tuple(
         name
-        for node in nodes
+        for node in own
         for name in node.outputs
         if name and (name in stated or any(r.node >= end for r in graph.readers.get(name, ())))
     )
-    return Segment(tuple(nodes), inputs, outputs)
+    return Segment(tuple(ordered), inputs, outputs)
