@@ -145,6 +145,10 @@ OWN = (
     conv("dilations", dilations=[2, 3], pads=[2, 1, 1, 2]),
     conv("groups", width=6, group=2, strides=[2, 1], pads=[1, 1, 0, 0]),
     conv("depthwise", width=8, group=4, dilations=[1, 2], pads=[1, 1, 1, 1]),
+    conv("depthwise, one filter each", group=4, dilations=[2, 1], pads=[2, 1, 1, 0]),
+    conv("depthwise, one filter each, more padding than taps", group=4, pads=[3, 0, 0, 3]),
+    conv("depthwise, one filter each, strides", group=4, strides=[2, 1], pads=[1, 1, 1, 1]),
+    conv("depthwise, one filter each, three axes", dims=(4, 5, 4, 5), group=4, pads=[1] * 6),
     conv("same upper", auto_pad="SAME_UPPER", strides=[2, 2]),
     conv("same lower", auto_pad="SAME_LOWER", strides=[2, 3]),
     conv("valid", auto_pad="VALID", strides=[3, 3]),
@@ -396,6 +400,15 @@ def test_weights_have_gradients_tap_by_tap(example: Example, many_places: int, m
     """So are those from a product of matrices for each tap, which only wider layers take."""
     monkeypatch.setattr(linear, "_FEWEST_CHANNELS", 1)
     monkeypatch.setattr(linear, "_MANY_PLACES", many_places)
+    net = example.net()
+    check(net.model(), net.feeds, list(net.values), single=example.op == "ConvTranspose")
+
+
+@pytest.mark.parametrize("example", WEIGHTED, ids=lambda e: e.name)
+def test_weights_have_gradients_from_all_taps_at_once(example: Example, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So are those from one product of matrices for all taps, which only still wider layers take."""
+    monkeypatch.setattr(linear, "_FEWEST_GATHERED", 1)
+    monkeypatch.setattr(linear, "_FEWEST_STRIDED", 1)
     net = example.net()
     check(net.model(), net.feeds, list(net.values), single=example.op == "ConvTranspose")
 

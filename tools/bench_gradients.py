@@ -37,11 +37,16 @@ Arrays: TypeAlias = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
 LAYERS = (
     (64, 16, 16, 32, 3, 1, 1),
     (64, 64, 64, 32, 3, 1, 1),
+    (27, 64, 128, 16, 3, 2, 1),
     (64, 64, 128, 32, 3, 2, 1),
+    (27, 128, 128, 8, 3, 1, 1),
     (64, 256, 256, 8, 3, 1, 1),
     (64, 512, 512, 4, 3, 1, 1),
     (16, 16, 96, 112, 1, 1, 1),
     (64, 960, 160, 7, 1, 1, 1),
+    (7, 75, 75, 28, 3, 1, 75),
+    (7, 174, 174, 14, 3, 1, 174),
+    (35, 810, 810, 7, 3, 1, 810),
     (64, 384, 384, 14, 3, 1, 384),
 )
 
@@ -58,8 +63,16 @@ def layer(samples: int, inputs: int, outputs: int, side: int, taps: int, step: i
 @contextmanager
 def plain_forms() -> Iterator[None]:
     """Let the rules choose the plain forms."""
-    with mock.patch.object(linear, "_MOST_TAPS", 0), mock.patch.object(linear, "_back", linear.spread):
+    with (
+        mock.patch.object(linear, "_MOST_TAPS", 0),
+        mock.patch.object(linear, "_MOST_TAPS_OF_ONE", 0),
+        mock.patch.object(linear, "_back", _spread),
+    ):
         yield
+
+
+def _spread(*args: Any, **_: Any) -> Any:
+    return linear.spread(*args)
 
 
 def sessions(model: onnx.ModelProto) -> dict[str, tuple[Session, Arrays]]:

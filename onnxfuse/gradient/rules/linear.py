@@ -1,6 +1,6 @@
 """Convolutions and matrix products: linear in each operand, so that each gradient is an operator of the same kind."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -13,6 +13,10 @@ __all__ = ["RULES", "Window", "spread"]
 
 # One product for each tap is faster than a convolution over the samples, unless taps are many or products are thin.
 _MOST_TAPS, _FEWEST_CHANNELS = 64, 8
+# With so many channels one product for all taps is faster still; with steps of more than one from fewer on.
+_FEWEST_GATHERED, _FEWEST_STRIDED = 128, 64
+# Where every channel is a group of its own, with so many taps sums of products are as fast as a convolution.
+_MOST_TAPS_OF_ONE = 25
 # With so many places in a sample, samples are multiplied one by one, unless their products are many; else all at once.
 _MANY_PLACES, _MOST_PRODUCTS = 64, 2**24
 
@@ -63,18 +67,19 @@ def spread(window: Window, value: Expr, weight: Expr, group: int) -> Expr:
     )
 
 
-def _back(window: Window, value: Expr, weight: Expr, group: int) -> Expr:
+def _back(window: Window, value: Expr, weight: Expr, group: int, *, is_depthwise: bool = False) -> Expr:
     """Return what `spread` does, as a convolution with mirrored filters where steps are by one: that runs faster."""
     before = [extent - 1 - b for extent, b in zip(window.extent, window.before, strict=True)]
     behind = [extent - 1 - b for extent, b in zip(window.extent, window.beyond, strict=True)]
-    if group > 1 or max(window.strides, default=1) > 1 or min(*before, *behind, 0) < 0:
+    can_turn = group == 1 or is_depthwise
+    if not can_turn or max(window.strides, default=1) > 1 or min(*before, *behind, 0) < 0:
         return spread(window, value, weight, group)
     rank = len(window.kernel)
-    turned = call("Transpose", weight, perm=[1, 0, *range(2, 2 + rank)])
+    turned = weight if is_depthwise else call("Transpose", weight, perm=[1, 0, *range(2, 2 + rank)])
     if max(window.kernel) > 1:
         down, ends = integers([-1] * rank), integers([-(k + 1) for k in window.kernel])
         turned = call("Slice", turned, down, ends, integers(range(2, 2 + rank)), down)
-    return call("Conv", value, turned, dilations=list(window.dilations), pads=[*before, *behind])
+    return call("Conv", value, turned, dilations=list(window.dilations), pads=[*before, *behind], group=group)
 
 
 def _gather(window: Window, value: Expr, weight: Expr, group: int) -> Expr:
@@ -114,8 +119,13 @@ def _correlate(window: Window, large: Expr, small: Expr, dims: tuple[tuple[int, 
         Shape (G o, i, *kernel).
     """
     n, rank = dims[0][0], len(window.kernel)
-    inner = dims[0][1] // g
-    if g == 1 and inner >= _FEWEST_CHANNELS and prod(window.kernel) <= _MOST_TAPS:
+    inner, taps = dims[0][1] // g, prod(window.kernel)
+    is_strided = max(window.strides, default=1) > 1
+    if g > 1 and g == dims[0][1] == dims[1][1] and taps <= _MOST_TAPS_OF_ONE and not is_strided:
+        return _of_each_channel(window, large, small, g)
+    if g == 1 and 1 < taps <= _MOST_TAPS and inner >= (_FEWEST_STRIDED if is_strided else _FEWEST_GATHERED):
+        return _gathered(window, large, small, (n, inner, dims[1][1]))
+    if g == 1 and inner >= _FEWEST_CHANNELS and taps <= _MOST_TAPS:
         return _by_taps(window, large, small, (n, inner, dims[1][1]))
     behind = list(range(3, 3 + rank))
     x = call("Reshape", large, integers([n, g, inner, *window.large]))
@@ -133,6 +143,43 @@ def _correlate(window: Window, large: Expr, small: Expr, dims: tuple[tuple[int, 
     return call("Transpose", _first(y, window.kernel), perm=[1, 0, *(i - 1 for i in behind)])
 
 
+def _of_each_channel(window: Window, large: Expr, small: Expr, channels: int) -> Expr:
+    """Return `_correlate` where every channel is a group of its own: for every tap a sum of products.
+
+    Args:
+        window: How the convolution moves.
+        large: What it moves over, shape (N, C, ...).
+        small: Its results' gradient, shape (N, C, ...).
+        channels: C.
+    """
+    rank = len(window.kernel)
+    axes, places = integers(range(2, 2 + rank)), integers([0, *range(2, 2 + rank)])
+    padded = _padded(window, large, 2)
+    sums = (call("ReduceSum", call("Mul", met, small), places, keepdims=0) for met in _met(window, padded, axes))
+    joined = call("Concat", *(call("Unsqueeze", total, integers([1])) for total in sums), axis=1)
+    return call("Reshape", joined, integers([channels, 1, *window.kernel]))
+
+
+def _gathered(window: Window, large: Expr, small: Expr, sizes: tuple[int, int, int]) -> Expr:
+    """Return `_correlate` of one group: what all taps meet side by side, channels last, and one product of matrices.
+
+    Args:
+        window: How the convolution moves.
+        large: What it moves over, shape (N, I, ...).
+        small: Its results' gradient, shape (N, O, ...).
+        sizes: N, I and O.
+    """
+    n, inner, outer = sizes
+    rank, rows, taps = len(window.kernel), n * prod(window.small), prod(window.kernel)
+    last = [0, *range(2, 2 + rank), 1]
+    padded = _padded(window, call("Transpose", large, perm=last), 1)
+    met = call("Concat", *_met(window, padded, integers(range(1, 1 + rank))), axis=1 + rank)
+    g = call("Reshape", call("Transpose", small, perm=last), integers([rows, outer]))
+    product = call("Gemm", g, call("Reshape", met, integers([rows, taps * inner])), transA=1)
+    turned = call("Transpose", call("Reshape", product, integers([outer, taps, inner])), perm=[0, 2, 1])
+    return call("Reshape", turned, integers([outer, inner, *window.kernel]))
+
+
 def _by_taps(window: Window, large: Expr, small: Expr, sizes: tuple[int, int, int]) -> Expr:
     """Return `_correlate` of one group: for every tap the product of both tensors where that tap meets the large one.
 
@@ -144,27 +191,37 @@ def _by_taps(window: Window, large: Expr, small: Expr, sizes: tuple[int, int, in
     """
     n, inner, outer = sizes
     rank, places = len(window.kernel), prod(window.small)
-    axes = integers(range(2, 2 + rank))
     swapped = [1, 0, *range(2, 2 + rank)]
     is_single = places >= _MANY_PLACES and n * inner * outer <= _MOST_PRODUCTS
-    padded = large
-    if any(window.before) or max(window.beyond) > 0:
-        padded = call("Pad", large, integers([0, 0, *window.before, 0, 0, *(max(b, 0) for b in window.beyond)]))
     g = small if is_single else call("Transpose", small, perm=swapped)
     g = call("Reshape", g, integers([n, outer, places] if is_single else [outer, n * places]))
     found = []
+    for met in _met(window, _padded(window, large, 2), integers(range(2, 2 + rank))):
+        if is_single:
+            turned = call("Transpose", call("Reshape", met, integers([n, inner, places])), perm=[0, 2, 1])
+            product = call("ReduceSum", call("MatMul", g, turned), integers([0]), keepdims=0)
+        else:
+            rows = call("Reshape", call("Transpose", met, perm=swapped), integers([inner, n * places]))
+            product = call("Gemm", g, rows, transB=1)
+        found.append(call("Unsqueeze", product, integers([2])))
+    return call("Reshape", call("Concat", *found, axis=2), integers([outer, inner, *window.kernel]))
+
+
+def _padded(window: Window, large: Expr, first: int) -> Expr:
+    """Return what a window moves over with the zeros around it; its spatial axes begin at the first one given."""
+    before, behind = list(window.before), [max(b, 0) for b in window.beyond]
+    if not any(before) and not any(behind):
+        return large
+    lead, rest = [0] * first, [0] * (2 - first)
+    return call("Pad", large, integers([*lead, *before, *rest, *lead, *behind, *rest]))
+
+
+def _met(window: Window, padded: Expr, axes: Expr) -> Iterator[Expr]:
+    """Yield, for one tap after the other, what it meets in all places, of the shape of the results."""
     for tap in np.ndindex(*window.kernel):
         first = [t * d for t, d in zip(tap, window.dilations, strict=True)]
         last = [f + s * (size - 1) + 1 for f, s, size in zip(first, window.strides, window.small, strict=True)]
-        met: Expr = call("Slice", padded, integers(first), integers(last), axes, integers(window.strides))
-        if is_single:
-            met = call("Transpose", call("Reshape", met, integers([n, inner, places])), perm=[0, 2, 1])
-            product = call("ReduceSum", call("MatMul", g, met), integers([0]), keepdims=0)
-        else:
-            met = call("Reshape", call("Transpose", met, perm=swapped), integers([inner, n * places]))
-            product = call("Gemm", g, met, transB=1)
-        found.append(call("Unsqueeze", product, integers([2])))
-    return call("Reshape", call("Concat", *found, axis=2), integers([outer, inner, *window.kernel]))
+        yield call("Slice", padded, integers(first), integers(last), axes, integers(window.strides))
 
 
 def _ones(site: Site, name: str, rank: int) -> list[int]:
@@ -180,8 +237,9 @@ def conv(site: Site) -> Gradients:
     pads = convolution_pads(auto_pad, large[2:], extent, strides, site.attribute("pads", []))
     window = Window(kernel, strides, dilations, [before for before, _ in pads], large[2:], site.dims_out()[2:])
     group = int(site.attribute("group", 1))
+    is_depthwise = group == large[1] == site.dims_out()[1]
     return {
-        0: _back(window, site.g, site.input(1), group),
+        0: _back(window, site.g, site.input(1), group, is_depthwise=is_depthwise),
         1: _correlate(window, site.x, site.g, (large, site.dims_out()), group),
         2: _per_channel(site),
     }
