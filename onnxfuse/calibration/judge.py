@@ -13,6 +13,7 @@ from onnxfuse.coupling.groups import CouplingGroup
 from onnxfuse.fusion.maps import ChannelMap
 from onnxfuse.proof.samples import Samples
 from onnxfuse.statistics.bilinear import best_pair, dropping_order, pair_damage
+from onnxfuse.statistics.crossing import crossed_damage
 from onnxfuse.statistics.damage import Reading, greedy_order, rebuilding_map
 
 __all__ = ["Judgement", "judge_groups", "judge_readings"]
@@ -27,7 +28,7 @@ class Judgement:
         order: The channels, those first that leave the least damage; shape (S C,), where every S of them are one of
             each set of channels.
         damage: The damage J with the first k of each set kept, shape (C + 1,): relative to the variance of what the
-            readers' results end in.
+            readers' results end in; on samples that neither the choice nor the map has seen, where that is known.
         sets: The number of sets, S.
     """
 
@@ -101,5 +102,6 @@ def _judgement(group: CouplingGroup, readings: tuple[Reading, ...]) -> Judgement
     if group.unmixable and all(reading.parameter < 0 for reading in readings):
         return Judgement(readings, *dropping_order(readings, group.sets), group.sets)
     order, damage = greedy_order(readings, group.sets)
-    damage = pair_damage(readings, group.sets) if group.mirrored else damage[:: group.sets]
-    return Judgement(readings, order, damage, group.sets)
+    if group.mirrored:
+        return Judgement(readings, order, pair_damage(readings, group.sets), group.sets)
+    return Judgement(readings, order, crossed_damage(readings, damage[:: group.sets], group.sets), group.sets)

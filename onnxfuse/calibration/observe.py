@@ -29,7 +29,7 @@ from onnxfuse.proof.runtime import Session
 from onnxfuse.proof.samples import Samples
 from onnxfuse.statistics.bilinear import root
 from onnxfuse.statistics.channels import Channels
-from onnxfuse.statistics.damage import Reading, within_sets
+from onnxfuse.statistics.damage import Half, Reading, within_sets
 from onnxfuse.statistics.features import Role
 from onnxfuse.statistics.relative import cautious_weights, relative_weights
 
@@ -44,6 +44,10 @@ _FEWEST_ROWS = 40_000
 _CHANNEL_ROWS, _MOST_CHANNEL_ROWS = 512, 8192
 # How much memory the values of one run may take.
 _MOST_BYTES = 2**29
+# With so many independent samples for every channel all of them say the same; otherwise halves of them are told apart,
+# unless channels are very many. Halves are made of so many runs at least, if there can be as many.
+_PLENTY, _MOST_IN_HALVES = 32, 2048
+_FEWEST_RUNS = 8
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,9 @@ def observe_readings(
         for place in places[group.name]:
             for value, axis in (place.moments, place.partner or place.moments):
                 where = places_in(analysis.channels.layouts[Operand(value)], axis, group, {})
-                moments[group.name, value, axis] = MomentSums(value, where)
+                moments[group.name, value, axis] = MomentSums(
+                    value, where, _say_little(analysis, value, where, samples)
+                )
             if place.partner is None:
                 spreads[place.end] = OutputSpread(place.axis)
                 if place.gates is not None:
@@ -156,10 +162,12 @@ def _readings(
     """
     sets = group.sets if any(place.is_apart for place in places) else 1
     estimates: dict[tuple[str, int], tuple[Floats, Floats]] = {}
+    halves: dict[tuple[str, int], tuple[Half, Half] | None] = {}
     for place in places:
         for read in (place.moments, place.partner or place.moments):
             if read not in estimates and (seen := moments[group.name, *read]).is_sound:
                 centred = any(other.has_shift for other in places if other.moments == read)
+                halves[read] = seen.halves()
                 covariance, second = seen.estimates(centred=centred)
                 estimates[read] = within_sets(covariance, sets), within_sets(second, sets)
         if place.moments not in estimates or (place.partner or place.moments) not in estimates:
@@ -176,7 +184,8 @@ def _readings(
             weights = row_coordinates(relative_weights(weights, (second * other).sum(axis=1), None))
         before = None if place.path is None else channels.get((group.name, place.path))
         about = covariance if place.has_shift else second
-        yield Reading(about, sums.means, weights, place.has_shift, before, sets, place.parameter)
+        apart = None if place.partner else halves[place.moments]
+        yield Reading(about, sums.means, weights, place.has_shift, before, sets, place.parameter, apart)
 
 
 def _places(
@@ -251,6 +260,20 @@ def _gates_read(analysis: Analysis, group: CouplingGroup, parameter: ParameterAx
     return rows_of(np.broadcast_to(numbers, tuple(dims)).astype(np.float64), where)[:1].astype(np.int64)
 
 
+def _say_little(analysis: Analysis, value: str, places: Places, samples: Samples) -> bool:
+    """Whether samples are so few for the channels in a value that other samples may say something else."""
+    channels = len(places.index)
+    per_sample = math.prod(analysis.shapes.dims[value]) // max(_entries(analysis, value, places), 1) / analysis.batch
+    # As many as in `MomentSums.independent`.
+    independent = samples.count * math.sqrt(max(per_sample, 1.0))
+    return channels <= _MOST_IN_HALVES and independent < _PLENTY * channels
+
+
+def _entries(analysis: Analysis, value: str, places: Places) -> int:
+    """Return how many numbers a value has for each sample and place."""
+    return math.prod(analysis.shapes.dims[value][axis] for axis in places.axes)
+
+
 def _path(analysis: Analysis, group: CouplingGroup, value: str) -> ActivationPath | None:
     """Return the path to what a reader reads; None also for groups whose channels may not be mixed, or are too many."""
     if group.unmixable or group.sets * group.channels > _MOST_CHANNEL_ROWS / (2 * FEWEST_CHANNEL_ROWS):
@@ -312,8 +335,8 @@ def _run(
     names.update(dict.fromkeys(name for value in list(names) for name in _parameters(analysis, value)))
     for batch, outputs in stream_values(analysis, names, samples, provider):
         for moment in moments.values():
-            entries = math.prod(dims[moment.value][axis] for axis in moment.places.axes)
-            per_sample = math.prod(dims[moment.value]) // max(entries, 1) / analysis.batch
+            entries = max(_entries(analysis, moment.value, moment.places), 1)
+            per_sample = math.prod(dims[moment.value]) // entries / analysis.batch
             wanted = max(_FEWEST_ROWS, _ROWS_PER_CHANNEL * len(moment.places.index))
             share = min(1.0, wanted / max(per_sample * samples.count, 1))
             moment.add(_numbers(analysis, moment.value, outputs), batch, share, rng)
@@ -379,6 +402,6 @@ def stream_values(
     # Intermediate values would be fused away otherwise only where they are no outputs; so optimisation may stay.
     session = Session(model, provider, name=f"the original model {analysis.source.name!r}")
     sample_bytes = sum(4 * int(np.prod(analysis.shapes.dims[n])) // analysis.batch for n in wanted)
-    runs = samples.in_batches(_MOST_BYTES // max(sample_bytes, 1))
+    runs = samples.in_batches(min(_MOST_BYTES // max(sample_bytes, 1), max(samples.count // _FEWEST_RUNS, 1)))
     for feeds in runs.feeds():
         yield runs.batch, {**feeds, **session.run(feeds)}

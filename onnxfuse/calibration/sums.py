@@ -11,7 +11,7 @@ import numpy as np
 from onnxfuse.arrays import FloatArray, Floats, IntArray, add_products, finite_rows, join_axes, mirror, strips
 from onnxfuse.coupling.sets import Places
 from onnxfuse.statistics.channels import Channels, ObservedChannels
-from onnxfuse.statistics.damage import shrunk
+from onnxfuse.statistics.damage import Half, shrunk
 from onnxfuse.statistics.gaussian import Elementwise
 from onnxfuse.statistics.relative import variance_errors
 
@@ -25,6 +25,64 @@ FEWEST_CHANNEL_ROWS = 1.5
 """Rows of channels before their activation are worth halving if each half has so many for every channel."""
 
 
+class _Sums:
+    """Sums over rows of C channels, each with m places.
+
+    Attributes:
+        totals: Sums of each place, shape (m, C), float64.
+        counts: How many rows each place has, shape (m,), int64.
+        products: X^T X, of which the upper triangle is known, shape (C, C), float64.
+    """
+
+    def __init__(self, channels: int, copies: int) -> None:
+        """Start with nothing summed."""
+        self.totals, self.counts = np.zeros((copies, channels)), np.zeros(copies, np.int64)
+        self.products = np.zeros((channels, channels))
+
+    def add(self, part: AnyArray, of_copy: IntArray) -> None:
+        """Add rows, shape (rows, C), of some of the places, shape (rows,)."""
+        copies, channels = self.totals.shape
+        counts = np.bincount(of_copy, minlength=copies)
+        self.counts += counts
+        if (counts == counts[0]).all() and np.array_equal(of_copy, np.tile(np.arange(copies), counts[0])):
+            self.totals += part.reshape(-1, copies, channels).sum(axis=0, dtype=np.float64)
+        else:
+            np.add.at(self.totals, of_copy, part)
+        # Squares of large numbers may overflow; what is not finite in the end is left out.
+        with np.errstate(over="ignore", invalid="ignore"):
+            add_products(self.products, part)
+
+    def merge(self, other: "_Sums") -> None:
+        """Add what others have summed."""
+        self.totals += other.totals
+        self.counts += other.counts
+        self.products += other.products
+
+    @property
+    def mean(self) -> FloatArray:
+        """That of every channel over all its places, shape (C,)."""
+        return np.asarray(self.totals.sum(axis=0) / int(self.counts.sum()))
+
+    def half(self, count: float) -> Half:
+        """Return what these sums say, if they are worth so many independent observations."""
+        return Half(_covariance(self.products.copy(), self).astype(np.float32), self.mean, count)
+
+    def covariance(self) -> FloatArray:
+        """Return the covariance; the products, which may be the largest thing in memory, are used up."""
+        products, self.products = self.products, np.zeros((0, 0))
+        return _covariance(products, self)
+
+
+def _covariance(products: FloatArray, sums: _Sums) -> FloatArray:
+    """Return the covariance that products of sums say, in their memory."""
+    mirror(products)
+    mean, count = sums.mean, int(sums.counts.sum())
+    for strip in strips(len(mean)):
+        products[strip] /= count
+        products[strip] -= np.outer(mean[strip], mean)
+    return products
+
+
 @dataclass
 class MomentSums:
     """Sums over rows of one group's channels in one value; a channel has m places on the axis, each in rows of its own.
@@ -32,28 +90,26 @@ class MomentSums:
     Attributes:
         value: The value.
         places: Where the channels are in it.
+        in_halves: Whether to tell apart what one half of the samples says, and the other.
         independent: How many independent observations the rows are worth.
-        totals: Sums of each place, shape (m, C), float64.
-        counts: How many rows each place has, shape (m,), int64.
-        products: X^T X, of which the upper triangle is known, shape (C, C), float64.
         powers: Sums of the first four powers of what each channel is away from ``origin``, shape (4, C), float64.
         origin: The mean of each channel in the first rows, shape (C,), float64; None before there are any.
+        runs: How many runs there were.
     """
 
     value: str
     places: Places
+    in_halves: bool = False
     independent: float = 0.0
-    totals: FloatArray = field(init=False)
-    counts: IntArray = field(init=False)
-    products: FloatArray = field(init=False)
     powers: FloatArray = field(init=False)
     origin: FloatArray | None = None
+    runs: int = 0
 
     def __post_init__(self) -> None:
         """Start with nothing summed."""
-        channels, copies = self.places.index.shape
-        self.totals, self.counts = np.zeros((copies, channels)), np.zeros(copies, np.int64)
-        self.products, self.powers = np.zeros((channels, channels)), np.zeros((4, channels))
+        shape = self.places.index.shape
+        self._sums = [_Sums(*shape) for _ in range(1 + self.in_halves)]
+        self.powers = np.zeros((4, shape[0]))
 
     def add(self, array: AnyArray, samples: int, share: float, rng: np.random.Generator) -> None:
         """Add a share of the places of a run that has so many samples."""
@@ -70,14 +126,10 @@ class MomentSums:
         copies = where.shape[1]
         part = rows[:, where].transpose(0, 2, 1).reshape(-1, len(where))
         part, of_copy = finite_rows(part, np.tile(np.arange(copies), len(rows)))
-        self.counts += np.bincount(of_copy, minlength=copies)
-        if len(part) == len(rows) * copies:
-            self.totals += part.reshape(-1, copies, len(where)).sum(axis=0, dtype=np.float64)
-        else:
-            np.add.at(self.totals, of_copy, part)
+        self._sums[self.runs % len(self._sums)].add(part, of_copy)
+        self.runs += 1
         # Squares of large numbers may overflow; what is not finite in the end is left out.
         with np.errstate(over="ignore", invalid="ignore"):
-            add_products(self.products, part)
             self._add_powers(part)
 
     def _add_powers(self, part: AnyArray) -> None:
@@ -93,33 +145,43 @@ class MomentSums:
     @property
     def is_sound(self) -> bool:
         """Whether there are sums, and none has overflown; samples that do say nothing, and the drift will tell."""
-        return bool(self.counts.all()) and bool(np.isfinite(self.products.sum()))
+        seen = bool(self._counts.all())
+        return seen and all(bool(np.isfinite(sums.products.sum())) for sums in self._sums)
 
     @property
     def means(self) -> FloatArray:
         """Those of every channel at each of its places, shape (C, m)."""
-        return np.asarray((self.totals / self.counts[:, None]).T)
+        totals = np.sum([sums.totals for sums in self._sums], axis=0)
+        return np.asarray((totals / self._counts[:, None]).T)
 
     @property
     def variance_errors(self) -> FloatArray:
         """By how much each channel's variance may well be larger than it seems: its relative standard error, (C,)."""
         with np.errstate(over="ignore", invalid="ignore"):
-            return variance_errors(self.powers / int(self.counts.sum()), self.independent)
+            return variance_errors(self.powers / int(self._counts.sum()), self.independent)
+
+    @property
+    def _counts(self) -> IntArray:
+        return np.asarray(np.sum([sums.counts for sums in self._sums], axis=0))
+
+    def halves(self) -> tuple[Half, Half] | None:
+        """Return what each half of the samples says; None where they are not told apart, or say nothing."""
+        if not self.in_halves or not all(sums.counts.all() for sums in self._sums):
+            return None
+        first, second = (sums.half(self.independent / 2) for sums in self._sums)
+        return first, second
 
     def estimates(self, *, centred: bool) -> tuple[Floats, Floats]:
         """Return the covariance and the second moments about zero; twice the latter if not ``centred``.
 
         The sums, which may be the largest thing in memory, are used up.
         """
-        count = int(self.counts.sum())
-        mean = self.totals.sum(axis=0) / count
-        products, self.products = self.products, np.zeros((0, 0))
-        mirror(products)
-        for strip in strips(len(mean)):
-            products[strip] /= count
-            products[strip] -= np.outer(mean[strip], mean)
-        second = covariance = shrunk(products, self.independent)
-        del products
+        whole, *others = self._sums
+        for other in others:
+            whole.merge(other)
+        self._sums = [whole]
+        mean = whole.mean
+        second = covariance = shrunk(whole.covariance(), self.independent)
         if centred:
             second = covariance.copy()
         for strip in strips(len(mean)):

@@ -20,6 +20,7 @@ from onnxfuse.arrays import BoolArray, FloatArray, Floats, IntArray, precision, 
 from onnxfuse.statistics.channels import Channels, FusedMoments
 
 __all__ = [
+    "Half",
     "Reading",
     "fused_damage",
     "fused_input_map",
@@ -47,6 +48,21 @@ _CROWDED = 0.15
 
 
 @dataclass(frozen=True, slots=True)
+class Half:
+    """What half of the samples says of the channels of a group.
+
+    Attributes:
+        covariance: As it is, not shrunk, shape (C, C), float32.
+        mean: Shape (C,), float64.
+        count: How many independent observations it is from.
+    """
+
+    covariance: Floats
+    mean: FloatArray
+    count: float
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
     """One reader's view of the channels of a group.
 
@@ -62,6 +78,8 @@ class Reading:
         sets: Into how many sets of equal size the channels fall, one after the other, of which none can stand in for
             another: the reader's results are made of one set each. Covariances between sets are zero then.
         parameter: Which of the group's parameters reads them so; -1 if none does, as in a product of computed tensors.
+        halves: What two halves of the samples say, each by itself; None where samples are so many that they say the
+            same, or there are none.
     """
 
     covariance: Floats
@@ -71,6 +89,7 @@ class Reading:
     channels: tuple[Channels, Channels] | None = None
     sets: int = 1
     parameter: int = -1
+    halves: tuple[Half, Half] | None = None
 
     @property
     def strength(self) -> FloatArray:
