@@ -154,6 +154,16 @@ def test_one_run_has_no_halves() -> None:
     assert sums.halves() is None
 
 
+def test_numbers_beyond_single_precision_have_no_halves() -> None:
+    """Squares that single precision can't hold tell of no other samples, and warn of nothing."""
+    sums = MomentSums("x", Places((1,), np.arange(3)[:, None]), in_halves=True)
+    rng = np.random.default_rng(0)
+    for _ in range(2):
+        sums.add(1e25 * rng.normal(size=(5, 3)), 5, 1.0, rng)
+    assert sums.is_sound
+    assert sums.halves() is None
+
+
 @pytest.mark.parametrize(("count", "told"), [(64, True), (2048, False)])
 def test_samples_are_halved_where_they_are_few(count: int, *, told: bool) -> None:
     """A few samples for every channel say of halves what they say; many don't need to."""

@@ -168,8 +168,11 @@ class MomentSums:
         """Return what each half of the samples says; None where they are not told apart, or say nothing."""
         if not self.in_halves or not all(sums.counts.all() for sums in self._sums):
             return None
-        first, second = (sums.half(self.independent / 2) for sums in self._sums)
-        return first, second
+        with np.errstate(over="ignore", invalid="ignore"):
+            first, second = (sums.half(self.independent / 2) for sums in self._sums)
+            # What single precision can't hold says nothing of other samples.
+            is_finite = bool(np.isfinite(first.covariance.sum() + second.covariance.sum()))
+        return (first, second) if is_finite else None
 
     def estimates(self, *, centred: bool) -> tuple[Floats, Floats]:
         """Return the covariance and the second moments about zero; twice the latter if not ``centred``.
