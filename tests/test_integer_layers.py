@@ -27,7 +27,7 @@ from onnxfuse.fusion.weights import WeightState
 from onnxfuse.graph.view import Operand
 from onnxfuse.proof.samples import load_samples
 from onnxfuse.statistics.features import Role
-from tests.builders import AnyArray, Net, Style, initializers, run_ort, run_ort_all, skip_if_bytes_overflow
+from tests.builders import AnyArray, Net, Style, initializers, run_ort, run_ort_all
 from tests.examples import Example
 from tests.laws import (
     analysis_of,
@@ -202,8 +202,6 @@ def shared(whole: FloatArray, labels: IntArray) -> FloatArray:
 @every(MERGED)
 def test_copies_merge_exactly(example: Example) -> None:
     """Copies merge without error where sums and means of their integers are integers."""
-    if example.op in {"QLinearConv", "QAttention"}:
-        skip_if_bytes_overflow()
     for group in free_groups(analysis_on(example)):
         analysis = analysis_on(example)
         if group.unmixable:
@@ -268,8 +266,6 @@ def stored_types(model: onnx.ModelProto) -> dict[str, tuple[np.dtype[np.int64], 
 @pytest.mark.parametrize(("form", "per_channel"), FORMS)
 def test_a_quantised_network_is_free_and_proven(form: str, *, per_channel: bool) -> None:
     """Every hidden channel of a quantised network is free, and may be mixed, as in the network on floats."""
-    if (form, per_channel) == ("dynamic", True):
-        skip_if_bytes_overflow()
     groups = onnxfuse.inspect(digits(form, per_channel=per_channel), provider="cpu").groups
     on_floats = onnxfuse.inspect(DIGITS, provider="cpu").groups
     told, expected = (
@@ -284,8 +280,6 @@ def test_a_quantised_network_is_free_and_proven(form: str, *, per_channel: bool)
 @pytest.mark.parametrize("method", ["prune", "intra-fusion", "auto"])
 def test_a_quantised_network_is_compressed(form: str, method: str, *, per_channel: bool) -> None:
     """A quantised network gets as small as the one on floats, stays quantised, and is proven."""
-    if (form, per_channel) == ("dynamic", True):
-        skip_if_bytes_overflow()
     model = digits(form, per_channel=per_channel)
     calibration = CALIBRATION if method == "auto" else None
     result = onnxfuse.compress(model, method=method, ratio=0.3, calibration=calibration, provider="cpu")

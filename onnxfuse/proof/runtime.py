@@ -25,8 +25,9 @@ from onnxfuse.config import Provider
 from onnxfuse.errors import OutputError, ProviderError, RuntimeFailedError
 from onnxfuse.graph.files import write_model
 from onnxfuse.graph.slim import byte_size
+from onnxfuse.graph.unsigned import with_unsigned_weights
 
-__all__ = ["Feeds", "Session", "cuda_obstacle", "has_cuda", "runtime_version"]
+__all__ = ["Feeds", "Session", "bytes_overflow", "cuda_obstacle", "has_cuda", "runtime_version"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,8 @@ class Session:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not optimise:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if not isinstance(model, Path) and bytes_overflow():
+            model = with_unsigned_weights(model)
         is_large = _size(model) > _LARGE
         # An arena keeps what values took, casts of large weights included, and asks for more than it needs.
         options.enable_cpu_mem_arena = optimise and not is_large
@@ -133,6 +136,18 @@ def cuda_obstacle() -> str:
     except RuntimeFailedError as error:
         return error.what
     return ""
+
+
+@cache
+def bytes_overflow() -> bool:
+    """Return whether products of unsigned and signed bytes overflow in ONNX Runtime here: without VNNI they do."""
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        g (uint8[1, 4] x) => (int32[1, 1] y) <int8[4, 1] w = {127, 127, 127, 127}> { y = MatMulInteger(x, w) }"""
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL_ONLY
+    session = _load(onnx.parser.parse_model(text).SerializeToString(), options, [_CPU])
+    found = session.run(None, {"x": np.full((1, 4), 255, np.uint8)})[0]
+    return bool(np.asarray(found).item() != 4 * 255 * 127)
 
 
 def runtime_version() -> str:
