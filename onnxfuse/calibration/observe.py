@@ -108,12 +108,13 @@ def observe_readings(
     rows: dict[tuple[str, str], ChannelRows] = {}
     gates: dict[str, Gates] = {}
     for group in groups:
+        # What contractions alone read is not measured on other samples.
+        read = {place.moments for place in places[group.name] if place.partner is None}
         for place in places[group.name]:
             for value, axis in (place.moments, place.partner or place.moments):
                 where = places_in(analysis.channels.layouts[Operand(value)], axis, group, {})
-                moments[group.name, value, axis] = MomentSums(
-                    value, where, _say_little(analysis, value, where, samples)
-                )
+                in_halves = (value, axis) in read and _say_little(analysis, value, where, samples)
+                moments[group.name, value, axis] = MomentSums(value, where, in_halves)
             if place.partner is None:
                 spreads[place.end] = OutputSpread(place.axis)
                 if place.gates is not None:
