@@ -406,9 +406,10 @@ def test_weights_have_gradients_tap_by_tap(example: Example, many_places: int, m
 
 @pytest.mark.parametrize("example", WEIGHTED, ids=lambda e: e.name)
 def test_weights_have_gradients_from_all_taps_at_once(example: Example, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So are those from one product of matrices for all taps, which only still wider layers take."""
+    """So are those from one product of matrices for all taps, and of single channels on large maps."""
     monkeypatch.setattr(linear, "_FEWEST_GATHERED", 1)
     monkeypatch.setattr(linear, "_FEWEST_STRIDED", 1)
+    monkeypatch.setattr(linear, "_FEWEST_PLACES_OF_ONE", 1)
     net = example.net()
     check(net.model(), net.feeds, list(net.values), single=example.op == "ConvTranspose")
 

@@ -15,8 +15,9 @@ __all__ = ["RULES", "Window", "spread"]
 _MOST_TAPS, _FEWEST_CHANNELS = 64, 8
 # With so many channels one product for all taps is faster still; with steps of more than one from fewer on.
 _FEWEST_GATHERED, _FEWEST_STRIDED = 128, 64
-# Where every channel is a group of its own, with so many taps sums of products are as fast as a convolution.
-_MOST_TAPS_OF_ONE = 25
+# Where every channel is a group of its own, sums of products are faster than a convolution, but not for more taps or
+# fewer places.
+_MOST_TAPS_OF_ONE, _FEWEST_PLACES_OF_ONE = 25, 128
 # With so many places in a sample, samples are multiplied one by one, unless their products are many; else all at once.
 _MANY_PLACES, _MOST_PRODUCTS = 64, 2**24
 
@@ -121,7 +122,8 @@ def _correlate(window: Window, large: Expr, small: Expr, dims: tuple[tuple[int, 
     n, rank = dims[0][0], len(window.kernel)
     inner, taps = dims[0][1] // g, prod(window.kernel)
     is_strided = max(window.strides, default=1) > 1
-    if g > 1 and g == dims[0][1] == dims[1][1] and taps <= _MOST_TAPS_OF_ONE and not is_strided:
+    is_one = g > 1 and g == dims[0][1] == dims[1][1] and prod(window.small) >= _FEWEST_PLACES_OF_ONE
+    if is_one and taps <= _MOST_TAPS_OF_ONE and not is_strided:
         return _of_each_channel(window, large, small, g)
     if g == 1 and 1 < taps <= _MOST_TAPS and inner >= (_FEWEST_STRIDED if is_strided else _FEWEST_GATHERED):
         return _gathered(window, large, small, (n, inner, dims[1][1]))
