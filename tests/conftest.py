@@ -4,7 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from threadpoolctl import threadpool_limits
 
 from onnxfuse.cli import main
 from onnxfuse.proof.runtime import cuda_obstacle
@@ -23,6 +25,10 @@ from onnxfuse.proof.runtime import cuda_obstacle
 settings.register_profile("onnxfuse", deadline=None)
 settings.load_profile("onnxfuse")
 
+# A process that takes so many seconds hangs; how long one takes on a busy machine says nothing.
+HANGS = 900
+# An effort with which a compression goes all its way, with few steps: for tests of anything but how well it fits.
+QUICK = 0.02
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -61,6 +67,13 @@ def names_in(folder: Path) -> list[str]:
 def zoo_folder() -> Path:
     """Return the folder with real networks; it need not be there."""
     return Path(os.environ.get("ONNXFUSE_ZOO") or _ROOT.parent / "shared").resolve()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads_do_not_wait_for_each_other() -> Iterator[None]:
+    """Give linear algebra one thread where several workers share the cores; waiting took a fifth of the time."""
+    with threadpool_limits(limits=1) if "PYTEST_XDIST_WORKER" in os.environ else nullcontext():
+        yield
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
@@ -153,7 +166,7 @@ def process(tmp_path: Path) -> Command:
             capture_output=True,
             text=True,
             encoding="utf-8",
-            timeout=100,
+            timeout=HANGS,
             check=False,
         )
         return Outcome(done.returncode, done.stdout, done.stderr)

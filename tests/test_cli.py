@@ -30,7 +30,10 @@ from onnxfuse.importance import IMPORTANCES
 from onnxfuse.registry import Registry
 from onnxfuse.transport import MASSES, SOLVERS, TARGETS
 from tests.builders import Net
-from tests.conftest import Command, MakeMlp, Outcome, names_in
+from tests.conftest import HANGS, QUICK, Command, MakeMlp, Outcome, names_in
+
+# Without the proof, and with little of a fit.
+FAST = ("--no-prove", "--effort", str(QUICK))
 
 REGISTRIES: dict[str, Registry[Any]] = {
     "method": METHODS,
@@ -120,7 +123,8 @@ def test_compress_writes_one_file_and_says_what_it_did(process: Command, digits:
     """Compress writes one file and says what it did."""
     before = digits.read_bytes()
     calibration = models / "digits_calibration.npz"
-    outcome = process("compress", digits.name, "-o", "small.onnx", "--calibration", calibration, cwd=digits.parent)
+    words = ["compress", digits.name, "-o", "small.onnx", "--calibration", calibration, "--effort", QUICK]
+    outcome = process(*words, cwd=digits.parent)
     assert_quiet(outcome)
     assert names_in(digits.parent) == ["digits.onnx", "small.onnx"]
     assert digits.read_bytes() == before
@@ -159,7 +163,8 @@ def test_json_is_one_object_and_nothing_else(process: Command, digits: Path) -> 
     inspected = process("inspect", digits, "--json")
     assert_quiet(inspected)
     assert one_object(inspected.out)["cost"]["parameters"] == 38234
-    compressed = process("compress", digits, "-o", "s.onnx", "--json", "--p", "inf", "--report", "s.json")
+    words = ["compress", digits, "-o", "s.onnx", "--json", "--p", "inf", "--report", "s.json", "--effort", QUICK]
+    compressed = process(*words)
     assert_quiet(compressed)
     report = one_object(compressed.out)
     assert report["after"]["parameters"] == 18281
@@ -211,7 +216,7 @@ def run_into(stdout: str, *words: object) -> tuple[int, str]:
     """Run the command line with standard output redirected by a shell; return exit code and standard error."""
     line = f"{shlex.quote(sys.executable)} -m onnxfuse {shlex.join(map(str, words))} {stdout}"
     script = f"set -o pipefail; {line}"
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=HANGS, check=False)
     return done.returncode, done.stderr
 
 
@@ -253,7 +258,7 @@ def test_names_that_standard_output_can_not_spell(digits: Path) -> None:
         [sys.executable, "-m", "onnxfuse", "inspect", str(path), "--json"],
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
         capture_output=True,
-        timeout=100,
+        timeout=HANGS,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -262,7 +267,7 @@ def test_names_that_standard_output_can_not_spell(digits: Path) -> None:
 
 def test_quiet_prints_nothing(process: Command, digits: Path) -> None:
     """Quiet prints nothing."""
-    outcome = process("compress", digits, "-o", "s.onnx", "-q")
+    outcome = process("compress", digits, "-o", "s.onnx", "-q", "--effort", QUICK)
     assert outcome == Outcome(0, "", "")
 
 
@@ -298,13 +303,13 @@ def test_interrupt_during_the_proof_leaves_nothing(digits: Path, sent: signal.Si
     """Interrupt during the proof leaves nothing."""
     folder = digits.parent
     (folder / "small.onnx").write_bytes(b"an earlier result")
-    words = [sys.executable, "-c", INTERRUPTED, "compress", "digits.onnx", "-o", "small.onnx"]
+    words = [sys.executable, "-c", INTERRUPTED, "compress", "digits.onnx", "-o", "small.onnx", "--effort", str(QUICK)]
     with subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         assert running.stdout.readline() == "proving\n"
         assert len(list(folder.iterdir())) == 3  # the staged result is there while it is being proven
         running.send_signal(sent)
-        _, err = running.communicate(timeout=100)
+        _, err = running.communicate(timeout=HANGS)
     assert running.returncode == 130, err
     assert err == "onnxfuse: interrupted; nothing was written\n"
     assert names_in(folder) == ["digits.onnx", "small.onnx"]
@@ -478,7 +483,7 @@ def test_every_fusion_option_reaches_the_report(cli: Command, digits: Path) -> N
 @pytest.mark.parametrize("method", ["auto", *METHODS])
 def test_every_method_gives_a_proven_file(cli: Command, digits: Path, method: str) -> None:
     """Every method gives a proven file."""
-    outcome = cli("compress", digits, "-o", digits.with_name("s.onnx"), "--method", method, "--json", "--no-prove")
+    outcome = cli("compress", digits, "-o", digits.with_name("s.onnx"), "--method", method, "--json", *FAST)
     report = one_object(outcome.out)
     assert report["after"]["parameters"] == 18281
     assert report["config"]["method"] == method
@@ -501,7 +506,7 @@ def widths(outcome: Outcome) -> dict[str, tuple[int, int]]:
 
 def test_only_and_skip_choose_groups_by_pattern(cli: Command, digits: Path) -> None:
     """Only and skip choose groups by pattern."""
-    words = ["compress", digits, "-o", digits.with_name("s.onnx"), "--json", "--no-prove", "--ratio", "0.5"]
+    words = ["compress", digits, "-o", digits.with_name("s.onnx"), "--json", "--ratio", "0.5", *FAST]
     only = widths(cli(*words, "--only", "/block1/*", "--only", "/conv/Conv"))
     assert {name for name, (before, after) in only.items() if after < before} == {"/block1/conv1/Conv", "/conv/Conv"}
     skip = widths(cli(*words, "--skip", "/block?/conv1/Conv"))
@@ -515,7 +520,7 @@ def test_only_and_skip_choose_groups_by_pattern(cli: Command, digits: Path) -> N
 
 def test_scope_hidden_leaves_residual_streams(cli: Command, digits: Path) -> None:
     """Scope hidden leaves residual streams."""
-    words = ["compress", digits, "-o", digits.with_name("s.onnx"), "--json", "--no-prove", "--scope", "hidden"]
+    words = ["compress", digits, "-o", digits.with_name("s.onnx"), "--json", "--scope", "hidden", *FAST]
     outcome = cli(*words)
     groups = one_object(outcome.out)["groups"]
     assert {g["name"]: g["frozen"] for g in groups if g["residual"]} == dict.fromkeys(
@@ -526,13 +531,13 @@ def test_scope_hidden_leaves_residual_streams(cli: Command, digits: Path) -> Non
 @pytest.mark.parametrize(("ratio", "kept"), [("0", 16), ("0.3", 11), ("0.5", 8), ("0.99", 1)])
 def test_ratio_is_the_share_removed(cli: Command, digits: Path, ratio: str, kept: int) -> None:
     """Ratio is the share removed."""
-    outcome = cli("compress", digits, "-o", digits.with_name("s.onnx"), "--json", "--no-prove", "--ratio", ratio)
+    outcome = cli("compress", digits, "-o", digits.with_name("s.onnx"), "--json", "--ratio", ratio, *FAST)
     assert widths(outcome)["/block1/conv1/Conv"] == (16, kept)
 
 
 def test_default_ratio(cli: Command, digits: Path) -> None:
     """Default ratio."""
-    outcome = cli("compress", digits, "-o", digits.with_name("s.onnx"), "--json", "--no-prove")
+    outcome = cli("compress", digits, "-o", digits.with_name("s.onnx"), "--json", *FAST)
     assert one_object(outcome.out)["config"]["ratio"] == 0.3
 
 
@@ -540,7 +545,7 @@ def test_same_seed_same_bytes(cli: Command, digits: Path) -> None:
     """Same seed same bytes."""
     first, second, third = (digits.with_name(f"{i}.onnx") for i in range(3))
     for path, seed in ((first, 1), (second, 1), (third, 2)):
-        cli("compress", digits, "-o", path, "--importance", "random", "--seed", seed, "--no-prove", "-q")
+        cli("compress", digits, "-o", path, "--importance", "random", "--seed", seed, "-q", *FAST)
     assert first.read_bytes() == second.read_bytes()
     assert first.read_bytes() != third.read_bytes()
 
@@ -628,14 +633,16 @@ def test_words_of_the_checker_stay_off_the_streams(process: Command, zoo: Path, 
     model = zoo / "models" / "squeezenet_tensor_input.onnx"
     if not model.is_file():
         pytest.skip(f"there is no {model}")
-    outcome = process("compress", model, "-o", tmp_path / "s.onnx", "--json", "--no-prove", "--ratio", "0.9")
+    outcome = process("compress", model, "-o", tmp_path / "s.onnx", "--json", "--ratio", "0.9", *FAST)
     assert_quiet(outcome)
     assert one_object(outcome.out)["drift"]["outputs"] == []
 
 
 def test_tables_show_no_empty_columns(models: Path) -> None:
     """Tables show no empty columns."""
-    report = onnxfuse.compress(models / "digits_folded.onnx", only=("/block?/conv1/Conv",), prove=False).report
+    report = onnxfuse.compress(
+        models / "digits_folded.onnx", only=("/block?/conv1/Conv",), effort=QUICK, prove=False
+    ).report
     shown = Console(width=80)
     with shown.capture() as capture:
         shown.print(compression_tables(report, verbose=False))
@@ -695,7 +702,7 @@ def test_an_error_while_unwinding_from_an_interrupt_counts_as_one(
             raise OSError(what)
 
     monkeypatch.setattr("onnxfuse.pipeline.measure_drift", interrupted)
-    assert main(["compress", str(digits), "-o", str(digits.with_name("s.onnx"))]) == 130
+    assert main(["compress", str(digits), "-o", str(digits.with_name("s.onnx")), *FAST]) == 130
     assert "interrupted" in capsys.readouterr().err
 
 

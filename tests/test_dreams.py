@@ -16,6 +16,7 @@ from onnxfuse.calibration.synthetic import calibration_samples
 from onnxfuse.config import CompressionConfig, Provider
 from onnxfuse.proof.samples import Samples
 from tests.builders import AnyArray, Net, run_ort
+from tests.conftest import QUICK
 from tests.laws import analysis_of
 
 DIGITS = onnx.load(Path(__file__).resolve().parent.parent / "models" / "digits_bn.onnx")
@@ -141,7 +142,7 @@ def test_what_is_no_classifier_of_images_dreams_nothing() -> None:
 
 def test_reports_say_what_the_images_are() -> None:
     """A run without data says that its images were moved; without effort they are not."""
-    for effort, is_moved in ((1.0, True), (0.0, False)):
+    for effort, is_moved in ((QUICK, True), (0.0, False)):
         made = onnxfuse.compress(DIGITS, target="macs=0.5", effort=effort, prove=False, provider="cpu")
         assert any("dead leaves" in note for note in made.report.notes)
         assert any("towards random classes" in note for note in made.report.notes) == is_moved

@@ -13,7 +13,7 @@ import pytest
 from onnxfuse import OnnxFuseError, errors, pipeline
 from onnxfuse.errors import ProofError
 from onnxfuse.proof.runtime import has_cuda
-from tests.conftest import Command, MakeMlp, Outcome
+from tests.conftest import QUICK, Command, MakeMlp, Outcome
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -387,7 +387,7 @@ def test_a_full_disk(cli: Command, place: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(Path, "write_bytes", full)
     before = contents(place)
-    outcome = cli("compress", "digits.onnx", "-o", "small.onnx", "--no-prove")
+    outcome = cli("compress", "digits.onnx", "-o", "small.onnx", "--no-prove", "--effort", QUICK)
     assert outcome.code == 9
     assert outcome.err.startswith("onnxfuse: the model can't be written: No space left on device\n  at:   ")
     assert outcome.err.endswith("\n  mend: free some space or choose another output path\n")
@@ -480,7 +480,8 @@ def test_a_failed_proof_writes_nothing(cli: Command, place: Path, monkeypatch: p
     (place / "small.onnx").write_bytes(b"an earlier result")
     before = contents(place)
     message = "the output has 3 values that are not finite\n  at:   output 'logits'\n  mend: a lower ratio"
-    assert_refused(cli("compress", "digits.onnx", "-o", "small.onnx"), 8, message, before, place)
+    outcome = cli("compress", "digits.onnx", "-o", "small.onnx", "--effort", QUICK)
+    assert_refused(outcome, 8, message, before, place)
 
 
 def test_a_model_that_onnx_runtime_refuses(cli: Command, make_mlp: MakeMlp, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from onnxfuse.errors import (
     UnsupportedGraphError,
 )
 from onnxfuse.proof.drift import measure_drift
-from tests.conftest import AnyArray, MakeMlp, logits_of, names_in
+from tests.conftest import QUICK, AnyArray, MakeMlp, logits_of, names_in
 
 
 def sizes(model: onnx.ModelProto) -> dict[str, list[int]]:
@@ -65,7 +65,7 @@ def test_save_writes_the_proven_model(make_mlp: MakeMlp, tmp_path: Path) -> None
 def test_paths_may_be_strings(digits: Path) -> None:
     """Paths may be strings."""
     output = str(digits.with_name("small.onnx"))
-    result = onnxfuse.compress(str(digits), output, prove=False)
+    result = onnxfuse.compress(str(digits), output, effort=QUICK, prove=False)
     assert result.report.output == output
     assert Path(output).is_file()
 
@@ -74,7 +74,7 @@ def test_the_written_file_computes_what_the_report_says(digits: Path, models: Pa
     """The written file computes what the report says."""
     images = np.load(models / "digits_calibration.npz")["image"]
     output = digits.with_name("small.onnx")
-    report = onnxfuse.compress(digits, output, calibration={"image": images}, provider="cpu").report
+    report = onnxfuse.compress(digits, output, calibration={"image": images}, effort=QUICK, provider="cpu").report
     y, z = (logits_of(p, images) for p in (digits, output))
     found = report.drift.outputs[0]
     assert found.max_abs == pytest.approx(np.abs(y - z).max(), rel=1e-3)
@@ -87,7 +87,7 @@ def test_arrays_and_files_are_the_same_data(digits: Path, models: Path) -> None:
     """Arrays and files are the same data."""
     path = models / "digits_calibration.npz"
     arrays = {"image": np.load(path)["image"]}
-    first, second = (onnxfuse.compress(digits, calibration=data, prove=False) for data in (path, arrays))
+    first, second = (onnxfuse.compress(digits, calibration=data, effort=QUICK, prove=False) for data in (path, arrays))
     assert first.model.SerializeToString() == second.model.SerializeToString()
     assert first.report.drift.outputs == second.report.drift.outputs
 
@@ -171,7 +171,7 @@ def test_an_existing_output_is_replaced_only_after_the_proof(digits: Path, monke
         return measure_drift(*arguments)
 
     monkeypatch.setattr(pipeline, "measure_drift", watched)
-    result = onnxfuse.compress(digits, output, prove=False)
+    result = onnxfuse.compress(digits, output, effort=QUICK, prove=False)
     assert output.read_bytes() == result.model.SerializeToString()
 
 
@@ -186,7 +186,7 @@ def test_failure_during_the_proof_leaves_nothing(
 
     monkeypatch.setattr(pipeline, "measure_drift", fail)
     with pytest.raises(type(kind)):
-        onnxfuse.compress(digits, digits.with_name("small.onnx"), prove=False)
+        onnxfuse.compress(digits, digits.with_name("small.onnx"), effort=QUICK, prove=False)
     assert names_in(digits.parent) == ["digits.onnx"]
 
 

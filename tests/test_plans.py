@@ -12,7 +12,7 @@ import onnxfuse
 from onnxfuse.errors import ConfigError, DataError
 from onnxfuse.planning.files import Plan, read_plan
 from onnxfuse.target import Keep
-from tests.conftest import MakeMlp
+from tests.conftest import QUICK, MakeMlp
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_a_plan_is_replayed_as_it_was_made(made: Plan, digits: Path, models: Pat
     assert read_plan(path).to_json() == made.to_json()
     assert f"from {calibration}" in made.samples
     results = [
-        onnxfuse.compress(digits, calibration=calibration, prove=False, provider="cpu", **how)
+        onnxfuse.compress(digits, calibration=calibration, effort=QUICK, prove=False, provider="cpu", **how)
         for how in ({"target": "macs=0.5"}, {"plan": made}, {"plan": path})
     ]
     for result in results:
@@ -129,7 +129,7 @@ def test_a_plan_excludes_a_ratio_and_a_target(made: Plan, digits: Path, option: 
 def test_groups_keep_what_is_asked_for_by_name(digits: Path, how: dict[str, Any]) -> None:
     """Groups keep what is asked for by name, whatever a ratio or a budget says; the last rule that fits holds."""
     keep = ("/block*=0.25", "/block1/*=13", "/conv/Conv=1.0")
-    report = onnxfuse.compress(digits, keep=keep, prove=False, provider="cpu", **how).report
+    report = onnxfuse.compress(digits, keep=keep, effort=QUICK, prove=False, provider="cpu", **how).report
     after = {g.name: g.channels_after for g in report.groups}
     assert (after["/conv/Conv"], after["/block1/conv1/Conv"], after["/block2/conv1/Conv"]) == (16, 13, 8)
 

@@ -13,6 +13,7 @@ from onnxfuse import Compressed
 from onnxfuse.fusion.candidates import CANDIDATES
 from onnxfuse.statistics.features import Role
 from tests.builders import AnyArray, Net, initializers, run_ort
+from tests.conftest import QUICK
 from tests.laws import analysis_of, assert_only_weights_differ, assert_valid, group_called, with_copies
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
@@ -89,7 +90,7 @@ def test_one_broken_sample_spoils_nothing(value: float) -> None:
     samples[5, 0, 2, 2] = value
     file = MODELS / "digits_bn.onnx"
     for options in ({"ratio": 0.3}, {"target": "macs=0.5"}):
-        report = onnxfuse.compress(file, calibration={"image": samples}, provider="cpu", **options).report
+        report = onnxfuse.compress(file, calibration={"image": samples}, effort=QUICK, provider="cpu", **options).report
         note = "1 of the 160 samples have values that are NaN or infinite; what these reach is not counted"
         assert report.notes == (note,)
         judged = onnxfuse.validate(file, file, data={"image": samples}, provider="cpu")
@@ -114,6 +115,7 @@ def test_the_refit_gives_the_same_bytes_twice() -> None:
             method="prune",
             only="/block1/conv1/*",
             ratio=0.5,
+            effort=0,
             prove=False,
             provider="cpu",
             seed=seed,

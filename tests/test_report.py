@@ -15,7 +15,7 @@ from onnxfuse import CompressionReport
 from onnxfuse.fusion.options import FusionOptions
 from onnxfuse.report import ModelCost, ValidationReport
 from tests.builders import Net
-from tests.conftest import MakeMlp, logits_of
+from tests.conftest import QUICK, MakeMlp, logits_of
 
 
 def strict(text: str) -> Any:
@@ -32,7 +32,7 @@ def report(digits: Path, models: Path) -> CompressionReport:
     """The report of a compression of the example network."""
     calibration = models / "digits_calibration.npz"
     output = digits.with_name("small.onnx")
-    return onnxfuse.compress(digits, output, calibration=calibration, provider="cpu").report
+    return onnxfuse.compress(digits, output, calibration=calibration, effort=QUICK, provider="cpu").report
 
 
 def test_the_report_has_all_that_was_promised(report: CompressionReport, digits: Path) -> None:
@@ -173,7 +173,7 @@ def test_validation_counts_what_is_right(digits: Path, models: Path) -> None:
     """Validation counts what is right."""
     data = models / "digits_test.npz"
     small = digits.with_name("small.onnx")
-    onnxfuse.compress(digits, small)
+    onnxfuse.compress(digits, small, effort=QUICK)
     plain = strict(onnxfuse.validate(digits, small, data=data, provider="cpu").to_json())
     arrays = np.load(data)
     for word, path in (("original", digits), ("compressed", small)):

@@ -145,8 +145,8 @@ def test_the_reconstruction_learns_from_windows(monkeypatch: pytest.MonkeyPatch)
         return draw(windows, *told)
 
     monkeypatch.setattr(Windows, "draw", counted)
-    samples = {x: np.random.default_rng(0).normal(size=(32, 3, 48, 48)).astype(np.float32)}
-    report = onnxfuse.compress(net.model(), calibration=samples, ratio=0.5, effort=0.05, provider="cpu").report
+    samples = {x: np.random.default_rng(0).normal(size=(128, 3, 48, 48)).astype(np.float32)}
+    report = onnxfuse.compress(net.model(), calibration=samples, ratio=0.5, effort=0.02, provider="cpu").report
     assert drawn
     made = [done for done in report.reconstructions if done.steps]
     assert made
