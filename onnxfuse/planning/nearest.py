@@ -174,21 +174,24 @@ def _sets(
     moves: Sequence[_Move], interaction: FloatArray, size: int, start: float, above: float, lost: float
 ) -> _Found:
     """Return the sets of so many moves whose cost lies between two costs."""
-    count = len(moves)
     each = np.array([move.cost for move in moves])
     damage = np.array([move.damage for move in moves])
-    kept: list[_Found] = []
-    for rest in combinations(range(count), size - 1):
-        # All that go on from a beginning, at once.
-        last = np.arange(rest[-1] + 1 if rest else 0, count)
-        cost = start + each[last] + sum(each[i] for i in rest)
-        cost = cost + sum(interaction[i, last] for i in rest) + sum(interaction[i, j] for i, j in combinations(rest, 2))
-        fits = (cost > start * (1 + _ROUNDING)) & (cost < above * (1 - _ROUNDING))
-        rows = np.full((int(fits.sum()), _MOST_TOGETHER), -1)
-        rows[:, : len(rest)] = rest
-        rows[:, len(rest)] = last[fits]
-        kept.append(_Found(rows, cost[fits], lost + damage[last[fits]] + sum(damage[i] for i in rest)))
-    return _joined(*kept)
+    rest = np.array(list(combinations(range(len(moves)), size - 1)), np.int64).reshape(
+        comb(len(moves), size - 1), size - 1
+    )
+    cost = start + each[rest].sum(axis=1)
+    for i, j in combinations(range(size - 1), 2):
+        cost += interaction[rest[:, i], rest[:, j]]
+    # All beginnings go on with every move behind their last one, at once.
+    whole = cost[:, None] + each + interaction[rest].sum(axis=1)
+    fits = (whole > start * (1 + _ROUNDING)) & (whole < above * (1 - _ROUNDING))
+    if size > 1:
+        fits &= np.arange(len(moves)) > rest[:, -1:]
+    begin, last = np.nonzero(fits)
+    rows = np.full((len(begin), _MOST_TOGETHER), -1)
+    rows[:, : size - 1] = rest[begin]
+    rows[:, size - 1] = last
+    return _Found(rows, whole[fits], lost + damage[last] + damage[rest].sum(axis=1)[begin])
 
 
 def _joined(*found: _Found) -> _Found:
