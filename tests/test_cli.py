@@ -676,7 +676,7 @@ def test_a_defect_is_called_one(cli: Command, digits: Path, monkeypatch: pytest.
     assert outcome.code == 70
     assert outcome.err == (
         "onnxfuse: a defect of onnxfuse: ZeroDivisionError: by zero\n"
-        "  mend: run again with -v and report what it prints\n"
+        "  mend: run the same again with -v at the end, and report what it prints\n"
     )
     with pytest.raises(ZeroDivisionError):
         command_line.main(["inspect", str(digits), "-v"])

@@ -202,6 +202,14 @@ def test_bad_usage(cli: Command, place: Path, words: list[str], what: str) -> No
     assert_refused(cli(*words), 2, message, before, place)
 
 
+def test_flags_before_the_command(cli: Command, place: Path) -> None:
+    """A flag in front of the command is taken for a command; the mend says where it goes."""
+    before = contents(place)
+    what = 'Unknown command "-v". Available commands: inspect, compress, plan, methods, validate.'
+    message = f"{what}\n  mend: flags come behind the command, as in `onnxfuse COMMAND MODEL -v`"
+    assert_refused(cli("-v", "compress", "digits.onnx", "-o", "small.onnx"), 2, message, before, place)
+
+
 NOT_ARRAYS = (
     "this is not an .npz file of plain arrays, or it is damaged\n  at:   {}\n"
     "  mend: write it with numpy.savez(path, input_name=array)"

@@ -245,7 +245,7 @@ def run(words: Sequence[str]) -> int:
             errors.print_exception()
         refusal, code = error, error.exit_code
     except CycloptsError as error:
-        refusal = _usage_error(error)
+        refusal = _usage_error(error, words)
         code = refusal.exit_code
     except KeyboardInterrupt:
         refusal, code = OnnxFuseError(INTERRUPTED), EXIT_INTERRUPTED
@@ -256,7 +256,7 @@ def run(words: Sequence[str]) -> int:
             raise
         else:
             what = f"a defect of onnxfuse: {type(error).__name__}: {error}"
-            refusal = InvariantError(what, mend="run again with -v and report what it prints")
+            refusal = InvariantError(what, mend="run the same again with -v at the end, and report what it prints")
             code = refusal.exit_code
     else:
         return 0
@@ -281,12 +281,15 @@ def _was_interrupted(error: BaseException | None) -> bool:
     return False
 
 
-def _usage_error(error: CycloptsError) -> OnnxFuseError:
+def _usage_error(error: CycloptsError, words: Sequence[str]) -> OnnxFuseError:
     """Return what is wrong with the flags; a config's own complaint about a value keeps its three parts."""
     cause = error.__cause__ or error.__context__
     if isinstance(cause, OnnxFuseError):
         return cause
-    return ConfigError(str(error), mend="`onnxfuse COMMAND --help` shows every flag")
+    mend = "`onnxfuse COMMAND --help` shows every flag"
+    if words and words[0].startswith("-"):
+        mend = "flags come behind the command, as in `onnxfuse COMMAND MODEL -v`"
+    return ConfigError(str(error), mend=mend)
 
 
 def _print(what: RenderableType) -> None:
