@@ -252,12 +252,15 @@ def prepare(task: Task, clock: Clock, commands: Commands, *, shares_budget: bool
     if is_blind and not calibration.note:
         notes.append(_told_by_moments(free, worked_out, config))
     # What no rule tells of is better cut by random numbers than not at all: a budget is to be met.
-    observed = _judgements(analysis, plans, runs, config, clock) if config.target or not is_blind else {}
+    is_made_up = task.calibration is None
+    observed: Mapping[str, Judgement] = {}
+    if config.target or not is_blind:
+        observed = _judgements(analysis, plans, runs, config, clock, is_made_up=is_made_up)
     judgements = {**observed, **worked_out}
     if task.calibration is not None and not is_blind and not task.is_part:
         refuse_overflow(analysis, free, judgements, samples, config)
     found = Prepared(analysis, plans, judgements, samples, runs, given.labels, config, bodies, wanted, tuple(notes))
-    found = replace(found, is_blind=is_blind, is_made_up=task.calibration is None)
+    found = replace(found, is_blind=is_blind, is_made_up=is_made_up)
     if config.target and not shares_budget:
         with clock.stage("allocate"):
             found = _together(found, commands) if has_bodies(graph) else _alone(found)
@@ -481,11 +484,17 @@ def _worked_out(
 
 
 def _judgements(
-    analysis: Analysis, plans: Sequence[GroupPlan], samples: Samples, config: CompressionConfig, clock: Clock
+    analysis: Analysis,
+    plans: Sequence[GroupPlan],
+    samples: Samples,
+    config: CompressionConfig,
+    clock: Clock,
+    *,
+    is_made_up: bool,
 ) -> Mapping[str, Judgement]:
     """Observe what the readers of each group lose, where anything is chosen by that."""
     if not (config.is_auto or config.target):
         return {}
     with clock.stage("observe"):
         free = [plan.group for plan in plans if not plan.reason]
-        return judge_groups(analysis, free, samples, config.provider, config.seed)
+        return judge_groups(analysis, free, samples, config.provider, config.seed, is_made_up=is_made_up)

@@ -173,6 +173,28 @@ def test_judgements_predict_what_a_reader_loses() -> None:
     assert report.damage == pytest.approx(judgement.damage[4], rel=1e-6)
 
 
+def test_what_made_up_samples_leave_still_counts_for_more() -> None:
+    """Without data, channels count as if each varied by half of the mean variance besides; what they share stays."""
+    net = Net(17, seed=2)
+    h = net.node("Relu", net.gemm(net.input(1, 5, batch="n"), 8, name="first"))
+    net.output(net.gemm(h, 3, name="last"))
+    model = net.model()
+    samples = samples_for(model, 400)
+    analysis = analysis_of(model)
+    group = next(g for g in analysis.channels.groups if not g.frozen)
+    (plain,), (made_up,) = (
+        observe_readings(analysis, [group], samples, Provider.CPU, 0, is_made_up=is_made_up)[group.name]
+        for is_made_up in (False, True)
+    )
+    np.testing.assert_array_equal(made_up.covariance, plain.covariance)
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    weight, bias = (constants[name] for name in model.graph.node[0].input[1:3])
+    seen = np.maximum(next(iter(samples.arrays.values())) @ weight + bias, 0.0)
+    variance, errors = np.var(seen, axis=0, dtype=np.float64), variance_errors_of(seen, 400)
+    more = 1 + 0.5 * variance.mean() / variance / (1 + errors)
+    np.testing.assert_allclose(np.diag(made_up.strength), np.diag(plain.strength) * more, rtol=1e-3)
+
+
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
 @pytest.mark.parametrize("file", ["digits_bn.onnx", "digits_folded.onnx"])
 def test_the_damage_of_hidden_channels_is_what_residual_sums_lose(file: str, ratio: float) -> None:

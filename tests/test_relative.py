@@ -14,7 +14,7 @@ from onnxfuse.calibration.observe import reading_places
 from onnxfuse.fusion.weights import WeightState
 from onnxfuse.statistics.damage import Reading, greedy_order
 from onnxfuse.statistics.features import Role
-from onnxfuse.statistics.relative import cautious_weights, relative_weights, variance_errors
+from onnxfuse.statistics.relative import cautious_weights, relative_weights, unseen_variances, variance_errors
 from tests.builders import AnyArray, Net
 from tests.examples import EXAMPLES, Example
 from tests.laws import analysis_of
@@ -147,3 +147,14 @@ def test_outputs_are_told_apart_where_no_residual_sum_follows() -> None:
         ("grouped", "inner", "head"), True
     )
     assert not told[add]
+
+
+@given(
+    st.lists(st.one_of(st.just(0.0), st.floats(1e-3, 1e3)), min_size=1, max_size=9),
+    st.floats(1e-6, 1e6),
+)
+def test_every_channel_that_changes_may_vary_by_as_much_more(variances: list[float], scale: float) -> None:
+    """Whatever the scale, all variances that are not zero grow by half of the mean one; the others stay."""
+    values = scale * np.array(variances)
+    more = values * unseen_variances(values)
+    np.testing.assert_allclose(more, np.where(values > 0, 0.5 * values.mean(), 0.0), rtol=1e-9)

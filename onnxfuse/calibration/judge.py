@@ -63,7 +63,13 @@ class Judgement:
 
 
 def judge_groups(
-    analysis: Analysis, groups: Sequence[CouplingGroup], samples: Samples, provider: Provider, seed: int
+    analysis: Analysis,
+    groups: Sequence[CouplingGroup],
+    samples: Samples,
+    provider: Provider,
+    seed: int,
+    *,
+    is_made_up: bool = False,
 ) -> Mapping[str, Judgement]:
     """Run the original on samples and judge every group by what its readers would lose.
 
@@ -73,6 +79,7 @@ def judge_groups(
         samples: Inputs.
         provider: Where to run.
         seed: Seed of the choice of places in large values.
+        is_made_up: Whether the samples were made up.
 
     Returns:
         A judgement by the name of each group that some weight reads.
@@ -80,7 +87,8 @@ def judge_groups(
     Raises:
         RuntimeFailedError: ONNX Runtime could not run the network.
     """
-    return judge_readings(groups, observe_readings(analysis, groups, samples, provider, seed))
+    readings = observe_readings(analysis, groups, samples, provider, seed, is_made_up=is_made_up)
+    return judge_readings(groups, readings)
 
 
 def judge_readings(

@@ -31,7 +31,7 @@ from onnxfuse.statistics.bilinear import root
 from onnxfuse.statistics.channels import Channels
 from onnxfuse.statistics.damage import Half, Reading, within_sets
 from onnxfuse.statistics.features import Role
-from onnxfuse.statistics.relative import cautious_weights, relative_weights
+from onnxfuse.statistics.relative import cautious_weights, relative_weights, unseen_variances
 
 __all__ = ["ReadingPlace", "channels_before", "observe_readings", "read_at", "reading_places", "stream_values"]
 
@@ -85,7 +85,13 @@ class ReadingPlace:
 
 
 def observe_readings(
-    analysis: Analysis, groups: Sequence[CouplingGroup], samples: Samples, provider: Provider, seed: int
+    analysis: Analysis,
+    groups: Sequence[CouplingGroup],
+    samples: Samples,
+    provider: Provider,
+    seed: int,
+    *,
+    is_made_up: bool = False,
 ) -> dict[str, tuple[Reading, ...]]:
     """Run the original on samples and sum what every reader sees.
 
@@ -95,6 +101,7 @@ def observe_readings(
         samples: Inputs.
         provider: Where to run.
         seed: Seed of the choice of places.
+        is_made_up: Whether the samples were made up, so that channels may vary where these leave them still.
 
     Returns:
         The readings of each group by its name; none for a group that no weight reads.
@@ -132,8 +139,9 @@ def observe_readings(
     }
     products = dict.fromkeys(told.node for group in groups for told in group.contractions)
     shares = contraction_shares(analysis, products, samples, provider)
+    observed = (moments, spreads, channels, shares)
     return {
-        group.name: tuple(_readings(group, places[group.name], moments, spreads, channels, shares)) for group in groups
+        group.name: tuple(_readings(group, places[group.name], *observed, is_made_up=is_made_up)) for group in groups
     }
 
 
@@ -156,6 +164,8 @@ def _readings(
     spreads: Mapping[str, OutputSpread],
     channels: Mapping[tuple[str, ActivationPath], tuple[Channels, Channels] | None],
     shares: Mapping[int, float],
+    *,
+    is_made_up: bool,
 ) -> Iterator[Reading]:
     """Yield what every reader of a group sees; readers of one value share its covariance.
 
@@ -178,7 +188,10 @@ def _readings(
         weights: Floats
         if place.partner is None:
             weights = row_coordinates(relative_weights(place.weights, spreads[place.end].variances, place.outputs))
-            weights = cautious_weights(weights, sums.variance_errors)
+            errors = sums.variance_errors
+            if is_made_up:
+                errors = errors + unseen_variances(np.diag(covariance))
+            weights = cautious_weights(weights, errors)
         else:
             other = estimates[place.partner][1]
             weights = root(other) * shares[place.contraction] ** 0.5

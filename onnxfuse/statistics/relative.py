@@ -4,10 +4,12 @@ import numpy as np
 
 from onnxfuse.arrays import FloatArray, Floats, IntArray
 
-__all__ = ["cautious_weights", "relative_weights", "variance_errors"]
+__all__ = ["cautious_weights", "relative_weights", "unseen_variances", "variance_errors"]
 
 # Variances below this share of the mean one count as that: an output that hardly changes is not all that matters.
 _STILLEST = 0.03
+# As large a share of the mean variance of channels each one may have besides, where samples were made up.
+_UNSEEN = 0.5
 # Variances below this share of the largest are rounding.
 _ROUNDING = 1e-12
 
@@ -61,6 +63,29 @@ def cautious_weights(weights: Floats, errors: FloatArray) -> Floats:
     """
     factors: Floats = np.sqrt(1.0 + errors)[:, None]
     return np.asarray(weights * factors.astype(weights.dtype))
+
+
+def unseen_variances(variances: FloatArray) -> FloatArray:
+    """Return by how much variances may be larger than they are on samples that were made up, in those variances.
+
+    What makes a channel loud may be on no made-up image, so all may vary by a share of what they do on the mean
+    (docs/experiments.md: what made-up images leave still, photographs need). A channel that never changes has nothing
+    to say, on any image.
+
+    Args:
+        variances: Shape (C,), ``>= 0``.
+
+    Returns:
+        Shape (C,), float64, ``>= 0``; 0 for channels that do not change.
+
+    Example:
+        >>> unseen_variances(np.array([1.0, 7.0, 4.0, 0.0])).round(3).tolist()
+        [1.5, 0.214, 0.375, 0.0]
+    """
+    values = np.maximum(np.asarray(variances, np.float64), 0.0)
+    mean = float(values.mean()) if len(values) else 0.0
+    changes = values > _ROUNDING * float(values.max(initial=0.0))
+    return np.asarray(np.divide(_UNSEEN * mean, values, out=np.zeros_like(values), where=changes))
 
 
 def variance_errors(powers: FloatArray, count: float) -> FloatArray:
