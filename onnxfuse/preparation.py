@@ -247,17 +247,15 @@ def prepare(task: Task, clock: Clock, commands: Commands, *, shares_budget: bool
     if calibration.runs is None and _is_calibrated(config) and not samples.divisible:
         with clock.stage("open batch"):
             runs = in_larger_runs(analysis, samples, config.provider)
-    is_blind = calibration.is_blind
+    is_blind, is_made_up = calibration.is_blind, task.calibration is None
     worked_out = _worked_out(analysis, plans, config, clock) if is_blind else {}
     if is_blind and not calibration.note:
         notes.append(_told_by_moments(free, worked_out, config))
     # What no rule tells of is better cut by random numbers than not at all: a budget is to be met.
-    is_made_up = task.calibration is None
-    observed: Mapping[str, Judgement] = {}
-    if config.target or not is_blind:
-        observed = _judgements(analysis, plans, runs, config, clock, is_made_up=is_made_up)
+    is_observed = config.target or not is_blind
+    observed = _judgements(analysis, plans, runs, config, clock, is_made_up=is_made_up) if is_observed else {}
     judgements = {**observed, **worked_out}
-    if task.calibration is not None and not is_blind and not task.is_part:
+    if not is_made_up and not is_blind and not task.is_part:
         refuse_overflow(analysis, free, judgements, samples, config)
     found = Prepared(analysis, plans, judgements, samples, runs, given.labels, config, bodies, wanted, tuple(notes))
     found = replace(found, is_blind=is_blind, is_made_up=is_made_up)

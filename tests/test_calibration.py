@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 import onnxfuse
-from onnxfuse.analysis import choose_samples
+from onnxfuse.analysis import Analysis, choose_samples
 from onnxfuse.calibration.judge import judge_groups
 from onnxfuse.calibration.linear import ending_of, linear_nodes
 from onnxfuse.calibration.observe import observe_readings
@@ -23,6 +23,7 @@ from onnxfuse.calibration.pictures import read_pictures
 from onnxfuse.calibration.synthetic import calibration_samples
 from onnxfuse.calibration.walk import Walk, largest_gap
 from onnxfuse.config import CompressionConfig, Pixels, Provider
+from onnxfuse.coupling.groups import CouplingGroup
 from onnxfuse.errors import DataError, InvariantError
 from onnxfuse.gradient.forward import with_outputs
 from onnxfuse.proof.runtime import Session
@@ -138,19 +139,23 @@ def variance_errors_of(x: AnyArray, count: float) -> AnyArray:
     return np.asarray(np.sqrt((scipy.stats.kurtosis(np.asarray(x, np.float64), fisher=False) - 1) / count))
 
 
+def two_layers() -> tuple[onnx.ModelProto, Samples, Analysis, CouplingGroup]:
+    """Return a network of eight hidden channels, samples for it, and the group of these."""
+    net = Net(17, seed=2)
+    h = net.node("Relu", net.gemm(net.input(1, 5, batch="n"), 8, name="first"))
+    net.output(net.gemm(h, 3, name="last"))
+    model = net.model()
+    analysis = analysis_of(model)
+    return model, samples_for(model, 400), analysis, next(g for g in analysis.channels.groups if not g.frozen)
+
+
 def test_judgements_predict_what_a_reader_loses() -> None:
     """On the samples themselves, J is what the best linear reader loses, or what it may well lose: measured on outputs.
 
     The loss is the mean over outputs of the share of each one's variance; the variances of channels count as larger by
     their standard errors.
     """
-    net = Net(17, seed=2)
-    h = net.node("Relu", net.gemm(net.input(1, 5, batch="n"), 8, name="first"))
-    net.output(net.gemm(h, 3, name="last"))
-    model = net.model()
-    samples = samples_for(model, 400)
-    analysis = analysis_of(model)
-    group = next(g for g in analysis.channels.groups if not g.frozen)
+    model, samples, analysis, group = two_layers()
     judgement = judge_groups(analysis, [group], samples, Provider.CPU, 0)[group.name]
     feeds = dict(samples.arrays)
     made = onnxfuse.compress(model, calibration=feeds, ratio=0.5, prove=False, provider="cpu", candidates=())
@@ -175,13 +180,7 @@ def test_judgements_predict_what_a_reader_loses() -> None:
 
 def test_what_made_up_samples_leave_still_counts_for_more() -> None:
     """Without data, channels count as if each varied by half of the mean variance besides; what they share stays."""
-    net = Net(17, seed=2)
-    h = net.node("Relu", net.gemm(net.input(1, 5, batch="n"), 8, name="first"))
-    net.output(net.gemm(h, 3, name="last"))
-    model = net.model()
-    samples = samples_for(model, 400)
-    analysis = analysis_of(model)
-    group = next(g for g in analysis.channels.groups if not g.frozen)
+    model, samples, analysis, group = two_layers()
     (plain,), (made_up,) = (
         observe_readings(analysis, [group], samples, Provider.CPU, 0, is_made_up=is_made_up)[group.name]
         for is_made_up in (False, True)
